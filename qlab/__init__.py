@@ -1,0 +1,24 @@
+"""qlab: low-precision deep learning, one readable page an algorithm.
+
+    qlab.quant     numbers to codes: linear, logarithmic and k-means quantization
+    qlab.nets      networks made small
+    qlab.matmul    INT8 arithmetic and the roofline
+    qlab.lab       data, trained networks, measurements, plots and widgets
+
+`import qlab` imports none of them: each loads at its first use, so the command line answers at once.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["quant", "nets", "matmul", "lab"]
+
+
+def __getattr__(name):
+    if name in __all__:
+        return importlib.import_module(f"qlab.{name}")
+    raise AttributeError(f"module 'qlab' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

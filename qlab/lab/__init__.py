@@ -1,0 +1,1 @@
+"""What the notebooks stand on: data, trained networks, measurements, plots and widgets."""

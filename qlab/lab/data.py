@@ -1,0 +1,84 @@
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), in the package: 28 x 28 grey images of clothing in 10 classes.
+
+    train        60,000 images
+    test         10,000 images, for measuring accuracy and for nothing else
+    calibration  a sample of the *training* images: what may be looked at to choose a quantization range
+
+Pixels are normalised by the training images' mean and standard deviation: x = (pixel / 255 - MEAN) / STD.
+"""
+
+import gzip
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+MEAN, STD = 0.2860, 0.3530  # of the training images, on the scale 0 to 1
+FOLDER = Path(__file__).parent / "fashion-mnist"
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+
+
+class Split(NamedTuple):
+    """images: float32 (n, 1, 28, 28), normalised; labels: int64 (n,), 0 to 9, named by CLASSES."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def _read(name: str, folder: Path) -> np.ndarray:
+    path = folder / name
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): reinstall qlab, or restore the file with git checkout.") from None
+    if hashlib.sha256(packed).hexdigest() != SHA256[name]:
+        raise ValueError(f"{path} is damaged ({len(packed)} bytes, wrong sha256): reinstall qlab, or restore the file with git checkout.")
+    raw = gzip.decompress(packed)
+    dims = raw[3]  # IDX: two zero bytes, the type (8: uint8), the number of dimensions, then each as a big-endian int32
+    shape = np.frombuffer(raw, ">i4", dims, offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+
+@lru_cache(maxsize=4)
+def _load(split: str, folder: Path) -> Split:
+    prefix = {"train": "train", "test": "t10k"}[split]
+    pixels, labels = _read(f"{prefix}-images-idx3-ubyte.gz", folder), _read(f"{prefix}-labels-idx1-ubyte.gz", folder)
+    images = torch.from_numpy(pixels.astype(np.float32)).unsqueeze(1)
+    images.mul_(1 / (255 * STD)).sub_(MEAN / STD)
+    return Split(images, torch.from_numpy(labels.astype(np.int64)))
+
+
+def load(split: str) -> Split:
+    """The "train" (60,000) or "test" (10,000) images and labels; kept in memory after the first call: do not change them in place.
+
+    Raises ValueError for another split or a damaged file, FileNotFoundError for a missing one.
+
+    >>> images, labels = load("test")
+    >>> images.shape, CLASSES[labels[0]]
+    (torch.Size([10000, 1, 28, 28]), 'Ankle boot')
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split is {split!r}, and must be "train" or "test".')
+    return _load(split, FOLDER)
+
+
+def calibration(n: int = 1024, seed: int = 0) -> Split:
+    """n training images in an order drawn from seed: data to choose ranges by. Never a test image.
+
+    >>> calibration(256).images.shape
+    torch.Size([256, 1, 28, 28])
+    """
+    images, labels = load("train")
+    if not 1 <= n <= len(images):
+        raise ValueError(f"n is {n}, and must be from 1 to {len(images)}.")
+    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
+    return Split(images[picked], labels[picked])

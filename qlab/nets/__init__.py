@@ -1,0 +1,1 @@
+"""Networks made small: the architectures of the course, and what quantizing a whole network needs."""
