@@ -1,0 +1,105 @@
+"""Which elements share a scale: every quantizer sees its input as rows, and one row shares one scale (or one codebook).
+
+    per tensor          1 row: all elements
+    axis=0              a row for each index along axis 0 (each output channel of a weight)
+    axis=0, group_size  each channel's row cut into groups of group_size elements, in memory order
+
+Also the checks at the door that all quantizers share.
+"""
+
+import math
+from numbers import Integral
+
+import torch
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def as_float(x, name: str = "x") -> torch.Tensor:
+    """x (tensor, array, list or number) as a detached floating-point tensor; TypeError where it holds no floating-point numbers."""
+    try:
+        x = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} is a {type(x).__name__} that does not convert to a tensor ({error}); give a tensor, array or list.") from None
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} holds {x.dtype}, and must hold float16, bfloat16, float32 or float64: convert it, for example x.float().")
+    return x
+
+
+def check_bits(bits, low: int, high: int = 16) -> int:
+    if isinstance(bits, bool) or not isinstance(bits, Integral) or not low <= bits <= high:
+        raise ValueError(f"bits is {bits!r}, and must be a whole number from {low} to {high}.")
+    return int(bits)
+
+
+def check_finite(low: torch.Tensor, high: torch.Tensor, name: str = "x") -> None:
+    """Given the smallest and largest elements: a NaN or an infinity among the elements shows in them."""
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")
+
+
+def check_layout(shape: torch.Size, axis: int | None, group_size: int | None) -> tuple[int | None, int | None]:
+    """axis (counted from the front) and group_size, or ValueError where they do not fit the shape."""
+    if axis is not None:
+        if isinstance(axis, bool) or not isinstance(axis, Integral) or not -len(shape) <= axis < len(shape):
+            allowed = f"from {-len(shape)} to {len(shape) - 1}" if shape else "None for a single number"
+            raise ValueError(f"axis is {axis!r}, and must be {allowed} for a tensor of shape {tuple(shape)}.")
+        axis = int(axis) % len(shape)
+    if group_size is not None:
+        others = math.prod(n for i, n in enumerate(shape) if i != axis)
+        if isinstance(group_size, bool) or not isinstance(group_size, Integral) or group_size < 1 or others % group_size:
+            raise ValueError(f"group_size is {group_size!r}, and must divide the {others} elements that axis={axis} leaves to each channel "
+                             f"of shape {tuple(shape)}.")
+        group_size = int(group_size)
+    return axis, group_size
+
+
+def params_shape(shape: torch.Size, axis: int | None, group_size: int | None) -> tuple[int, ...]:
+    """The shape of scale: () per tensor, (channels,) per axis, (channels, groups) per group, (groups,) for groups without an axis."""
+    channels = () if axis is None else (shape[axis],)
+    if group_size is None:
+        return channels
+    return channels + (math.prod(n for i, n in enumerate(shape) if i != axis) // group_size,)
+
+
+def to_rows(x: torch.Tensor, axis: int | None, group_size: int | None) -> torch.Tensor:
+    """x as (rows, elements that share a scale).
+
+    >>> to_rows(torch.arange(12.).reshape(2, 6), axis=0, group_size=3).shape
+    torch.Size([4, 3])
+    """
+    rows = math.prod(params_shape(x.shape, axis, group_size))
+    moved = x if axis is None else x.movedim(axis, 0)
+    return moved.reshape(rows, x.numel() // rows if rows else 0)
+
+
+def from_rows(rows: torch.Tensor, shape: torch.Size, axis: int | None) -> torch.Tensor:
+    """The inverse of to_rows: contiguous, in the original shape."""
+    if axis is None:
+        return rows.reshape(shape)
+    moved = [shape[axis], *(n for i, n in enumerate(shape) if i != axis)]
+    return rows.reshape(moved).movedim(0, axis).contiguous()
+
+
+def extremes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest and largest element of each row, (rows,); zeros where the rows are empty."""
+    if rows.numel() == 0:
+        zeros = rows.new_zeros(rows.shape[0])
+        return zeros, zeros
+    if rows.shape[0] == 1:  # a whole-tensor reduction uses all cores, one over a single row does not
+        low, high = rows.aminmax()
+        return low[None], high[None]
+    return rows.aminmax(dim=1)
+
+
+def blocks(rows: torch.Tensor, size: int = 1 << 17):
+    """Index pairs (row slice, column slice) that cut rows into blocks of about size elements.
+
+    A chain of tensor operations passes over memory once each; over a block that stays in the cache, all but the first are nearly free.
+    """
+    count, width = rows.shape
+    wide = max(1, min(width, size))
+    tall = max(1, size // wide)
+    for i in range(0, count, tall):
+        for j in range(0, width, wide):
+            yield slice(i, i + tall), slice(j, j + wide)

@@ -1,0 +1,73 @@
+"""Codes of any width packed into bytes: n codes of b bits take ceil(n * b / 8) bytes, not n.
+
+Code i occupies the bits i*b .. i*b + b - 1 of the stream, least significant bit first, and the stream fills each byte from its
+least significant bit: two 4-bit codes 0xA, 0xB become the byte 0xBA.
+"""
+
+import numpy as np
+import torch
+
+from qlab.quant.layout import check_bits
+
+
+def packed_size(n: int, bits: int) -> int:
+    """Bytes that n codes of `bits` bits take.
+
+    >>> packed_size(1000, 3)
+    375
+    """
+    return -(-n * bits // 8)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes from 0 to 2**bits - 1 (any integer dtype and shape, bits 1 to 16) as a uint8 tensor of packed_size(n, bits) bytes.
+
+    Raises TypeError for codes that are not integers, ValueError for a code that does not fit.
+
+    >>> pack(torch.tensor([0xA, 0xB, 1]), bits=4).tolist()
+    [186, 1]
+    """
+    bits = check_bits(bits, 1)
+    codes = torch.as_tensor(codes)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"codes holds {codes.dtype}, and must hold integers.")
+    flat = codes.reshape(-1).cpu().numpy()
+    if flat.size and not (flat.min() >= 0 and flat.max() < 1 << bits):
+        raise ValueError(f"codes run from {flat.min()} to {flat.max()}, and must run from 0 to {(1 << bits) - 1} to fit in {bits} bits.")
+    if bits == 8:
+        return torch.from_numpy(flat.astype(np.uint8))
+    if bits == 4:  # the common widths that divide a byte need no single bits
+        return torch.from_numpy(_join(flat.astype(np.uint8), 4))
+    wide = flat.astype("<u2").view(np.uint8).reshape(-1, 2)
+    single = np.unpackbits(wide, axis=1, bitorder="little")[:, :bits]                       # (n, bits)
+    return torch.from_numpy(np.packbits(single, bitorder="little"))
+
+
+def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
+    """The n codes that pack made: uint8 for bits up to 8, int32 above; shape (n,).
+
+    Raises ValueError where packed is not exactly the bytes that n codes take.
+
+    >>> unpack(torch.tensor([186, 1], dtype=torch.uint8), bits=4, n=3).tolist()
+    [10, 11, 1]
+    """
+    bits = check_bits(bits, 1)
+    packed = torch.as_tensor(packed)
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or len(packed) != packed_size(n, bits):
+        raise ValueError(f"packed is {packed.dtype} of shape {tuple(packed.shape)}, and must be the {packed_size(n, bits)} uint8 bytes "
+                         f"that {n} codes of {bits} bits take.")
+    raw = packed.cpu().numpy()
+    if bits == 8:
+        return torch.from_numpy(raw.copy())
+    single = np.unpackbits(raw, count=n * bits, bitorder="little").reshape(n, bits)
+    wide = np.packbits(single, axis=1, bitorder="little")                                   # (n, 1 or 2) bytes, low byte first
+    if bits < 8:
+        return torch.from_numpy(wide[:, 0].copy())
+    return torch.from_numpy(wide.view("<u2")[:, 0].astype(np.int32))
+
+
+def _join(codes: np.ndarray, bits: int) -> np.ndarray:
+    low, high = codes[0::2], codes[1::2]
+    out = low.copy()
+    out[:len(high)] |= high << bits
+    return out
