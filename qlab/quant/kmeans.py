@@ -154,11 +154,23 @@ def _optimum(ordered: np.ndarray, k: int) -> np.ndarray:
         return _means(sums, edges) + middle
     books = []
     for row in range(rows):
-        cuts = _candidates(ordered[row], max(EXACT, 16 * k))
-        edges = _best_edges(cuts[None], sums[row, cuts][None], squares[row, cuts][None], k)
-        book = _means(sums[row][None], cuts[edges])[0] + middle[row]
+        edges = _zoom(ordered[row], sums[row], squares[row], k)
+        book = _means(sums[row][None], edges[None])[0] + middle[row]
         books.append(list(_lloyd(ordered[row], _prefix(ordered[row]), book, 10_000))[-1])
     return np.stack(books)
+
+
+def _zoom(ordered: np.ndarray, sums: np.ndarray, squares: np.ndarray, k: int) -> np.ndarray:
+    """Edges as ranks, (k + 1,): the best among well-spread candidates, then among ever closer ones around those found."""
+    n, size = len(ordered), max(EXACT, 16 * k)
+    cuts, spacing = _candidates(ordered, size), n / size
+    while True:
+        edges = cuts[_best_edges(cuts[None], sums[cuts][None], squares[cuts][None], k)[0]]
+        if spacing <= 1:
+            return edges
+        spacing = max(1.0, spacing / 4)
+        around = edges[:, None] + np.arange(-size // (2 * k), size // (2 * k) + 1) * spacing
+        cuts = np.unique(np.concatenate([[0, n], around.clip(0, n).astype(int).ravel()]))
 
 
 def _candidates(ordered: np.ndarray, size: int) -> np.ndarray:
