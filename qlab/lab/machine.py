@@ -34,7 +34,7 @@ def _or_none(function, *arguments):
     # A machine that cannot be asked must still run the course: whatever goes wrong in a probe, the answer is "unknown".
     try:
         return function(*arguments)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return None
 
 
@@ -74,15 +74,25 @@ def _has(architecture: str, key: str, helper: str, flag: str, sysctl: str) -> bo
     return None if known is None else bool(known)
 
 
+def _windows_cpu() -> str:
+    import winreg  # exists on Windows only
+    with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+        return winreg.QueryValueEx(key, "ProcessorNameString")[0].strip()
+
+
 def _cpu() -> str:
-    windows = "HARDWARE\\DESCRIPTION\\System\\CentralProcessor\\0"
     return (
         (_cpuinfo()[0].get("model name") if _cpuinfo() else None)
         or (_run("sysctl", "-n", "machdep.cpu.brand_string") if platform.system() == "Darwin" else None)
-        or _or_none(lambda: __import__("winreg").QueryValue(__import__("winreg").HKEY_LOCAL_MACHINE, windows))
+        or (_or_none(_windows_cpu) if platform.system() == "Windows" else None)
         or _or_none(lambda: torch.cpu.get_capabilities()["cpu_name"])
         or platform.processor() or platform.machine() or "unknown CPU"
     )
+
+
+def _os() -> str:
+    mac = platform.mac_ver()[0]
+    return f"macOS {mac}" if mac else f"{platform.system()} {platform.release().split('-')[0]}"
 
 
 def _physical_cores() -> int | None:
@@ -130,7 +140,7 @@ def abilities() -> dict:
     """
     memory = _memory_bytes()
     return {
-        "os": platform.platform(),
+        "os": _os(),
         "architecture": platform.machine(),
         "cpu": _cpu(),
         "physical_cores": _physical_cores(),

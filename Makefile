@@ -1,0 +1,34 @@
+# The two commands of a fresh clone are make lab and make test; the work itself is done by the qlab command, which needs no make.
+
+PYTHON ?= python3
+QLAB = .venv/bin/qlab
+ifeq ($(OS),Windows_NT)
+QLAB = .venv/Scripts/qlab
+endif
+
+.PHONY: help setup lab test bench zoo notebooks lint doctor clean
+
+help:
+	@echo "make lab        open the course in JupyterLab            make lab PORT=8890, make lab ARGS=02"
+	@echo "make test       run all tests, notebooks included        make test ARGS='-k log'"
+	@echo "make setup      make .venv and install qlab into it      make PYTHON=python3.12 setup"
+	@echo "make doctor     say what this machine can do, and whether everything is in place"
+	@echo "make bench      measure speeds and write the record"
+	@echo "make zoo        train the networks again                 make zoo ARGS=cnn"
+	@echo "make notebooks  execute the notebooks and store their outputs"
+	@echo "make lint       check the code's style"
+	@echo "make clean      remove caches; .venv stays"
+
+setup:
+	@command -v "$(PYTHON)" >/dev/null || { echo "qlab: there is no $(PYTHON) here: install Python 3.11 or newer, or name yours, as in make PYTHON=python3.12 lab." >&2; exit 1; }
+	@"$(PYTHON)" -m qlab.bootstrap
+
+lab: setup
+	@$(QLAB) lab $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test bench zoo notebooks lint doctor: setup
+	@$(QLAB) $@ $(ARGS)
+
+clean:
+	@find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	@rm -rf build dist .pytest_cache .hypothesis .ruff_cache

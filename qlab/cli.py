@@ -1,0 +1,238 @@
+"""The qlab command: opens the course, tests it, measures it, trains its networks again. `qlab --help` lists what it can do.
+
+Only the standard library is imported here; each command imports what it needs when it runs, so that help and errors come at once.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import qlab
+
+PORT = 8888
+WELCOME = "00_welcome.ipynb"
+PYTEST_TAKES_A_VALUE = ("-k", "-m", "-n", "-p", "-o", "-c", "-W", "--ignore", "--deselect", "--maxfail", "--dist", "--durations")
+
+
+def course() -> Path:
+    """The folder that holds notebooks/: the current one, or the clone that qlab is installed from."""
+    places = (Path.cwd(), Path(qlab.__file__).resolve().parent.parent)
+    for holds in (WELCOME, ""):  # some other notebooks/ in the current folder must not hide the course
+        for place in places:
+            if (place / "notebooks" / holds).exists():
+                return place
+    raise FileNotFoundError(f"there is no notebooks folder in {places[0]} or {places[1]}: run this command in a clone of qlab.")
+
+
+def clone() -> Path:
+    """The folder that qlab is installed from, which holds tests/ and notebooks/ too."""
+    folder = Path(qlab.__file__).resolve().parent.parent
+    if not (folder / "pyproject.toml").exists():
+        raise FileNotFoundError(f"{folder} is not a clone of qlab: this command needs one.")
+    return folder
+
+
+def find_notebook(name: str, root: Path) -> Path:
+    """The notebook meant by name: a path, a name in notebooks/ with or without .ipynb, or a number that starts one ("02")."""
+    tried = [Path.cwd() / name, root / name, root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
+    found = [path for path in tried if path.is_file()] or sorted((root / "notebooks").glob(f"{name}_*.ipynb"))[:1]
+    if not found:
+        raise FileNotFoundError(f"there is no notebook {name} in {root / 'notebooks'}.")
+    path = found[0].resolve()
+    if path.suffix != ".ipynb" or not path.is_relative_to(root.resolve()):
+        raise ValueError(f"{path} is not a notebook (.ipynb) inside {root}.")
+    return path
+
+
+def why_taken(port: int) -> str:
+    """Why nothing can listen on 127.0.0.1 at this port; "" if something can."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # a port whose last connection has just closed is free; on Windows this option means something else
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            return "needs administrator rights"
+        except OSError:
+            return "is taken by another program"
+    return ""
+
+
+def choose_port(asked: int | None) -> int:
+    """The port asked for, if it is free; without one, the first free port from 8888 on."""
+    if asked is not None:
+        if not 1 <= asked <= 65535:
+            raise ValueError(f"port is {asked}, and must be from 1 to 65535.")
+        if why := why_taken(asked):
+            raise OSError(f"port {asked} {why}: choose another one, or none to get the first free one.")
+        return asked
+    for port in range(PORT, PORT + 100):
+        if not why_taken(port):
+            if port != PORT:
+                print(f"qlab: port {PORT} is taken, using {port}.", flush=True)
+            return port
+    raise OSError(f"ports {PORT} to {PORT + 99} are all taken: name a free one (qlab lab --port P).")
+
+
+def lab(args: argparse.Namespace) -> int:
+    root = course()
+    notebook = find_notebook(args.notebook or WELCOME, root).relative_to(root.resolve()).as_posix()
+    port = choose_port(args.port)
+    print(f"qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", flush=True)
+    from jupyterlab.labapp import LabApp
+
+    LabApp.launch_instance([
+        "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
+        f"--LabApp.default_url=/lab/tree/{notebook}",
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside
+        "--ServerApp.allow_root=True",     # in a container one is root, and the server listens to this machine only
+        "--ServerApp.answer_yes=True",     # one Ctrl-C stops it
+        "--Application.log_level=WARN",
+        *(["--ServerApp.open_browser=False"] if args.no_browser else []),
+    ])
+    return 0
+
+
+def pytest_command(args: list[str], root: Path) -> list[str]:
+    """One pytest run over everything, or over the paths among args; a notebook's cells stay together (loadfile)."""
+    chosen = any((root / arg.partition("::")[0]).exists() and before not in PYTEST_TAKES_A_VALUE and not arg.startswith("-")
+                 for before, arg in zip(["", *args], args))
+    workers = 0 if "--pdb" in args else min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    everything = [folder for folder in ("qlab", "tests", "notebooks") if (root / folder).is_dir()]
+    return [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-n", str(workers), "--dist", "loadfile",
+            *args, *([] if chosen else everything)]
+
+
+def test(args: list[str]) -> int:
+    root = clone()
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the workers fill the cores
+    try:
+        return subprocess.call(pytest_command(args, root), cwd=root, env=one_thread | os.environ)
+    except KeyboardInterrupt:
+        return 130
+
+
+def bench(args: list[str]) -> int:
+    from qlab.lab import bench
+
+    return bench.main(args) or 0
+
+
+def lint(args: list[str]) -> int:
+    return subprocess.call([sys.executable, "-m", "ruff", "check", *(args or ["."])], cwd=clone())
+
+
+def zoo(args: argparse.Namespace) -> int:
+    from qlab.nets.models import MODELS
+
+    for name in args.names:  # all of them before the first is trained
+        if name not in MODELS:
+            raise ValueError(f"there is no network {name}: choose among {', '.join(MODELS)}.")
+    if args.epochs is not None and args.epochs < 1:
+        raise ValueError(f"epochs is {args.epochs}, and must be 1 or more.")
+    from qlab.lab import zoo
+
+    folder = Path(args.folder) if args.folder else zoo.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"cannot write to {folder}: name another folder with --folder.")
+    for name in args.names or MODELS:
+        run = zoo.train(name, seed=args.seed, epochs=args.epochs, folder=folder)
+        accuracy = f"{run['test_accuracy']:.2%} of {run['test_images']:,} test images"
+        print(f"{name}: {accuracy}, {run['epochs']} epochs, {run['minutes']} minutes", flush=True)
+    return 0
+
+
+def notebooks(args: argparse.Namespace) -> int:
+    root = course()
+    paths = [find_notebook(name, root) for name in args.names] or sorted((root / "notebooks").glob("*.ipynb"))
+    if not paths:
+        raise FileNotFoundError(f"there are no notebooks in {root / 'notebooks'}.")
+    from qlab.lab.notebooks import refresh
+
+    refresh(paths)
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from qlab.doctor import report
+
+    return report()
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line.
+
+    >>> one_line(PermissionError(13, "Permission denied", "record.json"))
+    'record.json: Permission denied'
+    """
+    if isinstance(error, ImportError):
+        return f"{error}: run make setup (or pip install -e .) to install what is missing."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+PASSED_ON = {"test": test, "bench": bench, "lint": lint}  # commands whose arguments, -h included, belong to another program
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="qlab", description="Low-precision deep learning: a course and a small library.")
+    top.add_argument("--version", action="version", version=f"qlab {qlab.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("lab", help="open the course in JupyterLab")
+    command.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help=f"a path, a name or a number such as 02 (default: {WELCOME})")
+    command.add_argument("--port", type=int, help=f"port on 127.0.0.1 (default: the first free one from {PORT} on)")
+    command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    command.set_defaults(run=lab)
+
+    commands.add_parser("test", help="run all tests, notebooks included; arguments are pytest's: qlab test -k log")
+    commands.add_parser("bench", help="measure speeds and write the record")
+
+    command = commands.add_parser("zoo", help="train the networks again")
+    command.add_argument("names", nargs="*", metavar="NAME", help="networks to train (default: all)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the images (default: 0)")
+    command.add_argument("--epochs", type=int, help="instead of the recipe's number")
+    command.add_argument("--folder", help="where checkpoint and record go (default: the package's own, which they replace)")
+    command.set_defaults(run=zoo)
+
+    command = commands.add_parser("doctor", help="say what this machine can do, and whether everything is in place")
+    command.set_defaults(run=doctor)
+
+    command = commands.add_parser("notebooks", help="execute the notebooks and store their outputs")
+    command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02 (default: all)")
+    command.set_defaults(run=notebooks)
+
+    commands.add_parser("lint", help="check the code's style; arguments are ruff's: qlab lint --fix")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code; an error that the user can settle is one line on stderr, without a traceback.
+
+    With QLAB_TRACEBACK=1 in the environment the traceback is shown.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv and argv[0] in PASSED_ON:
+            return PASSED_ON[argv[0]](argv[1:])
+        args = parser().parse_args(argv)
+        return args.run(args)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("QLAB_TRACEBACK"):
+            raise
+        print("qlab:", one_line(error), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Speed, measured: `qlab bench` (or make bench) times what the course promises and writes records/bench.json with the machine's abilities.
+
+Whatever is compared runs in turn in one process on the same data; a time is the median of several after a warm-up, and what is stated
+is their ratio. Nothing here is a test: a slow machine gives other times, and the record says which machine it was.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from qlab.lab import data, machine
+from qlab.quant import kmeans, linear
+
+RECORD = Path(__file__).parent / "records" / "bench.json"
+
+
+def _row(what: str, value: float, unit: str, against: str = "", ratio: float | None = None, promise: str = "") -> dict:
+    return {"what": what, "value": float(f"{value:.4g}"), "unit": unit, "against": against,
+            "ratio": None if ratio is None else float(f"{ratio:.4g}"), "promise": promise}
+
+
+def in_turn(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """The median time of each in milliseconds: one warm-up, then round after round, so that a slow minute hits all of them."""
+    times = {name: [] for name in functions}
+    for i in range(repeats + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if i:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def bench_linear(n: int = 16_000_000) -> list[dict]:
+    """linear.quantize, range and all, against torchao's and torch's encoders, which are given the scale."""
+    from torchao.quantization.quant_primitives import quantize_affine
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    q = linear.quantize(x, 8, "affine")
+    zero_point = q.zero_point.to(torch.int32)
+    low, high = x.aminmax()
+
+    def torch_quantize():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated in favour of torchao, and still the fastest encoder in torch
+            torch.quantize_per_tensor(x, q.scale.item(), int(zero_point), torch.quint8)
+
+    ms = in_turn({"ours": lambda: linear.quantize(x, 8, "affine"), "given": lambda: linear.quantize(x, 8, "affine", x_min=low, x_max=high),
+                  "torchao": lambda: quantize_affine(x, (n,), q.scale, zero_point, torch.uint8, 0, 255),
+                  "torch": torch_quantize, "range": x.aminmax}, 7)
+    what = f"linear.quantize, affine, 8 bits, {n // 10**6} million float32"
+    return [
+        _row(what, ms["ours"], "ms", "torchao quantize_affine (scale given)", ms["torchao"] / ms["ours"], "above 1"),
+        _row(what, ms["ours"], "ms", "torch.quantize_per_tensor (scale given)", ms["torch"] / ms["ours"], "stated"),
+        _row("torch.aminmax of the same, in it", ms["range"], "ms"),
+    ]
+
+
+def bench_kmeans(n: int = 1_000_000) -> list[dict]:
+    """kmeans.quantize against scikit-learn's KMeans and kmeans1d: time and error."""
+    import kmeans1d
+    from sklearn.cluster import KMeans
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0)) * 0.05
+    values = x.double().numpy()
+    ours = in_turn({"ours": lambda: kmeans.quantize(x, 4)}, 3)["ours"]
+    ten = in_turn({"ten": lambda: kmeans.quantize(torch.cat([x] * 10), 4)}, 1)["ten"]
+
+    def timed(function):
+        started = time.perf_counter()
+        result = function()
+        return result, 1000 * (time.perf_counter() - started)
+
+    (clusters, centroids), exact_ms = timed(lambda: kmeans1d.cluster(values, 16))
+    fitted, sklearn_ms = timed(lambda: KMeans(16, n_init=10, random_state=0).fit(x.numpy()[:, None]))
+    error = np.square(values - kmeans.quantize(x, 4).dequantize().double().numpy()).sum()
+    optimum = np.square(values - np.array(centroids)[clusters]).sum()
+    book = fitted.cluster_centers_[:, 0].astype(np.float64)
+    theirs = kmeans.mse(values, book) * n
+    what = f"kmeans.quantize, 16 centroids, {n // 10**6} million weights"
+    return [
+        _row(what, ours, "ms", "kmeans1d", exact_ms / ours, "at least 5"),
+        _row("its error above kmeans1d's optimum, relative", error / optimum - 1, "", promise="at most 1e-6"),
+        _row(what, ours, "ms", "scikit-learn KMeans(16, n_init=10)", sklearn_ms / ours, "at least 10"),
+        _row("its error against scikit-learn's, relative", error / theirs - 1, "", promise="at most 0"),
+        _row("kmeans.quantize, 16 centroids, 10 million weights", ten / 1000, "s", promise="a few seconds"),
+    ]
+
+
+def bench_widget() -> list[dict]:
+    """One slider step of notebook 02's widget over a million weights: quantize, redraw, encode the picture."""
+    from qlab.lab.demos.linear import explore
+    x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)) * 0.05
+    demo = explore(x)
+    slider, steps = demo.controls["bits"], iter([3, 4, 5, 6, 7, 8] * 4)
+
+    def step():
+        slider.value = next(steps)
+
+    return [_row("a slider step, a million weights", in_turn({"step": step}, 15)["step"], "ms", promise="under 100")]
+
+
+def bench_start() -> list[dict]:
+    """`import qlab` beyond an empty Python; loading the data; JupyterLab's second start until it answers."""
+    def python(code):
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+    ms = in_turn({"empty": python("pass"), "qlab": python("import qlab")}, 15)
+    load = "import time, qlab.lab.data as d; t = time.perf_counter(); d.load('train'); d.load('test'); print(time.perf_counter() - t)"
+    seconds = [float(subprocess.run([sys.executable, "-c", load], check=True, capture_output=True).stdout) for _ in range(3)]
+    starts = [_jupyter_seconds() for _ in range(2)]
+    return [
+        _row("import qlab", ms["qlab"] - ms["empty"], "ms", promise="under 50, without torch"),
+        _row("70,000 images: read, checked, normalised", statistics.median(seconds), "s", promise="under 1"),
+        _row("JupyterLab's second start", starts[1], "s", promise="seconds"),
+    ]
+
+
+def _jupyter_seconds() -> float:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {f"JUPYTER_{kind}_DIR": f"{folder}/{kind}" for kind in ("CONFIG", "RUNTIME")}
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "qlab.cli", "lab", "--no-browser", "--port", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        try:
+            while time.perf_counter() - started < 120:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=1).read()
+                    return time.perf_counter() - started
+                except OSError:
+                    time.sleep(0.05)
+            raise TimeoutError("JupyterLab did not answer within 120 seconds.")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="qlab bench", description="Time what the course promises; write the record when all of it ran.")
+    parser.add_argument("which", nargs="*", metavar="NAME", help=f"only these, without a record: {', '.join(BENCHES)}")
+    chosen = parser.parse_args(arguments).which
+    unknown = sorted(set(chosen) - set(BENCHES))
+    if unknown:
+        raise ValueError(f"no benchmark is named {', '.join(unknown)}: choose among {', '.join(BENCHES)}.")
+    data.load("test")
+    rows = []
+    for name in chosen or BENCHES:
+        print(f"{name} ...", flush=True)
+        rows += BENCHES[name]()
+    table = Table("what", "measured", "faster than", "ratio", "promise", title=machine.describe())
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
+        table.add_row(row["what"], f"{row['value']:g} {row['unit']}", row["against"], ratio, row["promise"])
+    Console().print(table)
+    if not chosen:
+        partial = RECORD.with_suffix(".partial")
+        partial.write_text(json.dumps({"command": "qlab bench", "environment": machine.environment(), "rows": rows}, indent=1) + "\n")
+        partial.replace(RECORD)
+        print(f"written: {RECORD}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""How sure is an accuracy, and is one model better than another? Counting statistics on the images of one test set.
+
+    wilson    (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n)                 Wilson 1927
+    mcnemar   p = 2 P(X <= min(a_only, b_only)),  X ~ Binomial(a_only + b_only, 1/2)         McNemar 1947, exact
+
+Two models are measured on the same images, so their errors are not independent: most images are right, or wrong, for both. Only the
+images on which they disagree say which is better. That is why a difference has a test of its own, and why two overlapping intervals
+prove nothing.
+"""
+
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from operator import index
+
+import torch
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, and must lie between 0 and 1, for example 0.95.")
+    return -statistics.NormalDist().inv_cdf((1 - confidence) / 2)
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval (low, high), in 0 to 1, for a proportion of which correct out of n were seen (Wilson 1927).
+
+    Unlike p -+ z sqrt(p (1 - p) / n) it has a width at 0 and 100 %, and never leaves 0 to 1.
+    Raises ValueError unless n >= 1, 0 <= correct <= n and 0 < confidence < 1, TypeError if a count is no integer.
+
+    >>> low, high = wilson(9213, 10_000)
+    >>> round(low, 4), round(high, 4)
+    (0.9159, 0.9264)
+    """
+    correct, n, z = index(correct), index(n), _z(confidence)
+    if n < 1:
+        raise ValueError(f"n is {n}, and must be 1 or more.")
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct is {correct}, and must be from 0 to n = {n}.")
+    p = correct / n
+    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((center + side * half) / (1 + z * z / n) for side in (-1, 1))
+    return (0.0 if correct == 0 else min(low, p)), (1.0 if correct == n else max(high, p))  # exact where rounding would miss by an ulp
+
+
+def _bools(name: str, values) -> torch.Tensor:
+    values = values.correct if isinstance(values, Accuracy) else torch.as_tensor(values)
+    if values.dtype != torch.bool or values.ndim != 1 or len(values) == 0:
+        raise ValueError(
+            f"{name} has dtype {values.dtype} and shape {tuple(values.shape)}, "
+            "and must be bool, one value (right or wrong) an image, at least one.")
+    return values.cpu()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Accuracy:
+    """correct: bool (n,), right or wrong for each image, in the order of the split. Shares are from 0 to 1.
+
+    >>> print(Accuracy(torch.tensor([True, True, True, False])))
+    75.0 % [30.1, 95.4]
+    """
+
+    correct: torch.Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "correct", _bools("correct", self.correct))
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return len(self.correct)
+
+    @property
+    def value(self) -> float:
+        """The share of right images, 0 to 1."""
+        return int(self.correct.sum()) / self.n
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % Wilson interval, 0 to 1."""
+        return wilson(int(self.correct.sum()), self.n)[0]
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95 % Wilson interval, 0 to 1."""
+        return wilson(int(self.correct.sum()), self.n)[1]
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def __repr__(self) -> str:
+        return f"Accuracy({self}, n={self.n})"
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Models A and B on the same n images: a_only are right for A alone, b_only for B alone. Shares are from -1 to 1.
+
+    The interval is Wald's with the adjustment of Bonett and Price (2012), one image added to a_only and to b_only: it has a width even
+    where the models never disagree. `significant` goes by p; near 0.05 the interval, an approximation, may say otherwise.
+
+    >>> print(McNemar(n=10_000, a_only=130, b_only=88))
+    B is 0.42 points lower (95 % interval -0.71 to -0.13), p = 0.005
+    >>> print(McNemar(n=10_000, a_only=51, b_only=60))
+    B is 0.09 points higher (95 % interval -0.12 to 0.30), p = 0.448: inside the noise
+    """
+
+    n: int
+    a_only: int
+    b_only: int
+
+    def __post_init__(self):
+        if self.n < 1 or self.a_only < 0 or self.b_only < 0 or self.a_only + self.b_only > self.n:
+            raise ValueError(f"a_only is {self.a_only}, b_only {self.b_only}, n {self.n}: "
+                             "n must be 1 or more, the others 0 or more and together at most n.")
+
+    @property
+    def p(self) -> float:
+        """How likely so uneven a split of the disagreements is if both models are equally good: exact, two-sided, 0 < p <= 1.
+
+        A p below the smallest float64, 2.2e-308, is given as that.
+        """
+        less, m = min(self.a_only, self.b_only), self.a_only + self.b_only
+        if 2 * less == m:
+            return 1.0
+        # P(X <= less) = P(X = less) * (1 + less / (m - less + 1) * (1 + ...)): the terms fall, and nothing overflows.
+        total, term, i = 0.0, 1.0, less
+        while term > 1e-17 * total:
+            total += term
+            term *= i / (m - i + 1)
+            i -= 1
+        log_first = math.lgamma(m + 1) - math.lgamma(less + 1) - math.lgamma(m - less + 1) - m * math.log(2)
+        return min(1.0, max(sys.float_info.min, 2 * math.exp(log_first) * total))
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of B minus accuracy of A, -1 to 1 (0.01 is one point)."""
+        return (self.b_only - self.a_only) / self.n
+
+    def _end(self, side: int) -> float:
+        a, b = (self.a_only + 1) / (self.n + 2), (self.b_only + 1) / (self.n + 2)
+        return max(-1.0, min(1.0, b - a + side * _z(0.95) * math.sqrt((a + b - (b - a) ** 2) / (self.n + 2))))
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % interval of the difference, -1 to 1."""
+        return self._end(-1)
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95 % interval of the difference, -1 to 1."""
+        return self._end(1)
+
+    @property
+    def significant(self) -> bool:
+        """p < 0.05. Of twenty comparisons between equal models up to one looks like this on average: ask few questions."""
+        return self.p < 0.05
+
+    def __str__(self) -> str:
+        digits = max(2, len(str(self.n - 1)) - 2)  # one image out of n must show
+        points = f"{abs(100 * self.difference):.{digits}f} points {'higher' if self.difference > 0 else 'lower'}"
+        verdict = f"B is {points}" if self.a_only != self.b_only else "A and B are right equally often"
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        noise = "" if self.significant else ": inside the noise"
+        return f"{verdict} (95 % interval {100 * self.low:.{digits}f} to {100 * self.high:.{digits}f}), {p}{noise}"
+
+
+def mcnemar(a, b) -> McNemar:
+    """Is B better or worse than A, or is the difference noise? The exact test of McNemar (1947) on the images where they disagree.
+
+    a, b: the Accuracy, or a bool tensor (n,), of two models on the same images in the same order.
+    Raises ValueError for another dtype, no images, or different lengths.
+
+    >>> a, b = torch.tensor([True, True, True, True, False]), torch.tensor([False, True, True, True, True])
+    >>> mcnemar(a, b), mcnemar(a, b).p
+    (McNemar(n=5, a_only=1, b_only=1), 1.0)
+    """
+    a, b = _bools("a", a), _bools("b", b)
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} images and b has {len(b)}, and they must be the same images.")
+    return McNemar(len(a), int((a & ~b).sum()), int((b & ~a).sum()))

@@ -1,0 +1,187 @@
+"""A live figure: a matplotlib picture, the controls that change it, and a line of text with the numbers.
+
+    fig, ax = widgets.figure(7, 3)
+    line, = ax.plot(x, x)
+
+    def update(bits):
+        line.set_ydata(linear.quantize(x, bits).dequantize())
+        return f"{2 ** bits} levels"
+
+    Live(fig, update, bits=ipywidgets.IntSlider(4, 1, 8))
+
+With a kernel the controls are live. Without one (a stored notebook, a code-hosting page, paper) the reader gets a still: the picture, the
+line of text, and the value of each control. The still is made when the widget is shown.
+"""
+
+import html
+import io
+import re
+import textwrap
+
+import ipywidgets
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from qlab.lab.questions import plain, predict, quiz
+from qlab.lab.redraw import Canvas, png
+
+__all__ = ["Live", "figure", "predict", "quiz"]
+DPI = 144           # dots per inch drawn
+CSS_DPI = 96        # and shown: 1.5 dots per CSS pixel, sharp on a dense screen or a projector without drawing four times the dots
+
+
+def figure(width: float = 7.0, height: float = 3.2, nrows: int = 1, ncols: int = 1, **subplots):
+    """A figure of width x height inches, and its Axes as Figure.subplots gives them; pyplot does not know it, so it is not shown twice.
+
+    >>> fig, ax = figure(7, 3)
+    >>> fig.get_size_inches().tolist()
+    [7.0, 3.0]
+    """
+    fig = Figure(figsize=(width, height), layout="constrained")
+    return fig, fig.subplots(nrows, ncols, **subplots)
+
+
+class Live(ipywidgets.VBox):
+    """A figure that follows its controls.
+
+    fig: a Figure of `figure`; update(**values) changes the data of its artists in place and may return one line of text, plain or HTML;
+    controls: name -> any ipywidget with a value. Setting a control's value, by hand or in code, redraws before it returns.
+
+    An exception in the first update is raised. A later one is shown under the figure, in one sentence, and kept in `error`.
+
+    >>> fig, ax = figure()
+    >>> line, = ax.plot([0, 1], [0, 0])
+    >>> demo = Live(fig, lambda slope: line.set_ydata([0, slope]), slope=ipywidgets.IntSlider(1, 0, 3))
+    >>> demo.controls["slope"].value = 3
+    >>> line.get_ydata(), demo.value("slope")
+    ([0, 3], 3)
+    """
+
+    def __init__(self, fig: Figure, update, **controls: ipywidgets.Widget):
+        for name, control in controls.items():
+            if not (isinstance(control, ipywidgets.Widget) and control.has_trait("value")):
+                raise ValueError(f"control {name!r} is {control!r}, and must be an ipywidget with a value, such as an IntSlider.")
+        self.fig, self.update, self.controls = fig, update, controls
+        self.error: Exception | None = None
+        self.text = ""  # what update said last
+        self._drawing = self._again = False
+        self._width = round(CSS_DPI * fig.get_size_inches()[0])
+        self._image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=f"{self._width}px", max_width="100%", height="auto"))
+        self._caption = ipywidgets.HTML()
+        for name, control in controls.items():
+            _label(control, name)
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="2px 16px")
+        super().__init__([ipywidgets.Box(list(controls.values()), layout=row), self._image, self._caption])
+        self._say(update(**self.values))
+        self._canvas = Canvas(fig, DPI)
+        self._image.value = png(self._canvas.pixels())
+        for control in controls.values():
+            control.observe(self._changed, "value")
+
+    @property
+    def values(self) -> dict:
+        """Each control's value, by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def value(self, name: str):
+        """One control's value."""
+        return self.controls[name].value
+
+    def _changed(self, _change) -> None:
+        # A browser sends a control's next value only after the kernel has dealt with the last, and then only the newest: a slider's steps
+        # do not queue up. What is left to guard is an update that sets controls itself: it gets one more round, not a nested one.
+        self._again = True
+        if self._drawing:
+            return
+        self._drawing = True
+        try:
+            rounds = 0
+            while self._again and rounds < 10:
+                self._again, rounds = False, rounds + 1
+                self._redraw()
+        finally:
+            self._drawing = self._again = False
+
+    def _redraw(self) -> None:
+        try:
+            text = self.update(**self.values)
+            picture = png(self._canvas.pixels())
+        except Exception as error:  # shown rather than raised: in a browser nobody would see it
+            self.error = error
+            message = html.escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            self._say(f"<b>This setting does not work</b>, and the picture is the last that did. {message}")
+            return
+        self.error = None
+        self._image.value = picture
+        self._say(text)
+
+    def _say(self, text) -> None:
+        self.text = text if isinstance(text, str) else ""
+        self._caption.value = f'<div role="status" style="line-height: 1.5">{self.text}</div>'
+
+    def settings(self) -> str:
+        """Each control's label and value on one line, as in the still.
+
+        >>> fig, ax = figure()
+        >>> Live(fig, lambda bits: None, bits=ipywidgets.IntSlider(4, 1, 8)).settings()
+        'bits = 4'
+        """
+        return "   ".join(f"{_label(control, name)} = {_shown(control)}" for name, control in self.controls.items())
+
+    def still(self) -> bytes:
+        """PNG: the figure as it is, and under it update's text and the controls' values."""
+        note = f"{self.settings()}   (live in JupyterLab)" if self.controls else ""
+        picture, stream = self._canvas.pixels(), io.BytesIO()
+        page = np.concatenate([picture, _text_pixels(picture.shape[1], plain(self.text), note)])
+        Image.fromarray(page).save(stream, "png", optimize=True)
+        return stream.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["text/plain"] = ". ".join(filter(None, [f"Live figure: {re.sub(' {3}', ', ', self.settings())}", plain(self.text)]))
+        data["image/png"] = self.still()
+        width, height = Image.open(io.BytesIO(data["image/png"])).size
+        return data, {"image/png": {"width": self._width, "height": round(height * self._width / width)}}
+
+
+def _label(control: ipywidgets.Widget, name: str) -> str:
+    """The control's own description, or its name, which then becomes the description: a screen reader reads it, and nothing is cut off."""
+    if not control.has_trait("description"):
+        return name.replace("_", " ")
+    if not control.description:
+        control.description = name.replace("_", " ")
+    if control.has_trait("style") and hasattr(control.style, "description_width") and not control.style.description_width:
+        control.style.description_width = "initial"
+    if isinstance(control, ipywidgets.ToggleButtons) and control.layout.width is None:
+        control.layout.width = "max-content"  # the label beside the buttons, not above them
+    if isinstance(control, ipywidgets.Checkbox):
+        control.indent = False
+    return control.description.rstrip(":")
+
+
+def _shown(control: ipywidgets.Widget) -> str:
+    value = getattr(control, "label", None) or control.value  # a dropdown's label is what the reader sees, not the object behind it
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text_pixels(width: int, text: str, note: str) -> np.ndarray:
+    """uint8 (height, width, 3): text in black and note in grey below it, wrapped. width is in dots."""
+    size = 10.5                                             # points; a letter of DejaVu Sans is about 0.56 of that wide
+    letters = int(width / DPI * 72 / (0.56 * size)) - 3
+    lines = [(line, "#222222") for line in textwrap.wrap(text, letters)]
+    lines += [(line, "#666666") for line in textwrap.wrap(note, letters, replace_whitespace=False)]
+    line_height = 1.5 * size / 72                           # inches
+    page = Figure(figsize=((width + 0.5) / DPI, len(lines) * line_height + 0.08), dpi=DPI, layout="none")
+    agg = FigureCanvasAgg(page)
+    for i, (line, color) in enumerate(lines):
+        y = 1 - (i + 0.5) * line_height / page.get_figheight()
+        page.text(0.12 * DPI / width, y, line, size=size, color=color, va="center", parse_math=False)
+    agg.draw()
+    return np.asarray(agg.buffer_rgba())[:, :width, :3]
