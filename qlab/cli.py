@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import qlab
 
@@ -86,7 +87,7 @@ def lab(args: argparse.Namespace) -> int:
 
     LabApp.launch_instance([
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{notebook}",
+        f"--LabApp.default_url=/lab/tree/{quote(notebook)}",
         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside
         "--ServerApp.allow_root=True",     # in a container one is root, and the server listens to this machine only
         "--ServerApp.answer_yes=True",     # one Ctrl-C stops it
@@ -153,7 +154,7 @@ def notebooks(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there are no notebooks in {root / 'notebooks'}.")
     from qlab.lab.notebooks import refresh
 
-    refresh(paths)
+    refresh(paths, report=print)
     return 0
 
 

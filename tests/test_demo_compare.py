@@ -1,0 +1,104 @@
+"""Notebook 05's live figure, driven without a browser on a small made-up record whose counts are known."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from qlab.lab import plot
+from qlab.lab.demos import compare
+from qlab.lab.significance import Accuracy, mcnemar
+
+N, BITS = 400, (2, 3, 4)
+
+
+def outcome(right: int, shift: int = 0) -> Accuracy:
+    """`right` images right out of N, beginning at number `shift`."""
+    return Accuracy(torch.roll(torch.arange(N) < right, shift))
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    made = []
+    for n, net in enumerate(("small", "large")):
+        made.append({"net": net, "method": "float", "per": "tensor", "bits": 32, "nbytes": 400_000 * (n + 1), "result": outcome(370)})
+        for m, method in enumerate(compare.METHODS):
+            for p, per in enumerate(("tensor", "channel")):
+                for bits in BITS:
+                    nbytes = (n + 1) * 12_500 * bits + 900 * p + 100 * m
+                    made.append({"net": net, "method": method, "per": per, "bits": bits, "nbytes": nbytes,
+                                 "result": outcome(200 + 30 * bits + 20 * p + 10 * m, shift=5 * m)})
+    return made
+
+
+def find(rows, net, method, per, bits) -> dict:
+    return next(r for r in rows if (r["net"], r["method"], r["per"], r["bits"]) == (net, method, per, bits))
+
+
+def line(demo, label: str):
+    return next(artist for artist in demo.fig.axes[0].lines if artist.get_label() == label)
+
+
+def rings(demo) -> list:
+    """The data of the ring of each panel."""
+    return [next(a for a in ax.lines if a.get_markeredgecolor() == plot.COLORS["accent"]).get_xydata().tolist() for ax in demo.fig.axes]
+
+
+def test_the_lines_are_the_rows_of_the_chosen_network_and_granularity(rows):
+    demo = compare.pareto(rows, net="small")
+    for net in ("small", "large"):
+        for per in ("tensor", "channel"):
+            demo.controls["net"].value, demo.controls["per"].value = net, per
+            for method in compare.METHODS:
+                expected = [(r["nbytes"] / 1000, 100 * r["result"].value) for b in BITS for r in [find(rows, net, method, per, b)]]
+                np.testing.assert_allclose(line(demo, method).get_xydata(), expected)
+                low, high = demo.fig.axes[0].get_xlim()
+                assert all(low < size < high for size, _ in expected)
+    assert demo.error is None
+
+
+def test_the_rings_follow_the_methods_and_the_bits(rows):
+    demo = compare.pareto(rows, net="large", bits=3, a="linear", b="log")
+    a, b = (find(rows, "large", method, "tensor", 3) for method in ("linear", "log"))
+    left, right = rings(demo)
+    np.testing.assert_allclose(left, [(r["nbytes"] / 1000, 100 * r["result"].value) for r in (a, b)])
+    np.testing.assert_allclose(right, [(3, 100 * (b["result"].value - a["result"].value))])
+    demo.controls["bits"].value, demo.controls["B"].value = 4, "kmeans"
+    b = find(rows, "large", "kmeans", "tensor", 4)
+    assert rings(demo)[0][1] == pytest.approx([b["nbytes"] / 1000, 100 * b["result"].value])
+    assert rings(demo)[1][0][0] == 4
+    assert demo.fig.axes[1].get_title(loc="left") == "kmeans minus linear"
+
+
+def test_the_caption_has_both_accuracies_the_bytes_and_the_paired_test(rows):
+    demo = compare.pareto(rows, net="small", bits=2, a="linear", b="kmeans")
+    a, b = (find(rows, "small", method, "tensor", 2) for method in ("linear", "kmeans"))
+    assert str(a["result"]) in demo.text and str(b["result"]) in demo.text
+    assert f"{a['nbytes']:,} bytes" in demo.text and "25,200 bytes (0.8 % more bytes)" in demo.text
+    assert str(mcnemar(a["result"], b["result"])) in demo.text
+    demo.controls["B"].value = "linear"
+    assert "Choose another method" in demo.text and demo.error is None
+
+
+def test_filled_marks_are_the_significant_differences(rows):
+    for r in rows:  # equal at 2 bits; B better on 12 images, and never worse, at 3; far better at 4
+        if r["net"] == "small" and r["per"] == "tensor" and r["method"] in ("linear", "kmeans"):
+            r["result"] = outcome(250 + (r["method"] == "kmeans") * {2: 0, 3: 12, 4: 100}[r["bits"]])
+    demo = compare.pareto(rows, net="small", a="linear", b="kmeans")
+    noise, real = (artist.get_xydata().tolist() for artist in demo.fig.axes[1].lines[1:3])
+    assert noise == [[2, 0]]
+    np.testing.assert_allclose(real, [[3, 3], [4, 25]])
+
+
+def test_without_a_network_the_last_is_shown_and_a_still_is_there(rows):
+    demo = compare.pareto(rows)
+    assert demo.value("net") == "large"
+    assert demo.still()[1:4] == b"PNG"
+
+
+def test_error_scale_gives_each_halving_of_the_errors_the_same_height():
+    ax = Figure().subplots()
+    compare.error_scale(ax, 10, 95)
+    heights = ax.transData.transform([(0, y) for y in (20, 60, 80, 90)])[:, 1]
+    np.testing.assert_allclose(np.diff(heights), np.diff(heights)[0])
+    assert ax.get_ylim() == (10, 95) and min(ax.get_yticks()) == 10
