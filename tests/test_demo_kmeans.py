@@ -29,7 +29,8 @@ def put(demo, **values):
     assert demo.error is None
 
 
-@pytest.mark.parametrize("layer, start, bits", [("bell", "random", 4), ("bell", "linear", 2), ("outliers", "density", 3), ("outliers", "linear", 1)])
+@pytest.mark.parametrize("layer, start, bits", [
+    ("bell", "random", 4), ("bell", "linear", 2), ("outliers", "density", 3), ("outliers", "linear", 1)])
 def test_picture_is_the_path_of_the_library(demo, layer, start, bits):
     put(demo, layer=layer, start=start, bits=bits)
     x = WEIGHTS[layer]

@@ -58,7 +58,8 @@ def quantize(x, bits: int = 4, base: float = 2.0, axis: int | None = None, group
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     largest = torch.maximum(low.abs(), high.abs()).double()
     e_max = torch.where(largest > 0, (largest.log2() / per_octave).round(), 0.0)
-    e_max.clamp_(math.ceil(math.log2(torch.finfo(work).tiny) / per_octave), math.floor(math.log2(torch.finfo(x.dtype).max) / per_octave))
+    lowest, highest = math.frexp(torch.finfo(work).tiny)[1], math.frexp(torch.finfo(x.dtype).max)[1] - 1
+    e_max.clamp_(math.ceil(lowest / per_octave), math.floor(highest / per_octave))          # base**e_max is a normal number of the dtype
 
     codes = torch.empty(rows.shape, dtype=torch.int8 if bits <= 8 else torch.int16, device=rows.device)
     for i, j in blocks(rows):

@@ -5,6 +5,7 @@
     kmeans                                        x_hat = codebook[codes]
 """
 
+import contextlib
 import json
 import math
 import os
@@ -85,7 +86,8 @@ class QTensor:
             partial.write_bytes(content)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True) if path.parent.is_dir() else None
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise type(error)(error.errno, f"cannot write {path} ({error.strerror}): give a path in a folder that exists and may be written") from None
 
     def _stored(self) -> dict[str, torch.Tensor]:
@@ -98,10 +100,10 @@ class QTensor:
             book = self.codebook.reshape(rows.shape[0], -1)
             return book.gather(1, rows.long()).to(self.dtype)
         scale = self.scale.reshape(-1, 1)
-        if self.scheme == "log":
+        if self.scheme == "log":  # in float64: the smallest level's ratio to the largest may be no float32
             low, top = self.code_range
             code = torch.arange(low, top + 1, device=rows.device)
-            table = code.sign() * self.base ** (code.abs() - top).to(scale.dtype)           # one entry a code; sign(0) = 0
+            table = code.sign() * self.base ** (code.abs() - top).double()                  # one entry a code; sign(0) = 0
             return (table[rows.long() - low] * scale).to(self.dtype)
         values = rows.to(scale.dtype)
         if self.scheme not in SIGNED:
@@ -158,7 +160,7 @@ def _restore(tensors: dict, fields: dict) -> QTensor:
         if not torch.isfinite(tensors[name].double()).all():
             raise ValueError(f"{name} is not finite")
     codes = unpack(tensors["codes"], bits, math.prod(shape))
-    if scheme == "kmeans" and codes.numel() and codes.max() >= tensors["codebook"].shape[-1]:
+    if scheme == "kmeans" and codes.numel() and int(codes.max()) >= tensors["codebook"].shape[-1]:
         raise ValueError("a code lies outside the codebook")
     low = -(2 ** (bits - 1) - 1) if scheme in SIGNED else 0
     codes = (codes.to(torch.int32) + low).to(codes_dtype).reshape(shape)
