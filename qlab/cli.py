@@ -107,7 +107,7 @@ def pytest_command(args: list[str], root: Path) -> list[str]:
             *args, *([] if chosen else everything)]
 
 
-def test(args: list[str]) -> int:
+def run_tests(args: list[str]) -> int:
     root = clone()
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the workers fill the cores
     try:
@@ -177,7 +177,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-PASSED_ON = {"test": test, "bench": bench, "lint": lint}  # commands whose arguments, -h included, belong to another program
+PASSED_ON = {"test": run_tests, "bench": bench, "lint": lint}  # commands whose arguments, -h included, belong to another program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -274,7 +274,7 @@ def test_still_of_any_width(width):
 
 
 def test_settings_are_worded_as_the_reader_sees_them():
-    demo, _ = live(bits=ipywidgets.FloatSlider(0.5, min=0, max=1, description="Bits:"), scheme=ipywidgets.ToggleButton(False, description="log"))
+    demo, _ = live(bits=ipywidgets.FloatSlider(0.5, max=1, description="Bits:"), scheme=ipywidgets.ToggleButton(False, description="log"))
     assert demo.settings() == "Bits = 0.5   log = off"
     fig, _ = widgets.figure()
     demo = widgets.Live(fig, lambda **values: None, group_size=ipywidgets.IntSlider(32), clip=ipywidgets.Checkbox(True))
@@ -372,7 +372,8 @@ def test_stills_are_plain_html_with_the_options_and_no_script():
 
 
 def test_quiz_gives_feedback_and_counts_first_answers():
-    q = widgets.quiz([("One?", ["a", "b"], 1, "because one"), ("Two?", ["c", "d", "e"], 0, "because two"), ("Three?", ["f", "g"], 0, "because three")])
+    q = widgets.quiz([("One?", ["a", "b"], 1, "because one"), ("Two?", ["c", "d", "e"], 0, "because two"),
+                      ("Three?", ["f", "g"], 0, "because three")])
     assert "because" not in everything_shown(q)
     q.choices[0].value = "b"
     assert q.feedback[0].value == "<b>Right.</b> because one" and q.score.value.startswith("Right at the first try: 1 of 1 answered")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
@@ -38,8 +39,8 @@ def refresh(paths: Iterable[str | Path] | None = None, report: Callable[[str], N
     """Execute notebooks and store their outputs; without paths, all of the course's in the order of their numbers. Returns the paths.
 
     Each runs in a kernel of its own, in its own folder, with this Python; a cell may take 300 s. report, if given, is called with each
-    path before its turn. Raises FileNotFoundError for a missing path, and ValueError with the notebook and the cell for a broken house rule;
-    notebooks before that one are refreshed, that one and those after it are untouched.
+    path before its turn. Raises FileNotFoundError for a missing path, and ValueError with the notebook and the cell for a broken house
+    rule; notebooks before that one are refreshed, that one and those after it are untouched.
     """
     paths = sorted(FOLDER.glob("*.ipynb")) if paths is None else [Path(path) for path in paths]
     for path in paths:
@@ -96,14 +97,16 @@ def _check_sources(name: str, notebook: NotebookNode) -> None:
         if lines > MAX_LINES:
             raise ValueError(f"{name}, cell {number} has {lines} lines of code, and may have at most {MAX_LINES}: split it.")
         if "nbval-ignore-output" in cell.metadata.get("tags", []) and not re.search(r"^\s*assert\b", cell.source, re.MULTILINE):
-            raise ValueError(f"{name}, cell {number} is tagged nbval-ignore-output and asserts nothing: assert what must hold on every machine.")
+            raise ValueError(f"{name}, cell {number} is tagged nbval-ignore-output and asserts nothing: assert what must hold everywhere.")
 
 
 def _execute(path: Path, notebook: NotebookNode) -> None:
     # With no folder to look for kernels in, "python3" is this very Python, whatever other kernels the machine has.
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    started: list[int] = []
     client = NotebookClient(notebook, km=manager, timeout=TIMEOUT_S, store_widget_state=False, record_timing=False,
                             extra_arguments=["--log-level=ERROR"],  # a kernel's advice about its transport is not for our reader
+                            on_cell_start=lambda cell, cell_index: started.append(cell_index + 1),
                             resources={"metadata": {"path": str(path.resolve().parent)}})
     try:
         client.execute()
@@ -115,8 +118,7 @@ def _execute(path: Path, notebook: NotebookNode) -> None:
         message = "kills its kernel"
     else:
         return
-    started = [number for number, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code" and (cell.outputs or cell.execution_count)]
-    raise ValueError(f"{path.name}, cell {max(started, default=1)} {message}") from None
+    raise ValueError(f"{path.name}, cell {started[-1]} {message}.") from None
 
 
 def _tidy_outputs(where: str, outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -145,11 +147,11 @@ def _smaller(picture: str) -> str:
     image = Image.open(io.BytesIO(base64.b64decode(picture)))
     if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
         image = image.convert("RGB")
-    if image.mode == "RGB" and (colors := image.getcolors(256)):
-        palette = sorted(color for _, color in colors)
-        lookup = Image.new("P", (1, 1))
-        lookup.putpalette([channel for color in palette for channel in color])
-        image = image.quantize(palette=lookup, dither=Image.Dither.NONE)
+    if image.mode == "RGB" and image.getcolors(256):  # by hand: the library's own quantize() moves colours that lie close together
+        colors, codes = np.unique(np.asarray(image).reshape(-1, 3) @ np.array([65536, 256, 1]), return_inverse=True)
+        palette = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], 1)
+        image = Image.fromarray(codes.reshape(image.height, image.width).astype(np.uint8))
+        image.putpalette(palette.astype(np.uint8).tobytes())
     stream = io.BytesIO()
     image.save(stream, "png", optimize=True)
     smaller = base64.b64encode(stream.getvalue()).decode()

@@ -92,7 +92,7 @@ def extremes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows.aminmax(dim=1)
 
 
-def blocks(rows: torch.Tensor, size: int = 1 << 17):
+def blocks(rows: torch.Tensor, size: int = 1 << 18):
     """Index pairs (row slice, column slice) that cut rows into blocks of about size elements.
 
     A chain of tensor operations passes over memory once each; over a block that stays in the cache, all but the first are nearly free.

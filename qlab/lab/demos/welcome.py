@@ -55,8 +55,8 @@ def _answer(model: nn.Module, nbytes: int, split: Split) -> Answer:
 
 
 def changing(found: dict[tuple[str, int], Answer], labels: torch.Tensor, count: int = 4) -> list[int]:
-    """Images to watch, with one scale per channel: count whose answer is right down to 4 bits and wrong at 3, then count right down to 3 bits
-    and wrong at 2. The first such images of the sample, no class twice.
+    """Images to watch, no class twice: the first count of the sample that the network, with one scale per channel, gets right down to
+    4 bits and wrong at 3, then the first count that it gets right down to 3 bits and wrong at 2.
     """
     chosen: list[int] = []
     for falls_at in (3, 2):
@@ -76,21 +76,24 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
     # Every setting's answers, once: 15 networks on the whole sample take a few seconds, a step of the slider then only draws.
     found = answers(model, split)
     picked = changing(found, split.labels)
-    fig = Figure(figsize=(8.4, 4.5), layout="constrained")
-    grid = fig.add_gridspec(2, len(picked), height_ratios=(1, 1.55))
-    tiles = [_tile(fig.add_subplot(grid[0, i]), split.images[p], int(split.labels[p])) for i, p in enumerate(picked)]
-    show_accuracy = _accuracy_axes(fig.add_subplot(grid[1, :5]), found)
-    show_size = _size_axes(fig.add_subplot(grid[1, 5:]), found)
+    fig = Figure(figsize=(8.4, 4.4), layout="constrained")
+    top, bottom = fig.add_gridspec(2, 1, height_ratios=(1, 1.5))
+    places, (left, right) = top.subgridspec(1, len(picked)), bottom.subgridspec(1, 2, width_ratios=(5, 3))
+    tiles = [_tile(fig.add_subplot(place), split.images[i], int(split.labels[i])) for place, i in zip(places, picked)]
+    for y, word in ((-2.5, "it is"), (33.6, "it says")):
+        fig.axes[0].text(-4, y, word, ha="right", va="baseline", fontsize=10, fontstyle="italic", color=plot.COLORS["muted"])
+    show_accuracy, show_size = _accuracy_axes(fig.add_subplot(left), found), _size_axes(fig.add_subplot(right), found)
 
     def update(bits: int, per: str) -> str:
         now, before = found[per, bits], found[FLOAT]
-        for tile, p in zip(tiles, picked):
-            tile(int(now.classes[p]), float(now.probabilities[p].max()))
+        for tile, i in zip(tiles, picked):
+            tile(int(now.classes[i]), float(now.probabilities[i].max()))
         show_accuracy(bits, per)
         show_size(now)
-        return (f"{bits} bits a weight, one scale per {per}: <b>{100 * now.accuracy.value:.1f} %</b> of {now.accuracy.n} test images right "
-                f"(95 % interval {100 * now.accuracy.low:.1f} to {100 * now.accuracy.high:.1f}; float32: {100 * before.accuracy.value:.1f} %). "
-                f"<b>{now.nbytes:,} bytes</b>, {before.nbytes / now.nbytes:.1f} times smaller.")
+        a = now.accuracy
+        return (f"{bits} bits a weight, one scale per {per}: <b>{100 * a.value:.1f} %</b> of {a.n} test images right (95 % interval "
+                f"{100 * a.low:.1f} to {100 * a.high:.1f}; in float32 {100 * before.accuracy.value:.1f} %). <b>{now.nbytes:,} bytes</b>, "
+                f"{before.nbytes / now.nbytes:.1f} times fewer.")
 
     return Live(fig, update,
                 bits=ipywidgets.IntSlider(3, min(BITS), max(BITS), description="bits a weight", layout={"width": "24em"}),
@@ -98,47 +101,54 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
 
 
 def _tile(ax, picture: torch.Tensor, label: int):
-    """One image with its class above it; returns show(answer, probability): below it the answer, and frame, cross and bold type if wrong."""
+    """One image, its class above it. Returns show(answer, probability), which writes below it; wrong: bold, framed, crossed."""
     plot.images(picture[None], [CLASSES[label]], [ax])
     ax.title.set_fontsize(10)
-    frame = ax.add_patch(Rectangle((-0.5, -0.5), 28, 28, fill=False, edgecolor=plot.COLORS["error"], linewidth=3.5))
-    cross, = ax.plot([24.2], [3.2], marker="X", markersize=12, color=plot.COLORS["error"], markeredgecolor="white", linestyle="")
-    text = ax.text(13.5, 29.5, "", ha="center", va="top", fontsize=10, linespacing=1.25)
+    ax.set_axis_off()
+    wrong_color = plot.COLORS["error"]
+    frame = ax.add_patch(Rectangle((-0.5, -0.5), 28, 28, fill=False, clip_on=False))
+    cross, = ax.plot([24.2], [3.2], marker="X", markersize=12, color=wrong_color, markeredgecolor="white", linestyle="")
+    text = ax.text(13.5, 39, "", ha="center", va="baseline", fontsize=10, linespacing=1.25)
 
     def show(answer: int, probability: float) -> None:
         wrong = answer != label
-        frame.set_visible(wrong)
+        frame.set(edgecolor=wrong_color if wrong else "#CCCCCC", linewidth=3.5 if wrong else 1)
         cross.set_visible(wrong)
-        text.set(text=f"{CLASSES[answer]}\n{100 * probability:.0f} %", color=plot.COLORS["error"] if wrong else "black",
+        text.set(text=f"{CLASSES[answer]}\n{100 * probability:.0f} %", color=wrong_color if wrong else "black",
                  fontweight="bold" if wrong else "normal")
     return show
 
 
-def _accuracy_axes(ax, found):
-    styles = plot.line_styles([f"linear, one scale per {per}" for per in AXES])
-    curves = {}
-    for per, style in zip(AXES, styles):
-        curves[per], = ax.plot(BITS, [100 * found[per, b].accuracy.value for b in BITS], **style, markersize=6)
-    ax.axhline(100 * found[FLOAT].accuracy.value, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.4, label="float32")
-    ax.axhline(100 / len(CLASSES), color=plot.COLORS["muted"], linewidth=1.2, linestyle=(0, (1, 2)), label="guessing")
-    ring, = ax.plot([], [], marker="o", markersize=17, markerfacecolor="none", markeredgecolor=plot.COLORS["accent"], markeredgewidth=3, linestyle="")
-    ax.set(xlabel="bits a weight", ylabel="test accuracy (%)", xticks=list(BITS), xlim=(1.7, 8.3), ylim=(0, 105))
-    ax.legend(loc="lower right", fontsize=9, bbox_to_anchor=(1, 0.1))
+def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
+    curves, names = {}, {}
+    for per, style, at in zip(AXES, plot.line_styles(["linear", "linear"]), ((3.45, 79), (6.3, 50))):
+        accuracies = [100 * found[per, bits].accuracy.value for bits in BITS]
+        curves[per], = ax.plot(BITS, accuracies, **style, markersize=6)
+        names[per] = ax.text(*at, f"one scale per {per}", va="center", color=style["color"], fontsize=11)
+    accuracy = 100 * found[FLOAT].accuracy.value
+    ax.axhline(accuracy, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.4)
+    ax.text(1.8, accuracy + 1.5, "float32", va="bottom", fontsize=11)
+    ax.axhline(100 / len(CLASSES), color=plot.COLORS["muted"], linewidth=1.2, linestyle=(0, (1, 2)))
+    ax.text(8.6, 100 / len(CLASSES) + 1.5, "guessing", va="bottom", ha="right", color=plot.COLORS["muted"], fontsize=11)
+    ring, = ax.plot([], [], marker="o", markersize=17, markerfacecolor="none", markeredgecolor=plot.COLORS["accent"],
+                    markeredgewidth=3, linestyle="")
+    ax.set(xlabel="bits a weight", ylabel="test accuracy (%)", xticks=list(BITS), xlim=(1.7, 8.7), ylim=(0, 108))
 
     def show(bits: int, per: str) -> None:
         ring.set_data([bits], [100 * found[per, bits].accuracy.value])
-        for name, curve in curves.items():
-            curve.set_alpha(1 if name == per else 0.4)
+        for name in AXES:
+            curves[name].set_alpha(1 if name == per else 0.35)
+            names[name].set_alpha(1 if name == per else 0.5)
     return show
 
 
-def _size_axes(ax, found):
+def _size_axes(ax, found: dict[tuple[str, int], Answer]):
     full = found[FLOAT].nbytes / plot.KB
     ax.barh([1], [full], color="white", edgecolor=plot.COLORS["float"], height=0.55, linewidth=1.4)
+    ax.text(full / 2, 1, f"{full:,.0f} KB", va="center", ha="center")
     bar, = ax.barh([0], [0], color=plot.COLORS["linear"], height=0.55)
     number = ax.text(0, 0, "", va="center")
-    ax.text(full / 2, 1, f"{full:,.0f} KB", va="center", ha="center")
-    ax.set(xlabel="size of the network (KB)", yticks=[0, 1], yticklabels=["now", "float32"], xlim=(0, 1.05 * full), ylim=(-0.7, 1.7))
+    ax.set(xlabel="size of the network (KB)", yticks=[0, 1], yticklabels=["quantized", "float32"], xlim=(0, 1.05 * full), ylim=(-0.7, 1.7))
     ax.grid(False)
 
     def show(now: Answer) -> None:

@@ -1,0 +1,51 @@
+"""The committed records: what they say can be measured again, and bench.py's arithmetic."""
+
+import json
+
+import pytest
+import torch
+
+from qlab.lab import bench, data, sweep, zoo
+from qlab.lab.measure import accuracy, size_bytes
+from qlab.nets import ptq
+
+
+def test_the_sweep_was_made_with_the_committed_checkpoints():
+    record = json.loads(sweep.RECORD.read_text())
+    assert record["checkpoints"] == {name: zoo.record(name)["sha256"] for name in ("cnn", "depthwise", "resnet")}
+    rows = sweep.load()
+    assert len(rows) == 3 * (1 + 3 * 2 * 7) and all(row["correct"] == int(row["result"].correct.sum()) for row in rows)
+
+
+@pytest.mark.parametrize("net, method, per, bits", [("cnn", "linear", "tensor", 3), ("cnn", "log", "channel", 4), ("depthwise", "kmeans", "tensor", 4)])
+def test_a_row_measured_again(net, method, per, bits):
+    row = next(r for r in sweep.load() if (r["net"], r["method"], r["per"], r["bits"]) == (net, method, per, bits))
+    q = ptq.quantize_weights(ptq.fold_batch_norm(zoo.load(net)), sweep.METHODS[method](bits, sweep.AXES[per]))
+    assert q.nbytes == row["nbytes"] < size_bytes(zoo.load(net))
+    images, labels = data.load("test")
+    again = accuracy(q.model, data.Split(images[:500], labels[:500])).correct
+    assert (again != row["result"].correct[:500]).sum() <= 2                                # another CPU rounds otherwise
+
+
+def test_in_turn_takes_the_median_and_leaves_the_warm_up_out():
+    calls = []
+    times = bench.in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4 and set(times) == {"a", "b"} and all(t >= 0 for t in times.values())
+
+
+def test_the_bench_record_names_its_machine_and_keeps_its_promises():
+    record = json.loads(bench.RECORD.read_text())
+    assert record["environment"]["cpu"] and record["environment"]["torch"]
+    rows = {(row["what"].split(",")[0], row["against"].split(" ")[0]): row for row in record["rows"]}
+    assert rows["linear.quantize", "torchao"]["ratio"] > 1
+    assert rows["kmeans.quantize", "kmeans1d"]["ratio"] >= 5 and rows["kmeans.quantize", "scikit-learn"]["ratio"] >= 10
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(ValueError, match="no benchmark is named speed: choose among linear, kmeans, widget, start"):
+        bench.main(["speed"])
+
+
+def test_a_benchmark_of_a_small_size_runs():
+    row = bench.bench_linear(10_000)[0]
+    assert row["value"] > 0 and row["ratio"] > 0 and torch.isfinite(torch.tensor(row["ratio"]))
