@@ -158,7 +158,8 @@ def test_a_constant_tensor(value, bits, scheme):
 
 
 @settings(deadline=None)
-@given(hnp.arrays(np.float32, (4, 6), elements=st.floats(-100, 100, width=32)), SCHEMES, st.sampled_from([0, 1]), st.sampled_from([None, 2, 1]))
+@given(hnp.arrays(np.float32, (4, 6), elements=st.floats(-100, 100, width=32)), SCHEMES, st.sampled_from([0, 1]),
+       st.sampled_from([None, 2, 1]))
 def test_axis_and_groups_are_separate_tensors(x, scheme, axis, group_size):
     """Quantizing with axis and group_size is quantizing each slice by itself."""
     x = torch.from_numpy(x)
@@ -213,7 +214,9 @@ def test_one_clear_sentence(arguments, said):
     assert said in str(error.value) and str(error.value).count("\n") == 0
 
 
-@pytest.mark.parametrize("x", [torch.tensor([1, 2]), [1, 2], np.array([1], dtype=np.uint8), torch.tensor([True]), torch.tensor([1j]), "abc", None, [[1.0], [1.0, 2.0]]])
+@pytest.mark.parametrize("x", [
+    torch.tensor([1, 2]), [1, 2], np.array([1], dtype=np.uint8), torch.tensor([True]), torch.tensor([1j]), "abc", None, [[1.0], [2.0, 3.0]],
+])
 def test_what_is_no_floating_point_is_refused(x):
     with pytest.raises(TypeError, match="x "):
         linear.quantize(x)

@@ -48,7 +48,8 @@ def test_the_paper_s_formula(bits, base):
 
 
 @settings(deadline=None, max_examples=200)
-@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, max_side=9), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.integers(2, 16), BASES)
+@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, max_side=9), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+       st.integers(2, 16), BASES)
 def test_relative_error(x, bits, base):
     """Above the underflow threshold the ratio of value and level stays within sqrt(base) either way; below it there is 0."""
     q = log.quantize(x, bits, base)

@@ -87,7 +87,8 @@ def test_running_ranges():
 
 
 @pytest.mark.parametrize("call, said", [
-    (lambda: ranges.minmax([]), "x is empty"), (lambda: ranges.percentile(NORMAL, 0), "p is 0"), (lambda: ranges.percentile(NORMAL, 101), "p is 101"),
+    (lambda: ranges.minmax([]), "x is empty"), (lambda: ranges.percentile(NORMAL, 0), "p is 0"),
+    (lambda: ranges.percentile(NORMAL, 101), "p is 101"),
     (lambda: ranges.mse([1.0, float("inf")]), "x holds NaN or infinity"), (lambda: ranges.mse(NORMAL, 0), "bits is 0"),
     (lambda: ranges.entropy(NORMAL, 1), "bits is 1"), (lambda: ranges.entropy(NORMAL, 8, bins=64), "bins is 64"),
     (lambda: ranges.minmax(NORMAL, axis=1), "axis is 1"), (lambda: ranges.RunningMinMax().range(), "no batch has been seen"),

@@ -17,7 +17,8 @@ def test_the_sweep_was_made_with_the_committed_checkpoints():
     assert len(rows) == 3 * (1 + 3 * 2 * 7) and all(row["correct"] == int(row["result"].correct.sum()) for row in rows)
 
 
-@pytest.mark.parametrize("net, method, per, bits", [("cnn", "linear", "tensor", 3), ("cnn", "log", "channel", 4), ("depthwise", "kmeans", "tensor", 4)])
+@pytest.mark.parametrize("net, method, per, bits", [
+    ("cnn", "linear", "tensor", 3), ("cnn", "log", "channel", 4), ("depthwise", "kmeans", "tensor", 4)])
 def test_a_row_measured_again(net, method, per, bits):
     row = next(r for r in sweep.load() if (r["net"], r["method"], r["per"], r["bits"]) == (net, method, per, bits))
     q = ptq.quantize_weights(ptq.fold_batch_norm(zoo.load(net)), sweep.METHODS[method](bits, sweep.AXES[per]))

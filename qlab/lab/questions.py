@@ -13,7 +13,7 @@ import ipywidgets
 WIDE = {"width": "auto", "max_width": "48em"}
 # ipywidgets gives each option one line's height: a long one would run into the next
 STYLE = """<style>.qlab-question .widget-radio-box label {height: auto; line-height: 1.5; padding: 2px 0 2px 24px; position: relative}
-.qlab-question .widget-radio-box input {position: absolute; left: 4px; top: 0.4em; margin: 0}
+.qlab-question .widget-radio-box input {position: absolute; left: 4px; top: 0.25em; margin: 0}
 .qlab-question .widget-radio, .qlab-question .widget-radio-box {height: auto; max-height: none}</style>"""
 
 

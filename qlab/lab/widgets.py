@@ -157,10 +157,11 @@ def _label(control: ipywidgets.Widget, name: str) -> str:
         control.description = name.replace("_", " ")
     if control.has_trait("style") and hasattr(control.style, "description_width") and not control.style.description_width:
         control.style.description_width = "initial"
-    if isinstance(control, ipywidgets.ToggleButtons) and control.layout.width is None:
-        control.layout.width = "max-content"  # the label beside the buttons, not above them
+    if isinstance(control, ipywidgets.ToggleButtons):  # the label beside the buttons, not above them; buttons as wide as their words
+        control.layout.display, control.layout.align_items, control.layout.width = "flex", "center", control.layout.width or "auto"
+        control.style.button_width = control.style.button_width or "auto"
     if isinstance(control, ipywidgets.Checkbox):
-        control.indent = False
+        control.indent, control.layout.width = False, control.layout.width or "auto"
     return control.description.rstrip(":")
 
 

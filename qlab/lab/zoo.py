@@ -32,6 +32,7 @@ RECIPE = {  # SGD with Nesterov momentum, one-cycle learning rate (Smith 2018), 
     "resnet": {"epochs": 16, "max_lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0},
 }
 BATCH_SIZE, MOMENTUM = 128, 0.9
+_REMEDY = "restore it with git checkout, or train it with qlab zoo"
 
 
 def _known(name: str) -> str:
@@ -52,9 +53,9 @@ def load(name: str, folder: Path = FOLDER) -> nn.Module:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): restore it with git checkout, or train it with qlab zoo {name}.") from None
+        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
     if hashlib.sha256(content).hexdigest() != checksum:
-        raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): restore it with git checkout, or train it with qlab zoo {name}.")
+        raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): {_REMEDY} {name}.")
     model = MODELS[name]()
     model.load_state_dict(load_bytes(content))
     return model.eval().requires_grad_(False)
@@ -70,7 +71,7 @@ def record(name: str, folder: Path = FOLDER) -> dict:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): restore it with git checkout, or train it with qlab zoo {name}.") from None
+        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -101,7 +102,7 @@ def train(name: str, seed: int = 0, epochs: int | None = None, folder: Path = FO
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = MODELS[name]().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe["max_lr"], momentum=MOMENTUM, nesterov=True, weight_decay=recipe["weight_decay"])
+    optimizer = torch.optim.SGD(model.parameters(), recipe["max_lr"], MOMENTUM, weight_decay=recipe["weight_decay"], nesterov=True)
     steps = math.ceil(len(images) / BATCH_SIZE) * recipe["epochs"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["max_lr"], total_steps=steps)
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe["label_smoothing"])
@@ -130,7 +131,8 @@ def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float,
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": "Fashion-MNIST, 60,000 training images", "data_sha256": data.SHA256["train-images-idx3-ubyte.gz"],
         "augmentation": "horizontal flip, shift by up to 2 pixels",
-        "optimiser": "SGD, Nesterov momentum, one-cycle learning rate", "momentum": MOMENTUM, "batch_size": BATCH_SIZE, **recipe, "seed": seed,
+        "optimiser": "SGD, Nesterov momentum, one-cycle learning rate",
+        "momentum": MOMENTUM, "batch_size": BATCH_SIZE, **recipe, "seed": seed,
         "test_images": len(test.labels), "test_correct": _correct(model, *test),
         "command": f"qlab zoo {name}", "date": datetime.date.today().isoformat(), "minutes": round(seconds / 60, 1),
         "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,

@@ -8,13 +8,13 @@
 
 from collections import OrderedDict
 
-import torch
 from torch import nn
 
 
 def plain_cnn() -> nn.Sequential:
     """Three convolutions with ReLU and pooling, then two linear layers; 93,322 parameters.
 
+    >>> import torch
     >>> plain_cnn()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
@@ -36,6 +36,7 @@ def _separable(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 def depthwise_net() -> nn.Sequential:
     """A stem and six depthwise-separable blocks with batch norm, then one linear layer.
 
+    >>> import torch
     >>> depthwise_net()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
@@ -67,6 +68,7 @@ class Residual(nn.Module):
 def resnet() -> nn.Sequential:
     """A stem and four residual blocks of width 48 and 96, then one linear layer.
 
+    >>> import torch
     >>> resnet()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """

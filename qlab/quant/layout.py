@@ -20,7 +20,7 @@ def as_float(x, name: str = "x") -> torch.Tensor:
     try:
         x = torch.as_tensor(x).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} is a {type(x).__name__} that does not convert to a tensor ({error}); give a tensor, array or list.") from None
+        raise TypeError(f"{name} is a {type(x).__name__} and no tensor ({error}); give a tensor, an array or a list.") from None
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} holds {x.dtype}, and must hold float16, bfloat16, float32 or float64: convert it, for example x.float().")
     return x
@@ -48,8 +48,8 @@ def check_layout(shape: torch.Size, axis: int | None, group_size: int | None) ->
     if group_size is not None:
         others = math.prod(n for i, n in enumerate(shape) if i != axis)
         if isinstance(group_size, bool) or not isinstance(group_size, Integral) or group_size < 1 or others % group_size:
-            raise ValueError(f"group_size is {group_size!r}, and must divide the {others} elements that axis={axis} leaves to each channel "
-                             f"of shape {tuple(shape)}.")
+            raise ValueError(f"group_size is {group_size!r}, and must divide the {others} elements that axis={axis} leaves to each "
+                             f"channel of shape {tuple(shape)}.")
         group_size = int(group_size)
     return axis, group_size
 

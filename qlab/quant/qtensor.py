@@ -88,7 +88,8 @@ class QTensor:
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            raise type(error)(error.errno, f"cannot write {path} ({error.strerror}): give a path in a folder that exists and may be written") from None
+            problem = f"cannot write {path} ({error.strerror}): give a path in a folder that exists and may be written"
+            raise type(error)(error.errno, problem) from None
 
     def _stored(self) -> dict[str, torch.Tensor]:
         """What has to be kept beside the codes; a zero-point that is 0 by definition has not."""
@@ -164,8 +165,10 @@ def _restore(tensors: dict, fields: dict) -> QTensor:
         raise ValueError("a code lies outside the codebook")
     low = -(2 ** (bits - 1) - 1) if scheme in SIGNED else 0
     codes = (codes.to(torch.int32) + low).to(codes_dtype).reshape(shape)
-    zero_point = torch.zeros_like(tensors["scale"], dtype=codes_dtype) if scheme in ("symmetric", "sign_magnitude") else tensors.get("zero_point")
-    return QTensor(codes, bits, scheme, dtype, tensors.get("scale"), zero_point, tensors.get("codebook"), fields["base"], axis, group_size)
+    scale, zero_point = tensors.get("scale"), tensors.get("zero_point")
+    if scheme in ("symmetric", "sign_magnitude"):
+        zero_point = torch.zeros_like(scale, dtype=codes_dtype)
+    return QTensor(codes, bits, scheme, dtype, scale, zero_point, tensors.get("codebook"), fields["base"], axis, group_size)
 
 
 def _name(dtype: torch.dtype) -> str:

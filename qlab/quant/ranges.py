@@ -75,8 +75,9 @@ def mse(x, bits: int = 8, scheme: str = "affine", axis: int | None = None, candi
     best = [low.clone(), high.clone()]
     for step in range(candidates, 0, -1):
         f = step / candidates
-        x_hat = linear.quantize(x, bits, scheme, axis, x_min=_shaped(f * low, f * high, axis).x_min, x_max=_shaped(f * low, f * high, axis).x_max)
-        error = (to_rows(x_hat.dequantize(), axis, None).double() - rows).square_().sum(1)
+        tried = _shaped(f * low, f * high, axis)
+        x_hat = linear.quantize(x, bits, scheme, axis, x_min=tried.x_min, x_max=tried.x_max).dequantize()
+        error = (to_rows(x_hat, axis, None).double() - rows).square_().sum(1)
         better = error < least
         least = torch.where(better, error, least)
         best = [torch.where(better, f * own, kept) for own, kept in zip((low, high), best)]

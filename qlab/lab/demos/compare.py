@@ -7,6 +7,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from qlab.lab import plot, widgets
 from qlab.lab.significance import McNemar, mcnemar
@@ -17,8 +18,11 @@ RING = {"marker": "o", "linestyle": "", "markersize": 17, "markerfacecolor": "no
 TICKS = (10, 30, 50, 70, 80, 85, 90, 92, 94, 96)
 
 
-def error_scale(ax: Axes, low: float = 5, high: float = 95) -> None:
-    """Accuracies in percent from low to high, spread by the logarithm of 100 minus them: halving the errors is always the same height."""
+def error_scale(ax: Axes, low: float = -10, high: float = 95) -> None:
+    """Accuracies in percent from low to high, spread by the logarithm of the errors: half as many errors is the same height everywhere.
+
+    A low below 0 leaves room under the points of a network that guesses.
+    """
     ax.set_yscale("function", functions=(lambda y: -np.log(np.clip(100 - y, 1e-3, None)), lambda y: 100 - np.exp(-y)))
     ax.set(ylim=(low, high), yticks=[tick for tick in TICKS if low <= tick <= high])
     ax.yaxis.set_major_formatter("{x:g}")
@@ -62,19 +66,20 @@ class _Sizes:
         self.bars = {m: ax.vlines([], 0, 0, color=s["color"], linewidth=1.4) for m, s in styles.items()}
         self.reference = ax.axhline(0, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.3, label="float")
         self.rings, = ax.plot([], [], **RING)
-        self.names = [ax.annotate(name, (1, 50), (0, 15), textcoords="offset points", ha="center", fontweight="bold") for name in "AB"]
+        self.names = [ax.annotate(name, (1, 50), (side * 17, -5), textcoords="offset points", ha="center", fontweight="bold")
+                      for name, side in (("A", -1), ("B", 1))]  # either side: they stay apart where the points do not
         self.net = None
         ax.set_xscale("log")
         ax.set(xlabel="size (KB, 1 KB = 1000 bytes)", ylabel="test accuracy (%), by log of errors")
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter("")
+        ax.xaxis.set_minor_locator(NullLocator())
         error_scale(ax)
         ax.legend(loc="lower right", handles=[*self.lines.values(), self.reference])
 
     def show(self, table: dict, net: str, per: str, widths: list[int], chosen: list[tuple]) -> None:
         if net != self.net:
             sizes = [row["nbytes"] / plot.KB for row in table.values() if row["net"] == net and row["method"] != "float"]
-            low, high = min(sizes) / 1.1, max(sizes) * 1.1
+            low, high = min(sizes) / 1.2, max(sizes) * 1.1
             self.ax.set(xlim=(low, high), xticks=[t for t in (10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500) if low < t < high])
             self.reference.set_ydata([100 * table[net, "float", "tensor", 32]["result"].value] * 2)
             self.net = net
@@ -85,17 +90,17 @@ class _Sizes:
             self.bars[method].set_segments([_interval(table[net, method, per, width]) for width in widths])
         points = [_point(table[net, method, per, bits]) for method, bits in chosen]
         self.rings.set_data(*zip(*points))
-        near = points[0] != points[1] and abs(np.log(points[0][0] / points[1][0])) < 0.1  # the names go where they do not cover each other
-        for name, (x, y), other_y, first in zip(self.names, points, (points[1][1], points[0][1]), (True, False)):
-            name.xy = (x, y)
-            name.set_position((0, -24 if near and (y < other_y or (y == other_y and first)) else 15))
+        for name, xy in zip(self.names, points):
+            name.xy = xy
 
 
 class _Differences:
     """The panel on the right: B minus A in points with its 95 % interval; filled where p < 0.05; the chosen bits in a ring."""
 
     def __init__(self, ax: Axes, widths: list[int]):
-        self.ax, self.widths = ax, np.array(widths)
+        self.widths = np.array(widths)
+        self.title = ax.text(0, 1.03, "", transform=ax.transAxes, size=13)  # a text, not the axes' title: those are redrawn with the frame
+        ax.set_title(" ")                                                   # which keeps the place for it
         ink = plot.COLORS["float"]
         ax.axhline(0, color=plot.COLORS["muted"], linewidth=1.3)
         self.bars = ax.vlines(widths, 0, 0, color=ink, linewidth=1.6)
@@ -118,9 +123,7 @@ class _Differences:
         self.real.set_data(self.widths[real], points[real])
         self.noise.set_data(self.widths[~real], points[~real])
         self.ring.set_data([self.widths[at]], [points[at]])
-        title = f"{b} minus {a}"
-        if self.ax.get_title(loc="left") != title:
-            self.ax.set_title(title, loc="left")
+        self.title.set_text(f"{b} minus {a}")
 
 
 def _point(row: dict) -> tuple[float, float]:

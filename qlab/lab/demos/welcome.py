@@ -121,10 +121,10 @@ def _tile(ax, picture: torch.Tensor, label: int):
 
 def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
     curves, names = {}, {}
-    for per, style, at in zip(AXES, plot.line_styles(["linear", "linear"]), ((3.45, 79), (6.3, 50))):
+    for per, style, at in zip(AXES, plot.line_styles(["linear", "linear"]), ((3.45, 79), (6.05, 48))):
         accuracies = [100 * found[per, bits].accuracy.value for bits in BITS]
         curves[per], = ax.plot(BITS, accuracies, **style, markersize=6)
-        names[per] = ax.text(*at, f"one scale per {per}", va="center", color=style["color"], fontsize=11)
+        names[per] = ax.text(*at, f"one scale per {per}", va="center", color=style["color"], fontsize=10.5)
     accuracy = 100 * found[FLOAT].accuracy.value
     ax.axhline(accuracy, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.4)
     ax.text(1.8, accuracy + 1.5, "float32", va="bottom", fontsize=11)
