@@ -123,10 +123,25 @@ class _Picture:
         few = len(levels) <= 32
         self.marks.set(segments=[[(v, 0), (v, 0.86 if few else 0.08)] for v in levels], color=color, linewidth=1.2 if few else 0.6)
         self.note.set_text(f"{len(levels)} levels")
-        grid = torch.linspace(self.low, self.high, GRID)
-        at = linear.quantize(grid, q.bits, q.scheme, x_min=self.given(x_min, x_max, q)[0], x_max=self.given(x_min, x_max, q)[1])
-        self.error.set(data=(grid.numpy(), (at.dequantize() - grid).numpy()), color=color)
+        nearest = (self.grid / q.scale + q.zero_point).round().clamp(*q.code_range)
+        self.error.set(data=(self.grid.numpy(), (q.scale * (nearest - q.zero_point) - self.grid).numpy()), color=color)
         for line, y in zip(self.bound, (half, -half)):
             line.set_ydata([y, y])
-        for shade, (a, b) in zip(self.shades, 2 * [(self.low, x_min), (x_max, self.high)]):
-            shade.set(x=a, width=b - a)
+        low, high = self.grid[0].item(), self.grid[-1].item()
+        for shade, (a, b) in zip(self.shades, 2 * [(low, x_min), (x_max, high)]):
+            shade.set(x=a, width=max(0, b - a))
+
+    def _frame(self, name: str, x: torch.Tensor) -> None:
+        """Everything that depends on the values alone. A bar that dwarfs the others, as that of the zeros after ReLU, is cut off."""
+        counts, edges = np.histogram(x.numpy(), 200)
+        first, second = np.sort(counts)[[-1, -2]]
+        cut = first > 3 * second
+        self.bars.set_data(counts, edges)
+        self.grid, margin = torch.linspace(float(edges[0]), float(edges[-1]), GRID), 0.04 * (edges[-1] - edges[0])
+        for ax in (self.left, self.right):
+            ax.set_xlim(edges[0] - margin, edges[-1] + margin)
+        self.left.set_ylim(0, 1.4 * (second if cut else first))
+        self.left.set_xlabel(f"value (the tallest bar, {first:,} values, is cut off)" if cut else "value")
+        reach = 0.55 * max(abs(edges[0]), abs(edges[-1]))
+        self.right.set_ylim(-reach, reach)
+        self.name = name

@@ -150,7 +150,7 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
         for i, (cell, digit) in enumerate(zip(cells, digits)):
             face, ink = paint(text[i], field_of(i, f))
             cell.set(x=left[i], width=0.92 * width, facecolor=face, edgecolor=FIELDS[field_of(i, f)], visible=i < f.bits)
-            digit.set(x=left[i] + 0.46 * width, text=text[i], color=ink)
+            digit.set(x=left[i] + 0.46 * width, text=text[i], color=ink, visible=i < f.bits)
         for field, says in f.explain(code).items():
             at = [left[i] + 0.46 * width for i in range(f.bits) if field_of(i, f) == field] or [0]
             for word, said in zip(words[field], says):

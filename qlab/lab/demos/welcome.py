@@ -159,7 +159,7 @@ def _size_axes(ax, found: dict[tuple[str, int], Answer]):
 
 X86 = {
     "avx2": ("AVX2", "registers of 256 bits: 8 float32 at a time, or 32 int8, whose products take several instructions"),
-    "avx512_vnni": ("AVX-512 VNNI", "one instruction multiplies 64 pairs of int8 and adds them up in 16 int32 sums"),
+    "avx512_vnni": ("AVX-512 VNNI", "one instruction multiplies 64 pairs of 8-bit integers and adds them up in 16 int32 sums"),
     "amx_int8": ("AMX INT8", "one instruction multiplies two int8 tiles of up to 16 x 64: 16,384 products, summed in int32"),
 }
 ARM = {
