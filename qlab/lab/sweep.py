@@ -80,8 +80,8 @@ def picture(path: Path, net: str = "depthwise") -> None:
         of = {m: [r for r in rows if r["method"] == m and r["per"] == per] for m in METHODS}
         points = {m: [_point(r) for r in of[m]] for m in METHODS}
         reference = _point(next(r for r in rows if r["method"] == "float"))
-        plot.pareto(points, reference, ax, {m: [r["bits"] for r in of[m]] for m in METHODS})
-        ax.set_title(f"one scale or codebook per {per}")
+        plot.pareto(points, reference, ax, {"linear": [r["bits"] for r in of["linear"]]})
+        ax.set(title=f"one scale or codebook per {per}", ylim=(0, 100))
     axes[1].set_ylabel("")
     axes[0].figure.savefig(path)
 

@@ -30,7 +30,8 @@ def rulers(coded: dict[str, QTensor], ax: Axes, values=None, zero: bool = True) 
         ax.hlines(y, levels[0], levels[-1], color=color, linewidth=1.4)
         ax.vlines(levels, y - 0.14, y + 0.14, color=color, linewidth=2)
         for code, level in enumerate(levels, q.code_range[0]):
-            ax.text(level, y - 0.24, f"{code}", ha="center", va="top", fontsize=11, color=color)
+            ax.text(level, y - 0.24, f"{code}", ha="center", va="top", fontsize=11, color=color,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         ax.text(left, y + (1.15 if values is not None else 0.3), label, va="bottom", fontsize=11, color=color)
         if values is not None:
             x, x_hat = torch.as_tensor(values).tolist(), q.dequantize().tolist()
@@ -85,10 +86,10 @@ def play(values: dict[str, torch.Tensor], bits: int = 4) -> widgets.Live:
             x_min = -x_max
         rounding, saturation = split_error(x, x_hat, x_min, x_max)
         total = rounding + saturation
-        largest = x_hat.sub_(x).abs_().max().item()
+        largest = max(abs(end.item()) for end in x_hat.sub_(x).aminmax())
         picture.show(values, x, q, max(low, x_min), min(high, x_max))
         sqnr = 10 * np.log10(energy / x.numel() / total) if total else np.inf
-        return (f"scale {q.scale.item():.3g}, zero-point {q.zero_point.item():.4g}, largest error {largest:.3g} = "
+        return (f"scale {q.scale.item():.3g}, zero-point {q.zero_point.item() + 0.0:.4g}, largest error {largest:.3g} = "
                 f"{largest / q.scale.item():.2f} scales; of the squared error {100 * rounding / max(total, 1e-300):.0f} % is rounding, "
                 f"{100 * saturation / max(total, 1e-300):.0f} % saturation; <b>SQNR {sqnr:.1f} dB</b>")
 
@@ -138,8 +139,8 @@ class _Picture:
         cut = first > 3 * second
         self.bars.set_data(counts, edges)
         self.grid, margin = torch.linspace(float(edges[0]), float(edges[-1]), GRID), 0.04 * (edges[-1] - edges[0])
-        for ax in (self.left, self.right):
-            ax.set_xlim(edges[0] - margin, edges[-1] + margin)
+        for ax in (self.left, self.right):  # the levels of a symmetric code reach as far on either side
+            ax.set_xlim((min(edges[0], -edges[-1]) if edges[0] < 0 else edges[0]) - margin, max(edges[-1], -edges[0]) + margin)
         self.left.set_ylim(0, 1.4 * (second if cut else first))
         self.left.set_xlabel(f"value (the tallest bar, {first:,} values, is cut off)" if cut else "value")
         reach = 0.55 * max(abs(edges[0]), abs(edges[-1]))

@@ -106,20 +106,27 @@ class BitRow(ipywidgets.HBox):
     """A button a bit, which flips it. value: the bits as text, "0 10001 1010000000"."""
 
     value = traitlets.Unicode()
+    format: Format | None = None
 
     def show(self, f: Format, code: int) -> "BitRow":
-        self.format, self.code, digits = f, code, f"{code:0{f.bits}b}"
-        if len(self.children) != f.bits:
-            self.children = [ipywidgets.Button() for _ in digits]
-            for i, button in enumerate(self.children):
-                button.on_click(lambda _, mask=1 << (f.bits - 1 - i): self.show(self.format, self.code ^ mask))
+        self.code, digits = code, f"{code:0{f.bits}b}"
+        if f != self.format:
+            self.format, old = f, self.children
+            self.children = [self._button(i, f) for i in range(f.bits)]
+            for button in old:
+                button.close()
         for i, (digit, button) in enumerate(zip(digits, self.children)):
-            button.description, button.tooltip = digit, f"{field_of(i, f)} bit"
+            button.description = digit
             button.style.button_color, button.style.text_color = paint(digit, field_of(i, f))
-            gap = 9 if i in (1, 1 + f.exponent) else 1
-            button.layout = ipywidgets.Layout(width="22px", padding="0", margin=f"1px 0 1px {gap}px", border="1px solid #8C8C8C")
         self.value = " ".join(filter(None, (digits[0], digits[1:1 + f.exponent], digits[1 + f.exponent:])))
         return self
+
+    def _button(self, i: int, f: Format) -> ipywidgets.Button:
+        margin = f"1px 0 1px {9 if i in (1, 1 + f.exponent) else 1}px"
+        button = ipywidgets.Button(tooltip=f"{field_of(i, f)} bit", layout={"width": "22px", "padding": "0", "margin": margin,
+                                                                            "border": f"1px solid {FIELDS[field_of(i, f)]}"})
+        button.on_click(lambda _: self.show(f, self.code ^ (1 << (f.bits - 1 - i))))
+        return button
 
 
 def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
@@ -192,7 +199,7 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
 
     row = BitRow(layout=ipywidgets.Layout(flex_flow="row wrap")).show(FORMATS[name], FORMATS[name].encode(x))
     choice = ipywidgets.Dropdown(options=list(FORMATS), value=name, layout=ipywidgets.Layout(width="15em"))
-    number = ipywidgets.FloatText(x, description="round this number", layout=ipywidgets.Layout(width="16em"), style={"description_width": "initial"})
+    number = ipywidgets.FloatText(x, description="round this number", layout=ipywidgets.Layout(width="16em"))
     choice.observe(lambda c: row.show(FORMATS[c["new"]], FORMATS[c["new"]].encode(FORMATS[c["old"]].decode(row.code))), "value")
     number.observe(lambda c: row.show(FORMATS[choice.value], FORMATS[choice.value].encode(c["new"])), "value")
     return widgets.Live(fig, update, format=choice, number=number, bits=row)

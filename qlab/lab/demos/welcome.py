@@ -78,7 +78,7 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
     picked = changing(found, split.labels)
     fig = Figure(figsize=(8.4, 4.4), layout="constrained")
     top, bottom = fig.add_gridspec(2, 1, height_ratios=(1, 1.5))
-    places, (left, right) = top.subgridspec(1, len(picked)), bottom.subgridspec(1, 2, width_ratios=(5, 3))
+    places, (left, right) = top.subgridspec(1, len(picked)), bottom.subgridspec(1, 2, width_ratios=(5, 3), wspace=0.06)
     tiles = [_tile(fig.add_subplot(place), split.images[i], int(split.labels[i])) for place, i in zip(places, picked)]
     for y, word in ((-2.5, "it is"), (33.6, "it says")):
         fig.axes[0].text(-4, y, word, ha="right", va="baseline", fontsize=10, fontstyle="italic", color=plot.COLORS["muted"])
