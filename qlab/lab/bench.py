@@ -102,9 +102,9 @@ def bench_kmeans(n: int = 1_000_000) -> list[dict]:
 
 def bench_widget() -> list[dict]:
     """One slider step of notebook 02's widget over a million weights: quantize, redraw, encode the picture."""
-    from qlab.lab.demos.linear import explore
+    from qlab.lab.demos.linear import play
     x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)) * 0.05
-    demo = explore(x)
+    demo = play({"weights": x})
     slider, steps = demo.controls["bits"], iter([3, 4, 5, 6, 7, 8] * 4)
 
     def step():

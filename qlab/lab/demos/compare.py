@@ -80,7 +80,7 @@ class _Sizes:
         if net != self.net:
             sizes = [row["nbytes"] / plot.KB for row in table.values() if row["net"] == net and row["method"] != "float"]
             low, high = min(sizes) / 1.2, max(sizes) * 1.1
-            self.ax.set(xlim=(low, high), xticks=[t for t in (10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500) if low < t < high])
+            self.ax.set(xlim=(low, high), xticks=[t for t in (10, 20, 30, 40, 50, 70, 100, 200, 300, 500, 1000) if low < t < high])
             self.reference.set_ydata([100 * table[net, "float", "tensor", 32]["result"].value] * 2)
             self.net = net
         other = {"tensor": "channel", "channel": "tensor"}[per]

@@ -68,6 +68,7 @@ def log_against_linear(values: dict[str, torch.Tensor], bits: int = 4, base: flo
     for name, x in flat.items():
         if not x.count_nonzero():
             raise ValueError(f"values[{name!r}] is all zeros or empty, and must hold something to quantize.")
+    facts = {name: (x.count_nonzero().item(), peak_to_rms(x)) for name, x in flat.items()}
     fig, (left, right) = widgets.figure(9.6, 3.9, ncols=2)
     levels, errors = _Levels(left), _Errors(right)
 
@@ -76,21 +77,21 @@ def log_against_linear(values: dict[str, torch.Tensor], bits: int = 4, base: flo
         coded = {method: quantize(x) for method, quantize in quantizers(bits, base).items()}
         levels.show(values, x, coded)
         errors.show(values, x, bits, base)
-        return _caption(x, coded)
+        return _caption(x, coded, *facts[values])
 
     return widgets.Live(
         fig, update, values=ipywidgets.Dropdown(options=list(flat), value=start or next(iter(flat))), bits=ipywidgets.IntSlider(bits, 2, 8),
         base=ipywidgets.ToggleButtons(options=list(BASES.items()), value=base, style={"button_width": "4em"}))
 
 
-def _caption(x: torch.Tensor, coded: dict) -> str:
+def _caption(x: torch.Tensor, coded: dict, nonzero: int, peak: float) -> str:
     sqnr = {method: _sqnr_db(x, q.dequantize()) for method, q in coded.items()}
-    lost = {method: 100 * (1 - torch.count_nonzero(q.codes).item() / max(1, torch.count_nonzero(x).item())) for method, q in coded.items()}
+    lost = {method: 100 * (1 - torch.count_nonzero(q.codes).item() / nonzero) for method, q in coded.items()}
     gain = sqnr["log"] - sqnr["linear"]
     verdict = f"log is {abs(gain):.1f} dB {'better' if gain >= 0 else 'worse'}" if math.isfinite(gain) else "one of them is exact"
     return (f"log {sqnr['log']:.1f} dB, linear {sqnr['linear']:.1f} dB: <b>{verdict}</b>. "
             f"Underflow to 0: log {lost['log']:.1f} %, linear {lost['linear']:.1f} % of {x.numel():,} values. "
-            f"Peak / rms: {peak_to_rms(x):.1f}.")
+            f"Peak/rms {peak:.1f}.")
 
 
 def _sqnr_db(x: torch.Tensor, x_hat: torch.Tensor) -> float:

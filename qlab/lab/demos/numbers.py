@@ -168,7 +168,7 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
         if f.bits > 8:
             values = [2.0**k for k in range(1 - f.bias - f.mantissa, f.bias + 1)]
         marks.set_data(values, [0] * len(values))
-        line.set_xlim(values[0] / (values[-1] / values[0]) ** 0.03, values[-1] * (values[-1] / values[0]) ** 0.03)
+        line.set_xlim(values[0] / (values[-1] / values[0]) ** 0.015, values[-1] * (values[-1] / values[0]) ** 0.015)
         line.set_title(f"every magnitude of {f.name}" if f.bits == 8 else
                        f"{f.name}'s powers of two; {2**f.mantissa - 1:,} more numbers between two normal ones", fontsize=11)
         shown[:] = [f]

@@ -81,7 +81,7 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
     places, (left, right) = top.subgridspec(1, len(picked)), bottom.subgridspec(1, 2, width_ratios=(5, 3), wspace=0.06)
     tiles = [_tile(fig.add_subplot(place), split.images[i], int(split.labels[i])) for place, i in zip(places, picked)]
     for y, word in ((-2.5, "it is"), (33.6, "it says")):
-        fig.axes[0].text(-4, y, word, ha="right", va="baseline", fontsize=10, fontstyle="italic", color=plot.COLORS["muted"])
+        fig.axes[0].text(-4, y, word, ha="right", fontsize=10, fontstyle="italic", color=plot.COLORS["muted"])
     show_accuracy, show_size = _accuracy_axes(fig.add_subplot(left), found), _size_axes(fig.add_subplot(right), found)
 
     def update(bits: int, per: str) -> str:
@@ -98,6 +98,11 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
     return Live(fig, update,
                 bits=ipywidgets.IntSlider(3, min(BITS), max(BITS), description="bits a weight", layout={"width": "24em"}),
                 per=ipywidgets.ToggleButtons(options=list(AXES), description="one scale per", style={"button_width": "6em"}))
+
+
+def _still(ax, x: float, y: float, text: str, **style) -> None:
+    """Text at a place of ax that belongs to the figure, and so is drawn once and kept, not drawn again at each step."""
+    ax.figure.text(x, y, text, transform=ax.transData, **style)
 
 
 def _tile(ax, picture: torch.Tensor, label: int):
@@ -127,9 +132,9 @@ def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
         names[per] = ax.text(*at, f"one scale per {per}", va="center", color=style["color"], fontsize=10.5)
     accuracy = 100 * found[FLOAT].accuracy.value
     ax.axhline(accuracy, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.4)
-    ax.text(1.8, accuracy + 1.5, "float32", va="bottom", fontsize=11)
+    _still(ax, 1.8, accuracy + 1.5, "float32", va="bottom", fontsize=11)
     ax.axhline(100 / len(CLASSES), color=plot.COLORS["muted"], linewidth=1.2, linestyle=(0, (1, 2)))
-    ax.text(8.6, 100 / len(CLASSES) + 1.5, "guessing", va="bottom", ha="right", color=plot.COLORS["muted"], fontsize=11)
+    _still(ax, 8.6, 100 / len(CLASSES) + 1.5, "guessing", va="bottom", ha="right", color=plot.COLORS["muted"], fontsize=11)
     ring, = ax.plot([], [], marker="o", markersize=17, markerfacecolor="none", markeredgecolor=plot.COLORS["accent"],
                     markeredgewidth=3, linestyle="")
     ax.set(xlabel="bits a weight", ylabel="test accuracy (%)", xticks=list(BITS), xlim=(1.7, 8.7), ylim=(0, 108))
@@ -145,10 +150,10 @@ def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
 def _size_axes(ax, found: dict[tuple[str, int], Answer]):
     full = found[FLOAT].nbytes / plot.KB
     ax.barh([1], [full], color="white", edgecolor=plot.COLORS["float"], height=0.55, linewidth=1.4)
-    ax.text(full / 2, 1, f"{full:,.0f} KB", va="center", ha="center")
+    _still(ax, 1.03 * full, 1, f"{full:,.0f} KB", va="center")
     bar, = ax.barh([0], [0], color=plot.COLORS["linear"], height=0.55)
     number = ax.text(0, 0, "", va="center")
-    ax.set(xlabel="size of the network (KB)", yticks=[0, 1], yticklabels=["quantized", "float32"], xlim=(0, 1.05 * full), ylim=(-0.7, 1.7))
+    ax.set(xlabel="size of the network (KB)", yticks=[0, 1], yticklabels=["quantized", "float32"], xlim=(0, 1.4 * full), ylim=(-0.7, 1.7))
     ax.grid(False)
 
     def show(now: Answer) -> None:
