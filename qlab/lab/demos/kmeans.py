@@ -5,7 +5,6 @@ squared error after each iteration, as a multiple of the least there is. A centr
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import ipywidgets
 import numpy as np
@@ -28,7 +27,7 @@ class Layer:
         self.energy = float(np.square(self.ordered).sum())
         self.histogram = np.histogram(self.ordered, BINS)
         self.best = {bits: kmeans.mse(weight, kmeans.quantize(weight, bits).codebook) for bits in BITS}
-        self.path = lru_cache(maxsize=None)(self._path)
+        self.paths = {(start, bits): self._path(start, bits) for start in kmeans.STARTS for bits in BITS}  # now, so that no slider waits
 
     def _path(self, start: str, bits: int) -> tuple[list[np.ndarray], list[float]]:
         """The centroids before the first and after each iteration, and the mean squared error of each."""
@@ -76,6 +75,7 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
                      clip_on=False, label="centroid without weights")
     ax.set(xlabel="weight", ylabel="count (log scale)", yscale="log")
     ax.xaxis.set_major_locator(plot.plt.MaxNLocator(6))
+    ax.yaxis.set_minor_locator(plot.NullLocator())  # a dozen more ticks to draw at each change of the axes
     ax.yaxis.set_major_formatter(plot.FuncFormatter(lambda count, _: f"{count:,g}"))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9.5, handletextpad=0.3, columnspacing=1.0)
     curve, = curve_ax.plot([], [], color=plot.COLORS["kmeans"])
@@ -89,7 +89,7 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
 
     def update(layer: str, start: str, bits: int, iteration: int) -> str:
         data = layers[layer]
-        path, errors = data.path(start, bits)
+        path, errors = data.paths[start, bits]
         last = len(path) - 1
         controls["iteration"].max = max(last, 1)
         iteration = min(iteration, last)

@@ -1,4 +1,4 @@
-"""Notebook 02's pictures: levels as marks on a ruler, and a live figure in which bits, range and scheme move the levels of a million values.
+"""Notebook 02's pictures: levels as marks on a ruler, and a live figure: bits, range and scheme move the levels of a million values.
 
 The squared error has two parts: rounding, of the values inside the range, and saturation, of those outside, which all land on an outermost
 level. Narrowing the range lowers one and raises the other.
@@ -106,7 +106,7 @@ class _Picture:
         self.left, self.right, self.name = left, right, None
         self.bars = left.stairs([1], [0, 1], fill=True, color="#CFCFCF")
         self.marks = left.vlines([0], 0, 0.86, transform=left.get_xaxis_transform(), linewidth=1.2)
-        self.shades = [ax.add_patch(Rectangle((0, 0), 0, 1, transform=ax.get_xaxis_transform(), color=plot.COLORS["error"], alpha=0.16, lw=0))
+        self.shades = [ax.add_patch(Rectangle((0, 0), 0, 1, transform=ax.get_xaxis_transform(), color=plot.COLORS["error"], alpha=0.16))
                        for ax in (left, right) for _ in "ab"]
         self.note = left.text(0.98, 0.93, "", transform=left.transAxes, ha="right", fontsize=11)
         self.error, = right.plot([], [], linewidth=1.2)
