@@ -88,7 +88,8 @@ def lab(args: argparse.Namespace) -> int:
     LabApp.launch_instance([
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
         f"--LabApp.default_url=/lab/tree/{quote(notebook)}",
-        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside,
+        f"--LabApp.app_settings_dir={Path(qlab.__file__).parent / 'lab' / 'jupyter'}",                # and nobody is asked about news
         "--ServerApp.allow_root=True",     # in a container one is root, and the server listens to this machine only
         "--ServerApp.answer_yes=True",     # one Ctrl-C stops it
         "--Application.log_level=WARN",

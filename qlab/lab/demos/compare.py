@@ -37,7 +37,7 @@ def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: 
     table = {(row["net"], row["method"], row["per"], row["bits"]): row for row in rows}
     nets = list(dict.fromkeys(row["net"] for row in rows))
     widths = sorted({row["bits"] for row in rows if row["method"] != "float"})
-    fig, (left, right) = widgets.figure(9.6, 4.1, ncols=2, width_ratios=(1.25, 1))
+    fig, (left, right) = widgets.figure(8.8, 3.8, ncols=2, width_ratios=(1.25, 1))
     size = _Sizes(left)
     difference = _Differences(right, widths)
 
