@@ -102,3 +102,16 @@ def test_error_scale_gives_each_halving_of_the_errors_the_same_height():
     heights = ax.transData.transform([(0, y) for y in (20, 60, 80, 90)])[:, 1]
     np.testing.assert_allclose(np.diff(heights), np.diff(heights)[0])
     assert ax.get_ylim() == (10, 95) and min(ax.get_yticks()) == 10
+
+
+def test_sizes_draws_the_rows_of_one_network_and_notes_the_bits(rows):
+    ax = compare.sizes(rows[::-1], "small", "channel", Figure().subplots())  # in any order
+    drawn = {c.get_label(): c.lines[0].get_xydata() for c in ax.containers}
+    assert set(drawn) == set(compare.METHODS)
+    for method, points in drawn.items():
+        expected = [(r["nbytes"] / 1000, 100 * r["result"].value) for b in BITS for r in [find(rows, "small", method, "channel", b)]]
+        np.testing.assert_allclose(points, expected)
+    notes = {text.get_text(): text.xy for text in ax.texts}
+    assert set(notes) == {"2", "3", "4"}
+    np.testing.assert_allclose(notes["3"], drawn["linear"][1])
+    assert any(line.get_label() == "float, 400 KB" for line in ax.lines)

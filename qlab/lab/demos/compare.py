@@ -28,6 +28,20 @@ def error_scale(ax: Axes, low: float = -10, high: float = 95) -> None:
     ax.yaxis.set_major_formatter("{x:g}")
 
 
+def sizes(rows: list[dict], net: str, per: str, ax: Axes | None = None) -> Axes:
+    """Size against accuracy of one network's rows of qlab.lab.sweep.load, one line a method, on error_scale; the bits beside linear's.
+
+    per: "tensor" or "channel". Without ax, a new figure of pyplot's.
+    """
+    mine = sorted((row for row in rows if row["net"] == net), key=lambda row: row["bits"])
+    of = {method: [row for row in mine if (row["method"], row["per"]) == (method, per)] for method in METHODS}
+    points = {method: [_size_and_interval(row) for row in of[method]] for method in METHODS}
+    reference = next(_size_and_interval(row) for row in mine if row["method"] == "float")
+    ax = plot.pareto(points, reference, ax, {"linear": [row["bits"] for row in of["linear"]]})
+    error_scale(ax)
+    return ax
+
+
 def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: int = 4, a: str = "linear",
            b: str = "kmeans") -> widgets.Live:
     """Left: size against accuracy of one network's rows. Right: the accuracy of method B minus that of A, at each number of bits.
@@ -37,7 +51,7 @@ def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: 
     table = {(row["net"], row["method"], row["per"], row["bits"]): row for row in rows}
     nets = list(dict.fromkeys(row["net"] for row in rows))
     widths = sorted({row["bits"] for row in rows if row["method"] != "float"})
-    fig, (left, right) = widgets.figure(8.8, 3.8, ncols=2, width_ratios=(1.25, 1))
+    fig, (left, right) = widgets.figure(8.6, 3.7, ncols=2, width_ratios=(1.25, 1))
     size = _Sizes(left)
     difference = _Differences(right, widths)
 
@@ -128,6 +142,10 @@ class _Differences:
 
 def _point(row: dict) -> tuple[float, float]:
     return row["nbytes"] / plot.KB, 100 * row["result"].value
+
+
+def _size_and_interval(row: dict) -> tuple[int, float, float, float]:
+    return row["nbytes"], row["result"].value, row["result"].low, row["result"].high
 
 
 def _interval(row: dict) -> list[tuple[float, float]]:

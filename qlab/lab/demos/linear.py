@@ -107,7 +107,8 @@ class _Picture:
         self.bars = left.stairs([1], [0, 1], fill=True, color="#CFCFCF")
         self.marks = left.vlines([0], 0, 0.86, transform=left.get_xaxis_transform(), linewidth=1.2)
         look = {"facecolor": plot.COLORS["error"], "edgecolor": "none", "alpha": 0.16}
-        self.shades = [ax.add_patch(Rectangle((0, 0), 0, 1, transform=ax.get_xaxis_transform(), **look)) for ax in (left, right) for _ in "ab"]
+        self.shades = [ax.add_patch(Rectangle((0, 0), 0, 1, transform=ax.get_xaxis_transform(), **look))
+                       for ax in (left, left, right, right)]
         self.note = left.text(0.98, 0.93, "", transform=left.transAxes, ha="right", fontsize=11)
         self.error, = right.plot([], [], linewidth=1.2)
         self.bound = [right.axhline(0, color=plot.COLORS["muted"], linewidth=1, linestyle=(0, (4, 2))) for _ in "ab"]
