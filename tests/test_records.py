@@ -1,6 +1,7 @@
 """The committed records: what they say can be measured again, and bench.py's arithmetic."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +51,17 @@ def test_an_unknown_benchmark_is_refused():
 def test_a_benchmark_of_a_small_size_runs():
     row = bench.bench_linear(10_000)[0]
     assert row["value"] > 0 and row["ratio"] > 0 and torch.isfinite(torch.tensor(row["ratio"]))
+
+
+def test_the_readme_says_what_the_records_say():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in ("cnn", "depthwise", "resnet"):
+        entry, link = zoo.record(name), f"[{name}.json](qlab/lab/checkpoints/{name}.json)"
+        assert f"| {entry['parameters']:,} | {100 * entry['test_accuracy']:.2f} % | {link} |" in readme
+    rows = {(r["net"], r["method"], r["per"], r["bits"]): r["correct"] / 100 for r in sweep.load()}
+    kinds = ("linear", "tensor", 4), ("linear", "channel", 4), ("float", "tensor", 32)
+    tensor, channel, whole = (rows["depthwise", *kind] for kind in kinds)
+    assert f"leaves it guessing, {tensor:.1f} %; one per channel keeps {channel:.1f} % of {whole:.1f} %" in " ".join(readme.split())
+    for row in json.loads(bench.RECORD.read_text())["rows"]:
+        if row["ratio"] is not None:
+            assert f"| {row['what']} | {row['value']:g} {row['unit']} | {row['against']} | {row['ratio']:.1f} |" in readme

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in chosen or BENCHES:
         print(f"{name} ...", flush=True)
         rows += BENCHES[name]()
-    table = Table("what", "measured", "faster than", "ratio", "promise", title=machine.describe())
+    table = Table("what", "measured", "against", "times as fast", "promise", title=machine.describe())
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
         table.add_row(row["what"], f"{row['value']:g} {row['unit']}", row["against"], ratio, row["promise"])
