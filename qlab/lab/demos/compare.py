@@ -65,8 +65,8 @@ def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: 
     return widgets.Live(fig, update, net=ipywidgets.Dropdown(options=nets, value=net or nets[-1], description="network"),
                         bits=ipywidgets.IntSlider(bits, widths[0], widths[-1]),
                         per=toggle(options=["tensor", "channel"], value=per, style={"button_width": "5.5em"}),
-                        A=toggle(options=METHODS, value=a, style={"button_width": "5em"}),
-                        B=toggle(options=METHODS, value=b, style={"button_width": "5em"}))
+                        A=toggle(options=METHODS, value=a, style={"button_width": "6em"}),
+                        B=toggle(options=METHODS, value=b, style={"button_width": "6em"}))
 
 
 class _Sizes:
