@@ -139,7 +139,8 @@ def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float,
         "sha256": hashlib.sha256(partial.read_bytes()).hexdigest(),
     }
     entry["test_accuracy"] = entry["test_correct"] / entry["test_images"]
-    text = json.dumps(entry, indent=2) + "\n"
-    partial.replace(path)
-    (folder / f"{name}.json").write_text(text)
+    entry_partial = folder / f"{name}.json.partial"
+    entry_partial.write_text(json.dumps(entry, indent=2) + "\n")
+    partial.replace(path)  # both are complete before either takes its place
+    entry_partial.replace(folder / f"{name}.json")
     return entry

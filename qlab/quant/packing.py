@@ -36,9 +36,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         raise ValueError(f"codes run from {flat.min()} to {flat.max()}, and must run from 0 to {(1 << bits) - 1} to fit in {bits} bits.")
     if bits == 8:
         return torch.from_numpy(flat.astype(np.uint8))
-    if bits == 4:  # the common widths that divide a byte need no single bits
-        return torch.from_numpy(_join(flat.astype(np.uint8), 4))
-    wide = flat.astype("<u2").view(np.uint8).reshape(-1, 2)
+    width = 1 if bits < 8 else 2
+    wide = flat.astype(f"<u{width}").view(np.uint8).reshape(len(flat), width)
     single = np.unpackbits(wide, axis=1, bitorder="little")[:, :bits]                       # (n, bits)
     return torch.from_numpy(np.packbits(single, bitorder="little"))
 
@@ -64,10 +63,3 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     if bits < 8:
         return torch.from_numpy(wide[:, 0].copy())
     return torch.from_numpy(wide.view("<u2")[:, 0].astype(np.int32))
-
-
-def _join(codes: np.ndarray, bits: int) -> np.ndarray:
-    low, high = codes[0::2], codes[1::2]
-    out = low.copy()
-    out[:len(high)] |= high << bits
-    return out
