@@ -5,7 +5,6 @@ is their ratio. Nothing here is a test: a slow machine gives other times, and th
 """
 
 import argparse
-import json
 import os
 import socket
 import statistics
@@ -172,9 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_row(row["what"], f"{row['value']:g} {row['unit']}", row["against"], ratio, row["promise"])
     Console().print(table)
     if not chosen:
-        partial = RECORD.with_suffix(".partial")
-        partial.write_text(json.dumps({"command": "qlab bench", "environment": machine.environment(), "rows": rows}, indent=1) + "\n")
-        partial.replace(RECORD)
+        machine.write_record(RECORD, "qlab bench", rows=rows)
         print(f"written: {RECORD}")
 
 

@@ -8,6 +8,7 @@
 
 import ctypes
 import datetime
+import json
 import os
 import platform
 import shutil
@@ -185,6 +186,15 @@ def describe() -> str:
         parts.append(f"oneDNN limited to {a['onednn_limit']}")
     gpu = f"{a['cuda']} (compute capability {a['cuda_capability']})" if a["cuda"] else "MPS" if a["mps"] else "no CUDA"
     return ", ".join([*parts, gpu])
+
+
+def write_record(path: Path, command: str, **content) -> dict:
+    """Write and return a run record: the command that made it, the environment, the content. The old file stays until all is written."""
+    record = {"command": command, "environment": environment(), **content}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(path)
+    return record
 
 
 def environment() -> dict:

@@ -47,12 +47,8 @@ def run(nets=tuple(MODELS), path: Path = RECORD) -> dict:
         for method, per, bits in tqdm(combinations, desc=net):
             q = quantize_weights(model, METHODS[method](bits, AXES[per]))
             rows.append(_row(net, method, per, bits, q.nbytes, accuracy(q.model, test)))
-    record = {"command": "python -m qlab.lab.sweep", "environment": machine.environment(),
-              "checkpoints": {net: zoo.record(net)["sha256"] for net in nets}, "test_images": len(test.labels), "rows": rows}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
-    return record
+    return machine.write_record(path, "python -m qlab.lab.sweep", checkpoints={net: zoo.record(net)["sha256"] for net in nets},
+                                test_images=len(test.labels), rows=rows)
 
 
 def load(path: Path = RECORD) -> list[dict]:
@@ -69,25 +65,17 @@ def load(path: Path = RECORD) -> list[dict]:
 
 
 def picture(path: Path, net: str = "depthwise") -> None:
-    """Draw one network's rows: size against accuracy, per tensor beside per channel."""
+    """Draw one network's rows as notebook 05 does: size against accuracy, per tensor beside per channel."""
     import matplotlib.pyplot as plt
 
     from qlab.lab import plot
+    from qlab.lab.demos import compare
     plot.use_style()
-    rows = [row for row in load() if row["net"] == net]
     _, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for ax, per in zip(axes, AXES):
-        of = {m: [r for r in rows if r["method"] == m and r["per"] == per] for m in METHODS}
-        points = {m: [_point(r) for r in of[m]] for m in METHODS}
-        reference = _point(next(r for r in rows if r["method"] == "float"))
-        plot.pareto(points, reference, ax, {"linear": [r["bits"] for r in of["linear"]]})
-        ax.set(title=f"one scale or codebook per {per}", ylim=(0, 100))
+        compare.sizes(load(), net, per, ax).set_title(f"one scale or codebook per {per}")
     axes[1].set_ylabel("")
     axes[0].figure.savefig(path)
-
-
-def _point(row: dict) -> tuple[int, float, float, float]:
-    return row["nbytes"], row["result"].value, row["result"].low, row["result"].high
 
 
 if __name__ == "__main__":

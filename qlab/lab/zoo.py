@@ -23,6 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from qlab.lab import data
+from qlab.lab.measure import accuracy
 from qlab.nets.models import MODELS
 
 FOLDER = Path(__file__).parent / "checkpoints"
@@ -85,12 +86,6 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
 
 
-@torch.no_grad()
-def _correct(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> int:
-    model.eval()
-    return sum((model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(500), labels.split(500)))
-
-
 def train(name: str, seed: int = 0, epochs: int | None = None, folder: Path = FOLDER) -> dict:
     """Train one network on the 60,000 training images; write checkpoint and record to folder; return the record.
 
@@ -133,7 +128,7 @@ def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float,
         "augmentation": "horizontal flip, shift by up to 2 pixels",
         "optimiser": "SGD, Nesterov momentum, one-cycle learning rate",
         "momentum": MOMENTUM, "batch_size": BATCH_SIZE, **recipe, "seed": seed,
-        "test_images": len(test.labels), "test_correct": _correct(model, *test),
+        "test_images": len(test.labels), "test_correct": int(accuracy(model, test).correct.sum()),
         "command": f"qlab zoo {name}", "date": datetime.date.today().isoformat(), "minutes": round(seconds / 60, 1),
         "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
         "sha256": hashlib.sha256(partial.read_bytes()).hexdigest(),

@@ -45,8 +45,9 @@ def quantize(x, bits: int = 4, axis: int | None = None, group_size: int | None =
     axis, group_size = check_layout(x.shape, axis, group_size)
     rows = to_rows(x, axis, group_size)
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    values = rows.to("cpu", work).numpy()
     check_finite(*extremes(rows))
+    rows = rows.to("cpu", work)
+    values = rows.numpy()
     k = max(1, min(2**bits, values.shape[1]))
     if values.size == 0:
         books = np.zeros((len(values), k))
@@ -55,7 +56,7 @@ def quantize(x, bits: int = 4, axis: int | None = None, group_size: int | None =
     else:
         books = np.stack([lloyd(row, initial(row, k, start, seed))[-1].numpy() for row in values])
     codebook = torch.from_numpy(books).to(work)
-    codes = _nearest(rows.to("cpu", work), codebook).to(torch.uint8 if bits <= 8 else torch.int32)
+    codes = _nearest(rows, codebook).to(torch.uint8 if bits <= 8 else torch.int32)
     shape = params_shape(x.shape, axis, group_size)
     return QTensor(codes=from_rows(codes.to(x.device), x.shape, axis), bits=bits, scheme="kmeans", dtype=x.dtype,
                    codebook=codebook.to(x.device).reshape(*shape, k), axis=axis, group_size=group_size)

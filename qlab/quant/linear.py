@@ -56,11 +56,11 @@ def quantize(x, bits: int = 8, scheme: str = "minmax", axis: int | None = None, 
     bits = check_bits(bits, 2 if scheme == "symmetric" else 1)
     axis, group_size = check_layout(x.shape, axis, group_size)
     rows = to_rows(x, axis, group_size)
-    low, high = _range(rows, params_shape(x.shape, axis, group_size), x_min, x_max)
+    shape = params_shape(x.shape, axis, group_size)
+    low, high = _range(rows, shape, x_min, x_max)
     scale, zero_point, offset = _parameters(low, high, bits, scheme, torch.float64 if x.dtype == torch.float64 else torch.float32)
     step = torch.where(high > low, scale, torch.inf) if scheme == "minmax" else scale       # a range of one point: all saturate to it
     codes = _encode(rows, step, zero_point, offset, bits, scheme)
-    shape = params_shape(x.shape, axis, group_size)
     return QTensor(codes=from_rows(codes, x.shape, axis), bits=bits, scheme=scheme, dtype=x.dtype, scale=scale.reshape(shape),
                    zero_point=zero_point.reshape(shape), axis=axis, group_size=group_size)
 
