@@ -77,8 +77,8 @@ def test_the_record_s_accuracy_is_what_the_checkpoint_reaches():
 
 
 def test_zoo_errors(tmp_path):
-    with pytest.raises(ValueError, match="must be one of cnn, depthwise, resnet"):
-        zoo.load("lenet")
+    with pytest.raises(ValueError, match="must be one of cnn, depthwise, resnet, lenet300, lenet5"):
+        zoo.load("vgg")
     with pytest.raises(FileNotFoundError, match="train it with qlab zoo cnn"):
         zoo.load("cnn", tmp_path)
     shutil.copy(zoo.FOLDER / "cnn.json", tmp_path)

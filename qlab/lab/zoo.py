@@ -1,8 +1,10 @@
-"""The zoo: three trained networks, each a safetensors file beside the JSON record of the run that made it.
+"""The zoo: trained networks, each a safetensors file beside the JSON record of the run that made it.
 
     cnn         plain CNN, 93K parameters
     depthwise   depthwise-separable net with batch norm, 72K parameters
     resnet      residual teacher, 375K parameters
+    lenet300    LeNet-300-100, 267K parameters, and LeNet-5, 431K: for Deep Compression
+    lenet5
 
 `qlab zoo` (or make zoo) trains them again from nothing, on the CPU, with the recipe below; nothing is chosen by the test images,
 which are looked at once, at the end.
@@ -11,7 +13,6 @@ which are looked at once, at the end.
 import datetime
 import hashlib
 import json
-import math
 import platform
 import time
 from pathlib import Path
@@ -20,17 +21,21 @@ import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
 from torch import nn
-from tqdm.auto import tqdm
+from torch.nn.functional import cross_entropy
 
 from qlab.lab import data
 from qlab.lab.measure import accuracy
 from qlab.nets.models import MODELS
+from qlab.nets.training import fit
 
 FOLDER = Path(__file__).parent / "checkpoints"
-RECIPE = {  # SGD with Nesterov momentum, one-cycle learning rate (Smith 2018), flips and shifts of up to 2 pixels
-    "cnn": {"epochs": 16, "max_lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.0},
-    "depthwise": {"epochs": 16, "max_lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0},
-    "resnet": {"epochs": 16, "max_lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0},
+FLIPS, NONE = "horizontal flip, shift by up to 2 pixels", "none"
+RECIPE = {  # SGD with Nesterov momentum, one-cycle learning rate (Smith 2018)
+    "cnn": {"augmentation": FLIPS, "epochs": 16, "max_lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.0},
+    "depthwise": {"augmentation": FLIPS, "epochs": 16, "max_lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0},
+    "resnet": {"augmentation": FLIPS, "epochs": 16, "max_lr": 0.2, "weight_decay": 5e-4, "label_smoothing": 0.0},
+    "lenet300": {"augmentation": NONE, "epochs": 20, "max_lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.0},
+    "lenet5": {"augmentation": FLIPS, "epochs": 16, "max_lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.0},
 }
 BATCH_SIZE, MOMENTUM = 128, 0.9
 _REMEDY = "restore it with git checkout, or train it with qlab zoo"
@@ -43,7 +48,7 @@ def _known(name: str) -> str:
 
 
 def load(name: str, folder: Path = FOLDER) -> nn.Module:
-    """The trained network, in evaluation mode: "cnn", "depthwise" or "resnet".
+    """The trained network, in evaluation mode: "cnn", "depthwise", "resnet", "lenet300" or "lenet5".
 
     Raises ValueError for another name or a checkpoint whose sha256 is not the record's, FileNotFoundError if it is missing.
 
@@ -95,25 +100,10 @@ def train(name: str, seed: int = 0, epochs: int | None = None, folder: Path = FO
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = data.load("train")
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = MODELS[name]().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), recipe["max_lr"], MOMENTUM, weight_decay=recipe["weight_decay"], nesterov=True)
-    steps = math.ceil(len(images) / BATCH_SIZE) * recipe["epochs"]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["max_lr"], total_steps=steps)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe["label_smoothing"])
-    started, bar = time.time(), tqdm(total=steps, desc=name, unit="step")
-    for _ in range(recipe["epochs"]):
-        model.train()
-        for batch in torch.randperm(len(images), generator=generator).split(BATCH_SIZE):
-            x = augment(images[batch], generator).to(memory_format=torch.channels_last)
-            loss = loss_of(model(x), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    bar.close()
+    model, started = MODELS[name](), time.time()
+    fit(model, images, labels, recipe["epochs"], recipe["max_lr"], seed=seed, batch_size=BATCH_SIZE, momentum=MOMENTUM,
+        weight_decay=recipe["weight_decay"], augment=augment if recipe["augmentation"] == FLIPS else None, name=name,
+        loss=lambda model, x, y: cross_entropy(model(x), y, label_smoothing=recipe["label_smoothing"]))
     return _write(name, seed, recipe, model, time.time() - started, folder)
 
 
@@ -125,7 +115,6 @@ def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float,
         "name": name, "architecture": f"qlab.nets.models.{MODELS[name].__name__}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": "Fashion-MNIST, 60,000 training images", "data_sha256": data.SHA256["train-images-idx3-ubyte.gz"],
-        "augmentation": "horizontal flip, shift by up to 2 pixels",
         "optimiser": "SGD, Nesterov momentum, one-cycle learning rate",
         "momentum": MOMENTUM, "batch_size": BATCH_SIZE, **recipe, "seed": seed,
         "test_images": len(test.labels), "test_correct": int(accuracy(model, test).correct.sum()),

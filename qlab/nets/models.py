@@ -1,4 +1,4 @@
-"""The course's three networks, for 28 x 28 grey images and 10 classes: input (n, 1, 28, 28), output logits (n, 10).
+"""The course's networks, for 28 x 28 grey images and 10 classes: input (n, 1, 28, 28), output logits (n, 10).
 
     cnn         three plain convolutions, no batch norm, 93K parameters: weights with one bell-shaped histogram a layer
     depthwise   MobileNet-like (Howard et al. 2017): batch norm and depthwise convolutions, whose channels have ranges
@@ -6,6 +6,8 @@
                 belong to channels that died in training: their variance is near 0, and folding divides by its root
                 (as Sheng et al. 2018 saw in MobileNet)
     resnet      a larger residual network (He et al. 2016), the teacher for distillation
+    lenet300    LeNet-300-100 and LeNet-5, old and generous with weights: the two networks on which pruning and
+    lenet5      Deep Compression (Han et al. 2015, 2016) report their numbers
 """
 
 from collections import OrderedDict
@@ -82,4 +84,30 @@ def resnet() -> nn.Sequential:
     ))
 
 
-MODELS = {"cnn": plain_cnn, "depthwise": depthwise_net, "resnet": resnet}
+def lenet_300_100() -> nn.Sequential:
+    """Three linear layers, 784-300-100-10 (LeCun et al. 1998; the widths of Han et al. 2015); 266,610 parameters.
+
+    >>> import torch
+    >>> lenet_300_100()(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    return nn.Sequential(OrderedDict(
+        flatten=nn.Flatten(), fc1=nn.Linear(784, 300), relu1=nn.ReLU(), fc2=nn.Linear(300, 100), relu2=nn.ReLU(), fc3=nn.Linear(100, 10),
+    ))
+
+
+def lenet_5() -> nn.Sequential:
+    """Two 5 x 5 convolutions and two linear layers, Caffe's version of LeNet-5, as in Han et al. 2015; 431,080 parameters.
+
+    >>> import torch
+    >>> lenet_5()(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    return nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(1, 20, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),                  # (n, 20, 12, 12)
+        conv2=nn.Conv2d(20, 50, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),                 # (n, 50, 4, 4)
+        flatten=nn.Flatten(), fc1=nn.Linear(800, 500), relu3=nn.ReLU(), fc2=nn.Linear(500, 10),
+    ))
+
+
+MODELS = {"cnn": plain_cnn, "depthwise": depthwise_net, "resnet": resnet, "lenet300": lenet_300_100, "lenet5": lenet_5}
