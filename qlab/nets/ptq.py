@@ -14,16 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qlab.nets.graph import LAYERS, folding_pairs, trace
 from qlab.quant import QTensor
-
-LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy in which every BatchNorm2d that follows a Conv2d, in the order of registration, is folded into it and gone.
+    """A copy in which every BatchNorm2d that a Conv2d feeds is folded into it and gone (an Identity is in its place).
 
     The copy is in evaluation mode and computes the same logits up to rounding. Raises ValueError for a batch norm without running
-    statistics, or one that no convolution of its width precedes.
+    statistics, one that no convolution feeds, or a network that qlab.nets.graph cannot read.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     >>> fold_batch_norm(net)
@@ -33,18 +32,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
       (2): ReLU()
     )
     """
+    pairs = folding_pairs(trace(model))
     model = copy.deepcopy(model).eval()
-    before = None
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            if before is None or before.out_channels != module.num_features or module.running_var is None:
-                raise ValueError(f"{name} cannot be folded: a BatchNorm2d needs running statistics and a Conv2d of its width before it.")
-            _fold(before, module)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Identity())
-            before = None
-        elif not list(module.children()):
-            before = module if isinstance(module, nn.Conv2d) else None
+    for conv, bn in pairs:
+        _fold(model.get_submodule(conv.target), model.get_submodule(bn.target))
+        parent, _, child = bn.target.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())
     return model
 
 

@@ -1,0 +1,139 @@
+"""A network as the graph of its layers: who feeds whom, in the order in which they run.
+
+The list of a module's children does not tell that. `torch.fx` runs the forward method once with a placeholder and notes what happens
+to it: each note is a node. Quantization needs the graph to know which batch norm follows which convolution, which sums (residual
+connections) there are, and where a tensor of activations comes to be, which then gets a scale of its own:
+
+    input -> [conv -> relu] -> maxpool -> [conv] -> [+ -> relu] -> [mean] -> flatten -> [linear]       a scale at the input, and at each ]
+"""
+
+import copy
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+LAYERS = (nn.Conv2d, nn.Linear)
+KINDS = {
+    nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "batchnorm", nn.ReLU: "relu", nn.MaxPool2d: "maxpool",
+    nn.AvgPool2d: "mean", nn.AdaptiveAvgPool2d: "mean", nn.Flatten: "flatten",
+}
+MODULES = {  # functions that forward may call, as the layers that they are
+    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d, torch.flatten: nn.Flatten, "flatten": nn.Flatten,
+}
+DEFAULTS = {nn.Flatten: {"start_dim": 0}}                                                   # where the function's is not the module's
+ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)                                           # what does nothing in evaluation
+MAKES = ("conv", "linear", "add", "mean", "input")                                          # what makes values that need a scale
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A copy of the model as a graph, in evaluation mode: only nodes of the kinds below, dropout and identities left out.
+
+    Kinds: input, conv, linear, batchnorm, relu, maxpool, mean (average pooling), flatten, add, output. A layer that is never called
+    is not in the graph. Raises ValueError, naming the node, for anything else, for control flow that depends on values, for more
+    than one input.
+
+    >>> [kind(graph, node) for graph in [trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()))] for node in graph.graph.nodes]
+    ['input', 'conv', 'relu', 'flatten', 'output']
+    """
+    model = copy.deepcopy(model).eval()
+    try:
+        # A bare layer is a leaf of fx, and so would be no graph at all: wrap it.
+        traced = fx.symbolic_trace(nn.Sequential(model) if type(model) in KINDS else model)
+    except Exception as error:  # noqa: BLE001  whatever forward does with a placeholder may raise anything
+        raise ValueError(f"the network cannot be read as a graph ({str(error).splitlines()[0] if str(error) else type(error).__name__}): its "
+                         "forward may call layers and add tensors, without deciding by their values or shapes.") from None
+    for node in list(traced.graph.nodes):
+        if node.op in ("call_function", "call_method") and node.target in MODULES:
+            _as_module(traced, node)
+        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), NOTHING) or (
+                node.op == "call_function" and node.target in (F.dropout, F.dropout2d)):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    for node in traced.graph.nodes:
+        kind(traced, node)
+    if [node.op for node in traced.graph.nodes].count("placeholder") != 1:
+        raise ValueError("the network takes several inputs, and may take one tensor.")
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
+    made = MODULES[node.target]
+    options = DEFAULTS.get(made, {}) | {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
+    positional = () if made is nn.ReLU else node.args[1:]
+    if positional and made is nn.Flatten:
+        options.pop("start_dim")
+    name = f"{node.name}_layer"
+    traced.add_submodule(name, made(*positional, **options))
+    with traced.graph.inserting_after(node):
+        replacement = traced.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+    node.replace_all_uses_with(replacement)
+    traced.graph.erase_node(node)
+
+
+def kind(traced: fx.GraphModule, node: fx.Node) -> str:
+    """What a node is; ValueError for what no quantized network may hold."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "output":
+        if not isinstance(node.args[0], fx.Node):
+            raise ValueError("the network returns several values, and may return one tensor.")
+        return "output"
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        if type(module) in KINDS:
+            return KINDS[type(module)]
+        found = f"{node.target}, a {type(module).__name__}"
+    elif node.target in ADD and all(isinstance(a, fx.Node) for a in node.args) and len(node.args) == 2 and not node.kwargs:
+        return "add"
+    else:
+        found = f"{node.name}, a call of {getattr(node.target, '__name__', node.target)}"
+    raise ValueError(f"{found}, cannot be quantized: a network may hold {', '.join(c.__name__ for c in KINDS)}, Dropout, Identity, and "
+                     "sums of two tensors.")
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node that reads this one, if there is exactly one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def calls(traced: fx.GraphModule, *kinds: str) -> list[fx.Node]:
+    """The nodes of these kinds, in the order of the run; a layer that runs twice has two."""
+    return [node for node in traced.graph.nodes if kind(traced, node) in kinds]
+
+
+def points(traced: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values get a scale: the input, each layer, sum and mean; taken after the ReLU where only that reads them.
+
+    Pooling by the maximum, flattening and any other ReLU hand on the codes they get, and need none.
+
+    >>> graph = trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3)))
+    >>> [node.name for node in points(graph)]
+    ['input_1', '_1', '_3']
+    """
+    return [after(traced, node) for node in calls(traced, *MAKES)]
+
+
+def after(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The ReLU that alone reads the node, which is then computed with it in one step; else the node itself."""
+    user = only_user(node)
+    fused = kind(traced, node) != "input" and user is not None and kind(traced, user) == "relu"
+    return user if fused else node
+
+
+def folding_pairs(traced: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    """Each batch norm with the convolution before it. Raises ValueError for one that cannot be folded."""
+    pairs = []
+    for node in calls(traced, "batchnorm"):
+        before, bn = node.args[0], traced.get_submodule(node.target)
+        twice = [n.target for n in traced.graph.nodes].count(before.target) > 1
+        if kind(traced, before) != "conv" or only_user(before) is not node or twice or bn.running_var is None:
+            raise ValueError(f"{node.target} cannot be folded: a BatchNorm2d needs running statistics and a Conv2d of its width before it, "
+                             "which runs once and which nothing else reads.")
+        pairs.append((before, node))
+    return pairs
