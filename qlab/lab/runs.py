@@ -46,13 +46,27 @@ def write(name: str, command: str, folder: Path = FOLDER, **content) -> dict:
     return machine.write_record(folder / f"{name}.json", command, **content)
 
 
-def load(name: str, folder: Path = FOLDER) -> dict:
-    """A record, with an Accuracy under "result" beside every outcome in it. Raises FileNotFoundError where there is none."""
+def raw(name: str, folder: Path = FOLDER) -> dict:
+    """A record as it is in its file: what an experiment goes on from. Raises FileNotFoundError where there is none."""
     path = folder / f"{name}.json"
     try:
-        return json.loads(path.read_text(), object_hook=lambda entry: entry | {"result": accuracy_of(entry)} if "right" in entry else entry)
+        return json.loads(path.read_text())
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path} ({error.strerror}): restore it with git checkout.") from None
+
+
+def load(name: str, folder: Path = FOLDER) -> dict:
+    """A record, with an Accuracy under "result" beside every outcome in it. Raises FileNotFoundError where there is none."""
+    return _with_results(raw(name, folder))
+
+
+def _with_results(entry):
+    if isinstance(entry, list):
+        return [_with_results(e) for e in entry]
+    if not isinstance(entry, dict):
+        return entry
+    entry = {key: _with_results(value) for key, value in entry.items()}
+    return entry | {"result": accuracy_of(entry)} if "right" in entry else entry
 
 
 def save_model(name: str, model: nn.Module, folder: Path = FOLDER) -> str:

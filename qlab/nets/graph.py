@@ -126,6 +126,15 @@ def after(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
     return user if fused else node
 
 
+def maker(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The point whose codes reach the node through pooling by maximum, flattening, ReLU: the last one upstream (not for sums)."""
+    made = points(traced)
+    node = node.args[0]
+    while node not in made:
+        node = node.args[0]
+    return node
+
+
 def folding_pairs(traced: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
     """Each batch norm with the convolution before it. Raises ValueError for one that cannot be folded."""
     pairs = []

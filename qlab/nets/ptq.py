@@ -1,21 +1,28 @@
-"""Post-training quantization of a whole network's weights.
+"""Post-training quantization of a whole network: weights, and activations after a look at calibration images.
 
 Batch norm is an affine map of each channel, so in evaluation mode it folds into the convolution before it (Jacob et al. 2018, eq. 14):
 
     w' = w * gamma / sqrt(var + eps)          b' = beta + (b - mean) * gamma / sqrt(var + eps)
 
 The folded weight is what a device stores and multiplies. Its channels' ranges carry each channel's gamma / sqrt(var), which differ.
+
+Then every weight becomes codes, and every tensor of activations gets a scale and a zero-point, from the range it had on training
+images (calibration). Where scales are needed, qlab.nets.graph tells.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from qlab.nets.graph import LAYERS, folding_pairs, trace
-from qlab.quant import QTensor
+from qlab.nets.equalize import cross_layer_equalize, subtract_mean_error
+from qlab.nets.fake import FakeQuantize
+from qlab.nets.graph import LAYERS, calls, folding_pairs, maker, points, trace
+from qlab.quant import QTensor, linear
+from qlab.quant import ranges as ranges_of
+from qlab.quant.layout import check_bits
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -52,10 +59,11 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
 
 
 @dataclass(frozen=True)
-class QuantizedWeights:
-    """model: a network with decoded weights (float arithmetic: it shows accuracy, never speed). tensors: the QTensor of each layer.
+class Quantized:
+    """model: a network with decoded weights, and with fake-quantized activations if they were calibrated (float arithmetic: it shows
+    accuracy, never speed). tensors: the QTensor of each layer's weight.
 
-    nbytes: the network as a file would hold it, in bytes: quantized weights with their scales or codebooks, everything else as it is.
+    nbytes: the network as a file would hold it, in bytes: codes with their scales or codebooks, everything else as it is.
     """
 
     model: nn.Module
@@ -63,10 +71,12 @@ class QuantizedWeights:
     nbytes: int
 
 
-def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTensor], skip: tuple[str, ...] = ()) -> QuantizedWeights:
+def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTensor] | dict[str, Callable[[torch.Tensor], QTensor]],
+                     skip: tuple[str, ...] = ()) -> Quantized:
     """Quantize the weight of every Conv2d and Linear, but those named in skip, with any function from a tensor to a QTensor.
 
-    Biases stay as they are. The model given is not changed. Raises ValueError for a name in skip that is no such layer.
+    quantizer: one function for all, or one for each layer by its name. Biases stay as they are, the model given is not changed.
+    Raises ValueError for a layer that has no function, or a name that is no such layer.
 
     >>> from qlab.quant import linear
     >>> q = quantize_weights(nn.Linear(100, 10), lambda w: linear.quantize(w, 4, "symmetric", axis=0))
@@ -74,9 +84,12 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     580
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
-    unknown = sorted(set(skip) - set(layers))
-    if unknown:
-        raise ValueError(f"skip names {', '.join(unknown)}, and may name {', '.join(layers)}.")
+    by_name = quantizer if isinstance(quantizer, dict) else {name: quantizer for name in layers if name not in skip}
+    for what, names in (("skip", set(skip)), ("quantizer", set(by_name))):
+        if names - set(layers):
+            raise ValueError(f"{what} names {', '.join(sorted(names - set(layers)))}, and may name {', '.join(layers)}.")
+    if set(layers) - set(by_name) - set(skip):
+        raise ValueError(f"quantizer has nothing for {', '.join(sorted(set(layers) - set(by_name) - set(skip)))}: add it, or name it in skip.")
     quantized = copy.deepcopy(model)
     tensors, nbytes, done = {}, 0, {}
     for name in layers:
@@ -84,11 +97,127 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
         if name in skip:
             continue
         if id(weight) not in done:  # layers that share a weight share its codes
-            done[id(weight)] = quantizer(weight)
+            done[id(weight)] = by_name[name](weight)
             nbytes += done[id(weight)].nbytes
         tensors[name] = done[id(weight)]
         with torch.no_grad():
             quantized.get_submodule(name).weight.copy_(tensors[name].dequantize())
     rest = {id(t): t for t in [*model.parameters(), *model.buffers()] if id(t) not in done}
     nbytes += sum(t.numel() * t.element_size() for t in rest.values())
-    return QuantizedWeights(quantized, tensors, nbytes)
+    return Quantized(quantized, tensors, nbytes)
+
+
+RANGES = ("minmax", "average", "percentile", "mse", "entropy")
+SAMPLE = 1 << 18                                                                            # values of an activation that are kept
+
+
+def int8_per_channel(weight: torch.Tensor) -> QTensor:
+    """Symmetric int8 codes, one scale for each output channel: what integer hardware expects of weights."""
+    return linear.quantize(weight, 8, "symmetric", axis=0)
+
+
+def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor],
+             weights: Callable[[torch.Tensor], QTensor] | dict = int8_per_channel, activation_bits: int = 8, ranges: str = "minmax",
+             equalize: bool = False, correct_bias: bool = False) -> Quantized:
+    """Quantize weights and activations of a trained network: fold, observe on calibration images, fake-quantize.
+
+    calibration: images (n, ...) or batches of them; training images, never test images. weights: any function from a weight to a
+    QTensor, or one by layer name. activation_bits: 2 to 8, per tensor, affine; the network's input and its logits keep 8. ranges: how an activation's range
+    is chosen from what was seen: minmax, average (moving), percentile (99.9), mse or entropy (qlab.quant.ranges). equalize: balance
+    the channels first (cross-layer equalization); correct_bias: take the mean error that the weights' codes make out of the bias
+    (Nagel et al. 2019).
+
+    The result's model computes in floating point: it shows accuracy, never speed; qlab.nets.integer.convert makes the integer one.
+    Raises ValueError for no calibration images, NaN in them or in an activation, a network that qlab.nets.graph cannot read.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    >>> q = quantize(net, torch.rand(8, 1, 4, 4))
+    >>> [name for name, m in q.model.named_modules() if isinstance(m, FakeQuantize)]
+    ['input_1_codes', '_1_codes', '_3_codes']
+    """
+    if ranges not in RANGES:
+        raise ValueError(f"ranges is {ranges!r}, and must be one of {', '.join(RANGES)}.")
+    check_bits(activation_bits, 2, 8)
+    batches = batches_of(calibration)
+    traced = trace(fold_batch_norm(model))
+    if equalize:
+        cross_layer_equalize(traced)
+    bits = point_bits(traced, activation_bits)
+    seen = observe(traced, batches, ranges, bits)
+    q = quantize_weights(traced, weights)
+    if correct_bias:
+        subtract_mean_error(traced, q.model, batches)
+    insert(q.model, {name: FakeQuantize(bits[name], *seen[name]) for name in seen})
+    return Quantized(q.model, q.tensors, q.nbytes + 5 * len(seen))                          # a float32 scale and one byte of zero-point
+
+
+def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:
+    """The bits of each of graph.points, by node name: 8 for the network's input and its logits, inner for all between."""
+    ends = calls(traced, "input")[0], maker(traced, calls(traced, "output")[0])
+    return {node.name: 8 if node in ends else inner for node in points(traced)}
+
+
+def batches_of(calibration: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    batches = list(calibration.split(128)) if isinstance(calibration, torch.Tensor) else list(calibration)
+    if not sum(len(batch) for batch in batches):
+        raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
+    return batches
+
+
+@torch.no_grad()
+def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bits: dict[str, int]) -> dict[str, ranges_of.Range]:
+    """The range of the values at each of graph.points, by node name, over all batches; bits: of each point.
+
+    All extremes are seen; percentile, mse and entropy work on a random sample of up to 262,144 values and the extremes.
+    """
+    wanted = {node: _Seen(node.name, ranges) for node in points(traced)}
+
+    class Observer(fx.Interpreter):
+        def run_node(self, node):
+            result = super().run_node(node)
+            if node in wanted:
+                wanted[node].update(result)
+            return result
+
+    for batch in batches:
+        Observer(traced).run(batch)
+    return {node.name: seen.range(bits[node.name]) for node, seen in wanted.items()}
+
+
+class _Seen:
+    """What calibration keeps of one tensor of activations."""
+
+    def __init__(self, name: str, ranges: str):
+        self.name, self.ranges = name, ranges
+        self.extremes = ranges_of.MovingAverage() if ranges == "average" else ranges_of.RunningMinMax()
+        self.values, self.generator = [], torch.Generator().manual_seed(0)
+
+    def update(self, x: torch.Tensor) -> None:
+        if not torch.isfinite(x).all():
+            raise ValueError(f"the values at {self.name} hold NaN or infinity on the calibration images, and must be finite.")
+        self.extremes.update(x)
+        if self.ranges not in ("minmax", "average"):
+            self.values.append(self._some(x.flatten(), SAMPLE // 4))
+
+    def _some(self, x: torch.Tensor, most: int) -> torch.Tensor:
+        return x if len(x) <= most else x[torch.randint(len(x), (most,), generator=self.generator).to(x.device)]
+
+    def range(self, bits: int) -> ranges_of.Range:
+        if not self.values:
+            return self.extremes.range()
+        values = torch.cat([self._some(torch.cat(self.values), SAMPLE), torch.stack(self.extremes.range())])
+        if self.ranges == "percentile":
+            return ranges_of.percentile(values, 99.9)
+        return ranges_of.mse(values, bits, "affine") if self.ranges == "mse" else ranges_of.entropy(values, bits)
+
+
+def insert(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Put a module after each node named, as NAME_codes, for all that read the node."""
+    for node in list(traced.graph.nodes):
+        if node.name in modules:
+            name = f"{node.name}_codes"
+            traced.add_submodule(name, modules[node.name])
+            with traced.graph.inserting_after(node):
+                codes = traced.graph.call_module(name, (node,))
+            node.replace_all_uses_with(codes, delete_user_cb=lambda user, codes=codes: user is not codes)
+    traced.recompile()

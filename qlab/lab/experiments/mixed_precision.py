@@ -1,0 +1,121 @@
+"""The experiments behind notebook 08: LeNet-300-100 trained in float16 and bfloat16, with and without each ingredient.
+
+    python -m qlab.lab.experiments.mixed_precision              all parts, about 15 minutes on one core
+    python -m qlab.lab.experiments.mixed_precision rate         one of them again: equal, weight or rate
+
+    equal    float32 with six seeds, mixed precision with three, torch.autocast with GradScaler, and without scaling
+    weight   the loss times 2^-k, the learning rate times 2^k: in float32 the same training, in float16 only with scaling
+    rate     smaller and smaller learning rates, with master weights and without
+
+Learning rate and weight decay are those of the zoo's recipe for this network; batches of 128, no augmentation, all 60,000 training
+images. Which of the 10,000 test images were right is kept for every run, and a checksum of its weights.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+from functools import cache
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from qlab.lab import data, runs, zoo
+from qlab.lab.measure import accuracy
+from qlab.nets.mixed_precision import LossScale, Run, train, train_autocast
+from qlab.nets.models import lenet_300_100
+from qlab.nets.training import fit
+
+NAME, BATCH_SIZE = "mixed_precision", 128
+RECIPE = {key: zoo.RECIPE["lenet300"][key] for key in ("max_lr", "weight_decay")}
+SCALER = LossScale(2.0**16, interval=200)                       # 200, for a run has fewer than GradScaler's 2,000 steps
+DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+EQUAL = {  # arm: (seeds, how it is trained); bfloat16 is never scaled
+    "float32": (range(6), {}),
+    "float16": (range(3), {"half": "float16", "scaler": SCALER}),
+    "autocast": (range(2), {"half": "float16", "scaler": SCALER, "autocast": True}),
+    "float16, no scaling": (range(2), {"half": "float16"}),
+    "bfloat16": (range(3), {"half": "bfloat16"}),
+}
+WEIGHTS = {"float16, no scaling": (0, 12, 14, 16, 18, 20), "float16": (0, 14, 20), "bfloat16": (20,), "float32": (0, 20)}
+RATES = (0.05, 0.01, 0.002, 0.0005)
+RATE_ARMS = {
+    "float32": {}, "float16": {"half": "float16", "scaler": SCALER}, "bfloat16": {"half": "bfloat16"},
+    "float16, no master": {"half": "float16", "scaler": SCALER, "master": False},
+    "bfloat16, no master": {"half": "bfloat16", "master": False},
+}
+
+
+@cache  # equal and rate share three rows
+def row(arm: str, seed: int, epochs: int, max_lr: float, log_weight: int = 0, half: str | None = None,
+        scaler: LossScale | None = None, master: bool = True, autocast: bool = False) -> dict:
+    """Train one network, look at the test images once, and say what happened; log_weight k: the loss times 2^-k."""
+    (images, labels), weight = data.load("train"), 2.0**-log_weight
+    torch.manual_seed(seed)
+    model = lenet_300_100()
+    settings = {"epochs": epochs, "max_lr": max_lr / weight, "weight_decay": RECIPE["weight_decay"] * weight, "seed": seed,
+                "batch_size": BATCH_SIZE, "name": f"{arm}, seed {seed}, lr {max_lr:g}, loss x 2^-{log_weight}"}
+    if half is None:
+        losses = fit(model, images, labels, **settings, loss=lambda model, x, y: weight * cross_entropy(model(x), y))
+        run = Run(model, losses, [], [])
+    else:
+        function = train_autocast if autocast else lambda *arguments, **keywords: train(*arguments, master=master, **keywords)
+        run = function(model, images, labels, **settings, half=DTYPE[half], scaler=scaler,
+                       loss=lambda logits, y: weight * cross_entropy(logits, y))
+    steps = math.ceil(len(images) / BATCH_SIZE)
+    per_epoch = run.losses if half is None else [sum(run.losses[e * steps:(e + 1) * steps]) / steps for e in range(epochs)]
+    changes = [[step, scale] for step, scale in enumerate(run.scales) if step == 0 or scale != run.scales[step - 1]]
+    return {"arm": arm, "seed": seed, "epochs": epochs, "max_lr": max_lr, "log_weight": log_weight,
+            "losses": [round(value / weight, 5) if math.isfinite(value) else None for value in per_epoch], "steps": steps * epochs,
+            "scales": changes, "skipped": run.skipped, "weights_sha256": checksum(model),
+            "test": runs.outcome(accuracy(model, data.load("test")))}
+
+
+def checksum(model: torch.nn.Module) -> str:
+    """sha256 of all parameters' bytes: equal only for networks that are equal bit for bit."""
+    return hashlib.sha256(b"".join(p.detach().contiguous().numpy().tobytes() for p in model.parameters())).hexdigest()
+
+
+def equal():
+    """One row for each arm and seed, two epochs."""
+    for arm, (seeds, how) in EQUAL.items():
+        for seed in seeds:
+            yield row(arm, seed, 2, RECIPE["max_lr"], **how)
+
+
+def weight():
+    """One epoch each. What 2^-k takes from the gradient the learning rate gives back; weight decay is smaller by as much: the same updates."""
+    for arm, exponents in WEIGHTS.items():
+        for k in exponents:
+            yield row(arm, 0, 1, RECIPE["max_lr"], log_weight=k, **EQUAL[arm][1])
+
+
+def rate():
+    """Two epochs each."""
+    for max_lr in RATES:
+        for arm, how in RATE_ARMS.items():
+            yield row(arm, 0, 2, max_lr, **how)
+
+
+PARTS = {"equal": equal, "weight": weight, "rate": rate}
+
+
+def main(parts=tuple(PARTS)) -> None:
+    """Run the parts; the record is written after each row, and keeps what it holds of other parts."""
+    path = runs.FOLDER / f"{NAME}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    content = {part: kept[part] for part in PARTS if part in kept}
+    for part in parts:
+        content[part] = []
+        for entry in PARTS[part]():
+            content[part].append(entry)
+            runs.write(NAME, f"python -m qlab.lab.experiments.{NAME}", architecture="qlab.nets.models.lenet_300_100",
+                       optimiser="SGD, Nesterov momentum 0.9, one-cycle learning rate", batch_size=BATCH_SIZE, **RECIPE,
+                       scaler={"scale": SCALER.scale, "interval": SCALER.interval}, **content)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train LeNet-300-100 in mixed precision, with and without each ingredient, "
+                                                 "and write records/mixed_precision.json.")
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="which parts to run (default: all)")
+    main(parser.parse_args().parts)

@@ -1,0 +1,266 @@
+"""Pruning: most weights of a trained network can be removed, and the rest trained to make up for them (source document, 2.3).
+
+    mask = |w| among the largest       w <- mask * w       train, and after each step of the optimiser again  w <- mask * w
+
+Magnitude is the score that Han et al. 2015 used and that is still hard to beat; where the largest are looked for is the choice:
+
+    layer       the same share of every layer, or a share for each          global      one threshold for the whole network
+    n : m       the n largest of every m consecutive input weights (Mishra et al. 2021: 2 : 4 is what a GPU's sparse unit reads)
+
+A mask is a bool tensor of the weight's shape, True where the weight stays. Masked weights are zero, not gone: qlab.nets.sparse stores
+them in fewer bytes, and qlab.nets.channels removes whole channels, so that there is less to compute.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+LAYERS = (nn.Conv2d, nn.Linear)
+Masks = dict[str, torch.Tensor]
+
+
+def magnitude(model: nn.Module, sparsity: float | Mapping[str, float], scope: str = "layer", skip: Sequence[str] = (),
+              within: Mapping[str, torch.Tensor] | None = None) -> Masks:
+    """Masks that remove the smallest weights of every Conv2d and Linear not in skip; the model is not changed.
+
+    sparsity: the share to remove, 0 <= sparsity < 1, exactly round(sparsity * n) weights; for scope "layer" also a dictionary from layer
+    to share (a layer not named keeps all). scope: "layer", each layer alone; "global", one ranking of all weights. Among equal magnitudes
+    the first in memory goes first. within: earlier masks; what they remove counts, and stays removed. A weight that two layers share is
+    counted once, and both get its mask.
+    Raises ValueError for a sparsity or scope out of range, a name that is no such layer, NaN or infinity among the weights.
+
+    >>> net = nn.Sequential(nn.Linear(4, 1))
+    >>> net[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, -0.2]])
+    >>> magnitude(net, 0.5)["0"].tolist()
+    [[False, True, True, False]]
+    """
+    weights = _weights(model, skip)
+    if scope not in ("layer", "global"):
+        raise ValueError(f'scope is {scope!r}, and must be "layer" or "global".')
+    if scope == "global" and isinstance(sparsity, Mapping):
+        raise ValueError('sparsity is a dictionary, and for scope "global" must be one number.')
+    if within is not None:
+        _fitting(model, within)
+    shares = _shares(weights, sparsity)
+    groups = _shared(weights)
+    scores = [_score(names, weights[names[0]], within) for names in groups]
+    if scope == "layer":
+        kept = [_largest(score[None], round(_one(names, shares) * len(score)))[0] for names, score in zip(groups, scores)]
+    else:
+        everything = torch.cat([score.cpu() for score in scores]) if scores else torch.zeros(0)
+        kept = _largest(everything[None], round(sparsity * len(everything)))[0].split([len(score) for score in scores])
+    found = {name: mask.view_as(weights[name]).to(weights[name].device) for names, mask in zip(groups, kept) for name in names}
+    return {name: found[name] for name in weights}
+
+
+def n_m(model: nn.Module, n: int = 2, m: int = 4, skip: Sequence[str] = ()) -> Masks:
+    """Masks that keep the n largest of every m consecutive input weights of every Conv2d and Linear not in skip.
+
+    A linear layer's m run along a row of its weight (out, in); a convolution's along the input channels, at one position of the kernel,
+    for that is the inner dimension of the matrix product a GPU makes of it. Among equal magnitudes the first goes first.
+    Raises ValueError unless 1 <= n <= m, or for a layer whose inputs are not a multiple of m: it must be skipped.
+
+    >>> net = nn.Sequential(nn.Linear(4, 1))
+    >>> net[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, -0.2]])
+    >>> n_m(net)["0"].tolist()
+    [[False, True, True, False]]
+    """
+    if not 1 <= n <= m:
+        raise ValueError(f"n is {n} and m is {m}, and they must be 1 <= n <= m.")
+    masks = {}
+    for name, weight in _weights(model, skip).items():
+        inputs = weight.shape[1]
+        if inputs % m:
+            raise ValueError(f"{name} has {inputs} inputs, which is no multiple of {m}: name it in skip.")
+        rows = weight.detach().abs().movedim(1, -1)                                         # (out, in) or (out, height, width, in)
+        kept = _largest(rows.reshape(-1, m), m - n)
+        masks[name] = kept.view(rows.shape).movedim(-1, 1).contiguous()
+    return masks
+
+
+@torch.no_grad()
+def apply(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    """Set the removed weights to zero, in place. Raises ValueError for a mask that fits no layer.
+
+    >>> net = nn.Sequential(nn.Linear(4, 1))
+    >>> apply(net, magnitude(net, 0.75))
+    >>> int((net[0].weight != 0).sum())
+    1
+    """
+    for module, mask in _fitting(model, masks):
+        module.weight.masked_fill_(~mask.to(module.weight.device), 0.0)
+
+
+def hold(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+    """What to call after each step of an optimiser, as fit(after_step=...) does, so that removed weights stay removed.
+
+    A gradient of zero would not do: momentum still moves the weight for many steps. The masks are read anew at each call, so a schedule
+    may replace them in the dictionary as it goes. Removed weights are set to zero at once. Raises ValueError for a mask that fits no layer.
+    """
+    apply(model, masks)
+    return lambda: apply(model, masks)
+
+
+def sparsity(masks: Mapping[str, torch.Tensor]) -> float:
+    """The share of weights removed, 0 to 1, by all masks together.
+
+    >>> sparsity({"fc1": torch.tensor([True, False]), "fc2": torch.tensor([False, False])})
+    0.75
+    """
+    count = sum(mask.numel() for mask in masks.values())
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / count if count else 0.0
+
+
+def sensitivity(model: nn.Module, evaluate: Callable[[nn.Module], object], sparsities: Iterable[float],
+                skip: Sequence[str] = ()) -> dict[str, list]:
+    """Each layer pruned alone, at each sparsity: what evaluate(model) says, by layer name; nothing is trained.
+
+    A layer whose curve falls late can give up more than the others (Han et al. 2015, section 4, figure 6). The model given is not changed.
+
+    >>> net = nn.Sequential(nn.Linear(4, 4))
+    >>> sensitivity(net, lambda net: int((net[0].weight != 0).sum()), [0, 0.5, 0.75])
+    {'0': [16, 8, 4]}
+    """
+    model, sparsities, results = copy.deepcopy(model), list(sparsities), {}
+    for name, weight in _weights(model, skip).items():
+        whole, results[name] = weight.detach().clone(), []
+        for share in sparsities:
+            apply(model, {name: magnitude(model, {name: share}, skip=skip)[name]})
+            results[name].append(evaluate(model))
+            weight.data.copy_(whole)
+    return results
+
+
+def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
+    """The sparsity after `step` of `steps` steps: fast at first, while there is much to spare, and slow at the end.
+
+    s_t = s_f + (s_i - s_f) (1 - t / n)^3, Zhu and Gupta 2017, eq. 1; from step n on it is s_f.
+
+    >>> [round(cubic(step, 4, 0.9), 3) for step in range(5)]
+    [0.0, 0.52, 0.787, 0.886, 0.9]
+    """
+    if steps < 1 or step < 0:
+        raise ValueError(f"step is {step} and steps is {steps}, and they must be 0 or more, and 1 or more.")
+    return final + (initial - final) * (1 - min(step / steps, 1)) ** 3
+
+
+def gradual(model: nn.Module, final: float, steps: int, every: int = 50, scope: str = "layer",
+            skip: Sequence[str] = ()) -> tuple[Masks, Callable[[], None]]:
+    """(masks, after_step): training and pruning at once; the sparsity follows `cubic`, and new masks are made every `every` steps.
+
+    Pass after_step to fit. The masks dictionary changes as the training goes on; after `steps` steps it removes the share `final`, for
+    good. Raises ValueError for steps or every below 1, and whatever magnitude does.
+    """
+    if every < 1:
+        raise ValueError(f"every is {every}, and must be 1 or more.")
+    cubic(0, steps, final)
+    masks, taken = magnitude(model, 0.0, scope, skip), 0
+    magnitude(model, final, scope, skip)                                                    # refuses now what would fail later
+    put_back = hold(model, masks)
+
+    def after_step() -> None:
+        nonlocal taken
+        taken += 1
+        put_back()
+        if taken == steps or taken < steps and taken % every == 0:
+            masks.update(magnitude(model, cubic(taken, steps, final), scope, skip, within=masks))
+            put_back()
+
+    return masks, after_step
+
+
+def iterative(model: nn.Module, sparsities: Iterable[float | Mapping[str, float]],
+              train: Callable[[nn.Module, Callable[[], None], int], object], scope: str = "layer", skip: Sequence[str] = (),
+              rewind_to: Mapping[str, torch.Tensor] | None = None) -> Masks:
+    """Prune a little, train, prune more, train (Han et al. 2015), in place; the masks of the last round.
+
+    sparsities: the share removed in all, round by round. train(model, after_step, round), round counted from 0, trains in place and calls
+    after_step after each step of its optimiser. rewind_to: a state_dict; before each training the weights that are left go back to it.
+    With the values the network had before it was first trained, that is the search for a lottery ticket (Frankle and Carbin 2019).
+    Raises ValueError for a sparsity below that of the round before, and whatever magnitude does.
+    """
+    masks = None
+    for number, share in enumerate(sparsities):
+        before, masks = masks, magnitude(model, share, scope, skip, within=masks)
+        if before and any((mask & ~before[name]).any() for name, mask in masks.items()):
+            raise ValueError(f"round {number} is to remove {share}, less than the round before: sparsities must not fall.")
+        if rewind_to is not None:
+            rewind(model, rewind_to, masks)
+        train(model, hold(model, masks), number)
+    if masks is None:
+        raise ValueError("sparsities is empty, and must name the share to remove in at least one round.")
+    return masks
+
+
+def rewind(model: nn.Module, state: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> None:
+    """Give the network the parameters and buffers of state (a state_dict), with the removed weights zero; in place."""
+    model.load_state_dict(state)
+    apply(model, masks)
+
+
+def _weights(model: nn.Module, skip: Sequence[str]) -> dict[str, torch.Tensor]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    if isinstance(skip, str) or not set(skip) <= set(layers):
+        raise ValueError(f"skip is {skip!r}, and must be a list of layers among: {', '.join(layers)}.")
+    weights = {name: layer.weight for name, layer in layers.items() if name not in skip}
+    hidden = {id(layers[name].weight): name for name in skip}
+    for name, weight in weights.items():
+        if id(weight) in hidden:
+            raise ValueError(f"{name} shares its weight with {hidden[id(weight)]}, which is skipped: skip both or neither.")
+        if not weight.isfinite().all():
+            raise ValueError(f"the weights of {name} hold NaN or infinity, and must be finite.")
+    return weights
+
+
+def _shared(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """The names of the layers, those that share one weight together."""
+    groups: dict[int, list[str]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(id(weight), []).append(name)
+    return list(groups.values())
+
+
+def _shares(weights: Mapping, sparsity: float | Mapping[str, float]) -> dict[str, float]:
+    if isinstance(sparsity, Mapping) and not set(sparsity) <= set(weights):
+        raise ValueError(f"sparsity names {', '.join(map(str, sparsity))}, and the layers to prune are {', '.join(weights)}.")
+    named = dict(sparsity) if isinstance(sparsity, Mapping) else dict.fromkeys(weights, sparsity)
+    for share in [*named.values()] if isinstance(sparsity, Mapping) else [sparsity]:
+        if not (math.isfinite(share) and 0 <= share < 1):
+            raise ValueError(f"sparsity is {share}, and must be 0 or more and below 1.")
+    return named
+
+
+def _one(names: Sequence[str], shares: Mapping[str, float]) -> float:
+    """The share of a weight that has several names: all that are given must say the same."""
+    given = {shares[name] for name in names if name in shares}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(names)} share one weight, and must have the same sparsity.")
+    return given.pop() if given else 0.0
+
+
+def _score(names: Sequence[str], weight: torch.Tensor, within: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    score = weight.detach().abs().float().flatten()
+    for name in names:
+        if within and name in within:
+            score = score.masked_fill(~within[name].to(score.device).flatten(), -1.0)       # before all that is left, zeros among them
+    return score
+
+
+def _largest(scores: torch.Tensor, remove: int) -> torch.Tensor:
+    """(rows, n) bool: False for the `remove` smallest of each row; among equals the first are removed."""
+    order = torch.argsort(scores, dim=1, stable=True)
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :remove], False)
+
+
+def _fitting(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> list[tuple[nn.Module, torch.Tensor]]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    for name, mask in masks.items():
+        if name not in layers:
+            raise ValueError(f"masks names {name!r}, and the layers are {', '.join(layers)}.")
+        if mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
+            raise ValueError(f"the mask of {name} is {mask.dtype} of shape {tuple(mask.shape)}, and must be bool of shape "
+                             f"{tuple(layers[name].weight.shape)}.")
+    return [(layers[name], mask) for name, mask in masks.items()]

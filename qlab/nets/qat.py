@@ -1,0 +1,209 @@
+"""Quantization-aware training: train with the rounding in place, so that the weights come to rest where rounding does not hurt.
+
+Every weight and every tensor of activations passes through a fake quantizer (qlab.nets.fake) in the forward pass; the optimiser moves the
+floating-point weights behind them. Steps are set in one of two ways:
+
+    learned=False    weights: max|w| / (2**(b-1) - 1), anew in each step. Activations: moving average of the batches' extremes
+                                                                                            Jacob et al. 2018, section 3.1
+    learned=True     every scale is a parameter, with the gradient of fake.py, times 1 / sqrt(values * largest code)
+                                                                                            Esser et al. 2020 (LSQ), section 2.2
+Batch norm is folded while it trains: a device will hold w * gamma / sigma, so this is what must be rounded. The convolution runs with the
+rounded folded weight, and its output is divided by gamma / sigma again, so that batch norm can go on measuring (Jacob et al. 2018,
+section 3.2, in the form of Krishnamoorthi 2018, section 3.2.2: sigma from the running statistics).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import fx, nn
+
+from qlab.nets.fake import FakeQuantize, affine_parameters, fake_quantize
+from qlab.nets.graph import calls, folding_pairs, trace
+from qlab.nets.ptq import RANGES, Quantized, batches_of, fold_batch_norm, insert, observe, point_bits, quantize_weights
+from qlab.nets.training import fit
+from qlab.quant import linear
+from qlab.quant import ranges as ranges_of
+from qlab.quant.layout import check_bits
+
+
+class _Slower(torch.autograd.Function):
+    """The identity, with a gradient that is a factor smaller: LSQ's balance between a scale, which many values pull, and a weight."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+class WeightQuantizer(nn.Module):
+    """A weight (out, ...) on 2**bits - 1 levels, symmetric; one scale per tensor or, with axis=0, per output channel.
+
+    >>> WeightQuantizer(torch.tensor([[-1.0, 0.3], [0.2, 0.1]]), bits=2, axis=None, learned=False)(torch.tensor([[-1.0, 0.6]]))
+    tensor([[-1.,  1.]])
+    """
+
+    def __init__(self, weight: torch.Tensor, bits: int, axis: int | None, learned: bool):
+        super().__init__()
+        self.bits, self.axis, self.top = bits, axis, 2 ** (bits - 1) - 1
+        self.scale = None
+        if learned:  # starts at the least squared error; the paper starts at 2 mean|w| / sqrt(largest code)
+            reach = ranges_of.mse(weight, bits, "symmetric", axis)
+            self.scale = nn.Parameter((torch.maximum(-reach.x_min, reach.x_max) / self.top).clamp(min=1e-12))
+            per_scale = weight.numel() // self.scale.numel()
+            self.factor = 1 / math.sqrt(per_scale * self.top)
+
+    def current_scale(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.scale is not None:
+            return _Slower.apply(self.scale, self.factor).abs().clamp(min=1e-12)
+        largest = weight.detach().abs().max() if self.axis is None else weight.detach().abs().flatten(1).amax(1)
+        return (largest / self.top).clamp(min=1e-12)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        scale = self.current_scale(weight)
+        if self.axis is not None:
+            scale = scale.view(-1, *[1] * (weight.dim() - 1))
+        return fake_quantize(weight, scale, 0, -self.top, self.top)
+
+    def encode(self, weight: torch.Tensor):
+        """The codes as a QTensor: what forward has rounded to."""
+        reach = self.top * self.current_scale(weight).detach()
+        return linear.quantize(weight, self.bits, "symmetric", axis=self.axis, x_min=-reach, x_max=reach)
+
+
+class QuantizedLayer(nn.Module):
+    """A Conv2d or Linear whose weight is rounded in the forward pass; with batch norm, the folded weight."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bn: nn.BatchNorm2d | None, bits: int, axis: int | None, learned: bool):
+        super().__init__()
+        self.layer, self.bn = layer, bn
+        self.quantizer = WeightQuantizer(self.folded(), bits, axis, learned)
+
+    def factor(self) -> torch.Tensor:
+        """gamma / sigma of each channel, never exactly 0: it is divided by. A constant for the gradient, for what it multiplies and
+        divides again cancels; gamma learns through batch norm itself."""
+        gamma = torch.ones_like(self.bn.running_var) if self.bn.weight is None else self.bn.weight
+        factor = gamma / (self.bn.running_var + self.bn.eps).sqrt()
+        return torch.where(factor.abs() < 1e-12, 1e-12, factor).detach()
+
+    def folded(self) -> torch.Tensor:
+        return self.layer.weight if self.bn is None else self.layer.weight * self.factor().view(-1, 1, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.quantizer(self.folded())
+        if self.bn is None:
+            return self._run(x, weight, self.layer.bias)
+        y = self._run(x, weight, None) / self.factor().view(1, -1, 1, 1)
+        return self.bn(y if self.layer.bias is None else y + self.layer.bias.view(1, -1, 1, 1))
+
+    def _run(self, x, weight, bias):
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(x, weight, bias)
+        return self.layer._conv_forward(x, weight, bias)
+
+
+class LearnedActivations(FakeQuantize):
+    """A fake quantizer whose scale is trained (LSQ); its zero-point stays."""
+
+    def __init__(self, bits: int, x_min, x_max):
+        super().__init__(bits, x_min, x_max)
+        scale = self.scale
+        del self.scale
+        self.scale = nn.Parameter(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factor = 1 / math.sqrt(x[0].numel() * self.top)
+        scale = _Slower.apply(self.scale, factor).abs().clamp(min=1e-12)
+        return fake_quantize(x, scale, self.zero_point, 0, self.top)
+
+
+class AveragedActivations(FakeQuantize):
+    """A fake quantizer whose range follows the batches' extremes in training: momentum * range + (1 - momentum) * new."""
+
+    def __init__(self, bits: int, x_min, x_max, momentum: float = 0.99):
+        super().__init__(bits, x_min, x_max)
+        self.momentum = momentum
+        self.register_buffer("range", torch.stack([torch.as_tensor(x_min), torch.as_tensor(x_max)]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.range.lerp_(torch.stack(x.aminmax()), 1 - self.momentum)
+                scale, zero_point = affine_parameters(self.bits, *self.range)
+                self.scale.copy_(scale)
+                self.zero_point.copy_(zero_point)
+        return super().forward(x)
+
+
+def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor], weight_bits: int = 4, activation_bits: int = 4,
+            axis: int | None = 0, learned: bool = True, ranges: str = "mse") -> fx.GraphModule:
+    """A copy of a trained network with fake quantizers in place, ready to be trained; every parameter requires a gradient.
+
+    calibration: training images (n, ...) or batches of them: the activations start with the ranges that ptq.quantize would use.
+    axis: 0 for a scale per output channel, None for one per tensor. The network's input and its logits keep 8 bits, all weights have
+    weight_bits. Raises ValueError for what ptq.quantize refuses.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    >>> prepare(net, torch.rand(8, 1, 4, 4))(torch.rand(8, 1, 4, 4)).shape
+    torch.Size([8, 2])
+    """
+    for bits in (weight_bits, activation_bits):
+        check_bits(bits, 2, 8)
+    if axis not in (0, None):
+        raise ValueError(f"axis is {axis!r}, and must be 0 (a scale per output channel) or None (one per tensor).")
+    if ranges not in RANGES:
+        raise ValueError(f"ranges is {ranges!r}, and must be one of {', '.join(RANGES)}.")
+    folded = trace(fold_batch_norm(model))
+    bits = point_bits(folded, activation_bits)
+    seen = observe(folded, batches_of(calibration), ranges, bits)
+
+    traced = trace(model).requires_grad_(True)
+    norms = {conv.target: bn for conv, bn in folding_pairs(traced)}
+    for node in {n.target: n for n in calls(traced, "conv", "linear")}.values():
+        bn = norms.get(node.target)
+        layer = QuantizedLayer(traced.get_submodule(node.target), bn and traced.get_submodule(bn.target), weight_bits, axis, learned)
+        parent, _, child = node.target.rpartition(".")
+        setattr(traced.get_submodule(parent), child, layer)
+        if bn is not None:
+            bn.replace_all_uses_with(node)
+            traced.graph.erase_node(bn)
+    traced.delete_all_unused_submodules()
+    kind_of = LearnedActivations if learned else AveragedActivations
+    insert(traced, {name: kind_of(bits[name], *seen[name]) for name in seen})
+    return traced
+
+
+def train(prepared: fx.GraphModule, images: torch.Tensor, labels: torch.Tensor, epochs: int, max_lr: float, *, seed: int = 0,
+          weight_decay: float = 5e-4, augment: Callable | None = None, **options) -> list[float]:
+    """training.fit, but scales do not decay: a scale pulled to zero is a range that closes. Returns each epoch's mean loss."""
+    scales = [p for name, p in prepared.named_parameters() if name.rpartition(".")[2] == "scale"]
+    others = [p for name, p in prepared.named_parameters() if name.rpartition(".")[2] != "scale"]
+    groups = [{"params": others}] + ([{"params": scales, "weight_decay": 0.0}] if scales else [])
+    return fit(prepared, images, labels, epochs, max_lr, seed=seed, weight_decay=weight_decay, augment=augment, parameters=groups,
+               **options)
+
+
+def convert(prepared: fx.GraphModule) -> Quantized:
+    """The trained network as ptq.quantize would return it: batch norm folded for good, weights as codes, activation scales fixed.
+
+    Its logits are those of the prepared network in evaluation mode, up to rounding; qlab.nets.integer.convert takes it from here.
+    """
+    model = copy.deepcopy(prepared).eval().requires_grad_(False)
+    encoders = {}  # layer name -> its encoder
+    for name, module in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, QuantizedLayer):
+            pair = nn.Sequential(module.layer) if module.bn is None else nn.Sequential(module.layer, module.bn)
+            layer = fold_batch_norm(pair)[0]
+            setattr(model.get_submodule(parent), child, layer)
+            encoders[name] = module.quantizer.encode
+        elif isinstance(module, FakeQuantize):
+            fixed = FakeQuantize(module.bits, 0.0, 1.0)
+            fixed.scale, fixed.zero_point = module.scale.detach().abs().clone(), module.zero_point.clone()
+            setattr(model.get_submodule(parent), child, fixed)
+    return quantize_weights(model, encoders)

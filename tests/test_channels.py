@@ -1,0 +1,192 @@
+"""Channels really removed: the small network computes what the masked one does; what cannot be cut is refused in one sentence."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune as reference
+
+from qlab.nets import channels
+from qlab.nets.models import Residual, depthwise_net, lenet_5, lenet_300_100, plain_cnn, resnet
+
+X = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def net(make, seed=0):
+    torch.manual_seed(seed)
+    model = make().eval()
+    for module in model.modules():                                                          # statistics that are not 0 and 1
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2), module.weight.data.uniform_(0.5, 2), module.bias.data.normal_()
+    return model
+
+
+def test_plain_chain_equals_the_masked_network_through_flatten():
+    model = net(plain_cnn)
+    keep = channels.weakest(model, {"conv1": 0.25, "conv2": 0.4, "conv3": 0.5, "fc1": 0.5})
+    small = channels.remove(model, keep)
+    assert [tuple(p.shape) for n, p in small.named_parameters() if "weight" in n] == [
+        (24, 1, 3, 3), (38, 24, 3, 3), (32, 38, 3, 3), (32, 288), (10, 32)]
+    masked = copy.deepcopy(model)
+    for name, kept in keep.items():                                                         # relu and max pooling keep 0 at 0
+        layer = masked.get_submodule(name)
+        layer.weight.data[~kept], layer.bias.data[~kept] = 0, 0
+    torch.testing.assert_close(small(X), masked(X))
+    assert model.conv1.out_channels == 32 and small.conv1.out_channels == 24 and small.fc1.in_features == 288
+    assert type(small) is type(model) and sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_batch_norm_and_depthwise_convolutions_are_cut_too():
+    model = net(depthwise_net)
+    keep = channels.weakest(model, 0.3, ["conv", "block1.pointwise", "block6.pointwise"])
+    small = channels.remove(model, keep)
+    assert small.block1.depthwise.groups == 32 - round(0.3 * 32) == small.bn.num_features
+    masked = copy.deepcopy(model)                                                           # readers blind to the channels: exact with any norm
+    for name, reader in (("conv", "block1.pointwise"), ("block1.pointwise", "block2.pointwise"), ("block6.pointwise", "fc")):
+        masked.get_submodule(reader).weight.data[:, ~keep[name]] = 0
+    torch.testing.assert_close(small(X), masked(X))
+
+
+def test_inside_of_a_residual_block_can_go_its_sum_cannot():
+    model = net(resnet)
+    assert channels.removable(model) == ["block1.conv1", "block2.conv1", "block3.conv1", "block4.conv1"]
+    keep = channels.weakest(model, 0.5)
+    assert set(keep) == set(channels.removable(model))
+    small, masked = channels.remove(model, keep), copy.deepcopy(model)
+    for name in keep:
+        masked.get_submodule(name.replace("conv1", "conv2")).weight.data[:, ~keep[name]] = 0
+    torch.testing.assert_close(small(X), masked(X), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="channels of block1.conv2 cannot be removed: they reach add .*, which ties them to others"):
+        channels.remove(model, {"block1.conv2": torch.ones(48).bool()})
+
+
+def test_ranking_is_that_of_torch():
+    conv = nn.Conv2d(4, 10, 3)
+    model = nn.Sequential(conv, nn.Conv2d(10, 2, 1))
+    kept = channels.weakest(model, 0.4, ["0"])["0"]
+    reference.ln_structured(conv, "weight", amount=0.4, n=1, dim=0)
+    assert torch.equal(kept, conv.weight_mask.flatten(1).bool().all(1)) and int(kept.sum()) == 6
+
+
+def test_at_least_one_channel_stays_and_among_equals_the_first_goes():
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 1, 1))
+    model[0].weight.data.fill_(1.0)
+    assert channels.weakest(model, 0.34, ["0"])["0"].tolist() == [False, True, True]
+    assert channels.weakest(model, 0.999, ["0"])["0"].tolist() == [False, False, True]
+
+
+def test_functions_in_place_of_modules():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(1, 4, 3, bias=False), nn.Conv2d(4, 6, 3, padding=1), nn.Linear(6 * 13 * 13, 5)
+
+        def forward(self, x):
+            return self.c(torch.flatten(F.max_pool2d(self.b(F.relu(self.a(x))).relu(), 2), 1))
+
+    model = net(Net)
+    keep = channels.weakest(model, 0.5)
+    small, masked = channels.remove(model, keep), copy.deepcopy(model)
+    masked.b.weight.data[:, ~keep["a"]] = 0
+    masked.c.weight.data.view(5, 6, 169)[:, ~keep["b"]] = 0
+    torch.testing.assert_close(small(X), masked(X))
+
+
+def test_training_still_works_and_gradients_are_as_they_were():
+    model = net(plain_cnn).requires_grad_(False)
+    small = channels.remove(model, channels.weakest(model, 0.5))
+    assert not any(p.requires_grad for p in small.parameters())
+    small.requires_grad_(True)
+    small(X).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+
+
+@pytest.mark.parametrize("make, expected", [
+    (plain_cnn, {"conv1": 32 * 9 * 784, "conv2": 64 * 32 * 9 * 196, "conv3": 64 * 64 * 9 * 49, "fc1": 576 * 64, "fc2": 640}),
+    (lenet_300_100, {"fc1": 235_200, "fc2": 30_000, "fc3": 1000}),
+    (lenet_5, {"conv1": 20 * 25 * 576, "conv2": 50 * 20 * 25 * 64, "fc1": 400_000, "fc2": 5000}),
+])
+def test_macs_by_hand(make, expected):
+    assert channels.macs(make(), X[:1]) == expected
+    assert sum(channels.macs(make(), X).values()) == 4 * sum(expected.values())
+
+
+def test_macs_of_groups_strides_repeated_and_never_called_layers_leave_the_model_as_it_was():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.twice, self.never = nn.Conv2d(1, 8, 3, stride=2), nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.twice(self.twice(self.a(x)))
+
+    model = Net().train()
+    model.twice.eval()
+    assert channels.macs(model, X[:1]) == {"a": 8 * 9 * 169, "twice": 2 * 8 * 2 * 9 * 169, "never": 0}
+    assert model.training and not model.twice.training and not model.a._forward_hooks
+
+
+class Broken(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.a, self.b, self.never = kind, nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        if kind == "shared":
+            self.b.weight = self.a.weight
+        if kind == "grouped":
+            self.b = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+
+    def forward(self, x):
+        if self.kind == "data" and x.sum() > 0:
+            x = -x
+        x = self.a(x)
+        if self.kind == "twice":
+            x = self.a(x)
+        if self.kind == "cat":
+            return self.b(torch.cat([x, x], 1)[:, :4])
+        if self.kind == "view":
+            return self.b(x.view(-1, 4, 28, 28))
+        if self.kind == "weight":
+            return F.conv2d(self.b(x), self.a.weight)
+        return x if self.kind == "output" else self.b(x)
+
+
+@pytest.mark.parametrize("kind, layer, message", [
+    ("shared", "a", "a is used more than once, or its weight is"),
+    ("grouped", "a", "they reach b .Conv2d., which ties them to others"),
+    ("grouped", "b", "b is a convolution in 2 groups"),
+    ("twice", "a", "a is called 2 times"),
+    ("cat", "a", "they reach cat .cat., which ties them to others"),
+    ("view", "a", "they reach view .view., which ties them to others"),
+    ("weight", "a", "a is used more than once, or its weight is"),
+    ("output", "a", "they reach the model's output"),
+    ("plain", "never", "never is called 0 times"),
+    ("plain", "none", "none is not a Conv2d or Linear"),
+    ("data", "a", "torch.fx cannot follow the model's forward"),
+])
+def test_refusals_in_one_sentence(kind, layer, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        channels.remove(Broken(kind), {layer: torch.ones(4).bool()})
+    assert "\n" not in str(caught.value)
+
+
+def test_channels_that_a_linear_layer_or_a_norm_would_mix_up_are_refused():
+    wrong = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(26, 2))                             # along the width, not the channels
+    assert channels.removable(wrong) == []
+    late = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.BatchNorm1d(4 * 676), nn.Linear(4 * 676, 2))
+    assert channels.removable(late) == []
+    block = nn.Sequential(Residual(8, 8, 1))
+    assert channels.removable(block) == ["0.conv1"]
+
+
+@pytest.mark.parametrize("mask", [torch.ones(3).bool(), torch.ones(4), torch.zeros(4).bool(), [True] * 4])
+def test_bad_masks(mask):
+    with pytest.raises(ValueError, match="bool tensor of shape .4,. that keeps at least one"):
+        channels.remove(Broken("plain"), {"a": mask})
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])
+def test_bad_shares(share):
+    with pytest.raises(ValueError, match="must be 0 or more and below 1"):
+        channels.weakest(plain_cnn(), share)

@@ -1,0 +1,309 @@
+"""qlab.nets.distill against torch's own divergence, the paper's formulas in NumPy, autograd and brute force; and the committed record."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import kl_div
+
+from qlab.nets import distill
+from qlab.nets.training import fit
+
+
+def logits(n=16, classes=10, seed=0, scale=3.0):
+    return scale * torch.randn(n, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def small(seed=0, width=6):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(width, width, 3, stride=2), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(width * 9, 4))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(96, 1, 8, 8, generator=generator), torch.randint(0, 4, (96,), generator=generator)
+    return images, labels, small(9, width=8).eval().requires_grad_(False)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+# The loss
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_loss_is_the_papers_formula(temperature, alpha):
+    z, v, y = logits(seed=1), logits(seed=2), torch.arange(16) % 10
+
+    def softmax(x):
+        e = np.exp(x - x.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    p, q = softmax(v.numpy() / temperature), softmax(z.numpy() / temperature)
+    soft = (p * np.log(p / q)).sum(1).mean()
+    hard = -np.log(softmax(z.numpy())[np.arange(16), y.numpy()]).mean()
+    expected = alpha * temperature**2 * soft + (1 - alpha) * hard
+    assert distill.distillation_loss(z, v, y, temperature, alpha).item() == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(distill.soft_labels(v, temperature), p, rtol=1e-12)
+    by_torch = kl_div(torch.log_softmax(z / temperature, 1), torch.softmax(v / temperature, 1), reduction="batchmean")
+    assert soft == pytest.approx(by_torch.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+def test_a_student_equal_to_the_teacher_has_no_soft_loss_and_no_gradient(temperature):
+    z = logits().requires_grad_()
+    loss = distill.distillation_loss(z, z.detach().clone(), None, temperature, 1.0)
+    loss.backward()
+    assert loss.item() == 0 and z.grad.abs().max() < 1e-15
+
+
+@given(st.floats(0.2, 50), st.integers(0, 10_000))
+def test_the_soft_loss_is_never_negative_and_ignores_a_constant_added_to_the_logits(temperature, seed):
+    z, v = logits(seed=seed), logits(seed=seed + 1)
+    loss = distill.distillation_loss(z, v, None, temperature, 1.0).item()
+    shifted = distill.distillation_loss(z + 5, v - 3, None, temperature, 1.0).item()
+    assert loss > 0 and shifted == pytest.approx(loss, rel=1e-6)
+
+
+@given(st.floats(0.05, 200), st.floats(1.01, 5), st.integers(0, 10_000))
+def test_a_higher_temperature_softens_and_keeps_the_order(temperature, factor, seed):
+    v = logits(seed=seed)
+    cold, warm = distill.soft_labels(v, temperature), distill.soft_labels(v, factor * temperature)
+    assert torch.allclose(warm.sum(1), torch.ones(16, dtype=torch.float64))
+    assert (warm.amax(1) <= cold.amax(1) + 1e-12).all() and (warm.argmax(1) == v.argmax(1)).all()
+    entropy = [-(p * p.clamp(min=1e-300).log()).sum(1) for p in (cold, warm)]
+    assert (entropy[1] >= entropy[0] - 1e-12).all()
+
+
+# Why the T^2
+
+def soft_gradient(z, v, temperature, alpha=1.0):
+    z = z.clone().requires_grad_()
+    distill.distillation_loss(z, v, None, temperature, alpha).backward()
+    return z.grad * len(z)                                                                  # one image's, without the mean
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0, 10.0])
+def test_gradient_is_temperature_times_the_difference_of_the_soft_labels(temperature):
+    z, v = logits(seed=3), logits(seed=4)                                                   # T^2 times the paper's equation 2
+    expected = temperature * (distill.soft_labels(z, temperature) - distill.soft_labels(v, temperature))
+    assert torch.allclose(soft_gradient(z, v, temperature), expected, rtol=1e-10, atol=1e-14)
+
+
+def test_at_high_temperatures_the_gradient_is_that_of_matching_centred_logits():
+    z, v = logits(seed=5), logits(seed=6)
+    limit = ((z - z.mean(1, keepdim=True)) - (v - v.mean(1, keepdim=True))) / 10            # equation 4, N = 10
+    error = [(soft_gradient(z, v, t) - limit).abs().max().item() for t in (100, 1000, 10_000)]
+    assert error[2] < 1e-3 and error[0] / error[1] == pytest.approx(10, rel=0.1) and error[1] / error[2] == pytest.approx(10, rel=0.1)
+    centred = ((z - z.mean(1, keepdim=True) - v + v.mean(1, keepdim=True)) ** 2).sum(1).mean() / 20
+    assert distill.distillation_loss(z, v, None, 10_000, 1.0).item() == pytest.approx(centred.item(), rel=1e-2)
+
+
+def test_without_the_square_the_gradient_falls_as_one_over_the_square():
+    z, v = logits(seed=7), logits(seed=8)
+    with_it = [soft_gradient(z, v, t).norm().item() for t in (20, 40, 80)]
+    without = [g / t**2 for g, t in zip(with_it, (20, 40, 80))]
+    assert without[0] / without[1] == pytest.approx(4, rel=0.2) and without[1] / without[2] == pytest.approx(4, rel=0.1)
+    assert max(with_it) / min(with_it) < 1.2
+
+
+# Training
+
+def test_alpha_zero_is_plain_training_bit_for_bit(problem):
+    images, labels, teacher = problem
+    plain = small()
+    history = fit(plain, images, labels, 3, 0.1, seed=5, batch_size=32)
+    for given_as in (teacher, distill.teacher_logits(teacher, images)):
+        student = small()
+        assert distill.distill(student, given_as, images, labels, 3, 0.1, alpha=0.0, seed=5, batch_size=32) == history
+        assert same(student, plain)
+
+
+def test_training_repeats_itself_and_the_seed_matters(problem):
+    images, labels, teacher = problem
+    students = [small() for _ in range(3)]
+    for student, seed in zip(students, (1, 1, 2)):
+        distill.distill(student, teacher, images, labels, 2, 0.1, seed=seed)
+    assert same(students[0], students[1]) and not same(students[0], students[2])
+
+
+def test_cached_and_live_teacher_give_the_same_student(problem):
+    images, labels, teacher = problem
+    cached, live = small(), small()
+    distill.distill(cached, distill.teacher_logits(teacher, images, batch_size=7), images, labels, 2, 0.1)
+    before = copy.deepcopy(teacher.state_dict())
+    distill.distill(live, teacher, images, labels, 2, 0.1)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(cached.state_dict().values(), live.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), teacher.state_dict().values())) and not teacher.training
+
+
+def test_a_live_teacher_sees_the_augmented_images(problem):
+    images, labels, teacher = problem
+    seen = {"teacher": [], "student": []}
+    student = small()
+    hooks = [net.register_forward_pre_hook(lambda module, args, who=who: seen[who].append(args[0].clone()))
+             for who, net in (("teacher", teacher), ("student", student))]
+    distill.distill(student, teacher, images, labels, 1, 0.1, augment=lambda x, generator: x.flip(3))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen["student"]) == 1 and torch.equal(seen["teacher"][0], seen["student"][0])
+    assert torch.equal(seen["student"][0].flip(3).sum(0), seen["student"][0].sum(0).flip(2)) and not torch.equal(seen["student"][0], images)
+
+
+def test_the_teacher_teaches_without_labels(problem):
+    images, _, _ = problem
+    torch.manual_seed(3)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval().requires_grad_(False)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    history = distill.distill(student, teacher, images, None, 60, 0.5, alpha=1.0, weight_decay=0.0)
+    with torch.no_grad():
+        agree = (student(images).argmax(1) == teacher(images).argmax(1)).float().mean()
+    assert history[-1] < 0.02 * history[0] and agree == 1
+
+
+# Hints
+
+def test_hints_teach_the_layers_up_to_the_guided_one_and_no_other(problem):
+    images, _, teacher = problem
+    student = small()
+    before = copy.deepcopy(student.state_dict())
+    history = distill.fit_hints(student, teacher, images, "4", "4", 30, 0.05)
+    changed = {key for key, tensor in student.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed == {"0.weight", "0.bias", "3.weight", "3.bias"} and history[-1] < 0.5 * history[0]
+
+
+def test_hint_loss_is_half_the_mean_square_after_the_regressor(problem):
+    images, _, _ = problem
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, width)) for width in (5, 3))
+    teacher.eval().requires_grad_(False)
+    torch.manual_seed(7)
+    r = nn.Linear(3, 5)
+    with torch.no_grad():
+        u, v = teacher(images).numpy(), student(images).numpy()
+        expected = 0.5 * ((u - (v @ r.weight.numpy().T + r.bias.numpy())) ** 2).mean()
+    first = distill.fit_hints(student, teacher, images, "1", "1", 1, 1e-9, seed=7, batch_size=96)[0]
+    assert first == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_hints_repeat_themselves(problem):
+    images, _, teacher = problem
+    a, b = small(), small()
+    histories = [distill.fit_hints(student, teacher, images, "1", "1", 2, 0.05, seed=4) for student in (a, b)]
+    assert histories[0] == histories[1] and same(a, b)
+
+
+# The bias of a class never seen
+
+@given(st.integers(2, 40), st.integers(2, 5), st.integers(0, 10_000), st.booleans())
+def test_best_bias_is_the_best_of_all(n, classes, seed, ties):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, classes, generator=generator, dtype=torch.float64)
+    z = z.round() if ties else z
+    y, missing = torch.randint(0, classes, (n,), generator=generator), seed % classes
+
+    def right(bias):
+        shifted = z.clone()
+        shifted[:, missing] += bias
+        return int((shifted.argmax(1) == y).sum())
+
+    others = z.clone()
+    others[:, missing] = -math.inf
+    d = (others.max(1).values - z[:, missing]).sort().values
+    between = [d[0] - 1, *((a + b) / 2 for a, b in zip(d, d[1:]) if b > a), d[-1] + 1]
+    assert right(distill.best_bias(z, y, missing)) == max(right(bias) for bias in between)
+
+
+# Errors
+
+def test_loss_refuses_what_makes_no_sense():
+    z, v, y = logits(), logits(seed=1), torch.zeros(16, dtype=torch.long)
+    for temperature in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"temperature is {temperature}, and must be a finite number above 0"):
+            distill.distillation_loss(z, v, y, temperature)
+        with pytest.raises(ValueError, match="temperature"):
+            distill.soft_labels(v, temperature)
+    for alpha in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=f"alpha is {alpha}, and must be from 0 to 1"):
+            distill.distillation_loss(z, v, y, 2.0, alpha)
+    for other in (v[:8], v[:, :5], v[0]):
+        with pytest.raises(ValueError, match=r"\(16, 10\) and the teacher's"):
+            distill.distillation_loss(z, other, y)
+    with pytest.raises(ValueError, match="require a gradient"):
+        distill.distillation_loss(z, v.requires_grad_(), y)
+    with pytest.raises(ValueError, match="labels is None and alpha is 0.5"):
+        distill.distillation_loss(z, logits(seed=1), None, alpha=0.5)
+
+
+def test_training_refuses_a_teacher_that_is_not_ready(problem):
+    images, labels, teacher = problem
+    calls = [lambda t: distill.distill(small(), t, images, labels, 1, 0.1), lambda t: distill.teacher_logits(t, images),
+             lambda t: distill.fit_hints(small(), t, images, "1", "1", 1, 0.1)]
+    training, half = copy.deepcopy(teacher).train(), copy.deepcopy(teacher)
+    half[2].train()                                                                         # the dropout alone
+    learning = copy.deepcopy(teacher).requires_grad_(True)
+    for call in calls:
+        for bad in (training, half):
+            with pytest.raises(ValueError, match="in training mode"):
+                call(bad)
+        with pytest.raises(ValueError, match="require gradients"):
+            call(learning)
+
+
+def test_training_refuses_what_does_not_fit(problem):
+    images, labels, teacher = problem
+    cached = distill.teacher_logits(teacher, images)
+    with pytest.raises(ValueError, match="96 images and 95 cached logits"):
+        distill.distill(small(), cached[:95], images, labels, 1, 0.1)
+    with pytest.raises(ValueError, match="96 images and 95 labels"):
+        distill.distill(small(), cached, images, labels[:95], 1, 0.1)
+    with pytest.raises(ValueError, match="augment would change"):
+        distill.distill(small(), cached, images, labels, 1, 0.1, augment=lambda x, generator: x)
+    with pytest.raises(ValueError, match="student's logits"):
+        distill.distill(small(), cached[:, :3], images, labels, 1, 0.1)
+    with pytest.raises(ValueError, match="no images"):
+        distill.teacher_logits(teacher, images[:0])
+    with pytest.raises(ValueError, match="epochs is 0"):
+        distill.distill(small(), cached, images, labels, 0, 0.1)
+
+
+def test_hints_refuse_layers_that_do_not_fit(problem):
+    images, _, teacher = problem
+    with pytest.raises(ValueError, match=r"1 gives \(6, 8, 8\) an image and 4 \(8, 3, 3\)"):
+        distill.fit_hints(small(), teacher, images, "1", "4", 1, 0.1)
+    with pytest.raises(ValueError, match=r"1 gives \(6, 8, 8\) an image and 6 \(4,\)"):
+        distill.fit_hints(small(), teacher, images, "1", "6", 1, 0.1)
+    with pytest.raises(ValueError, match="layer is 'relu', and must be one of 0, 1, 2"):
+        distill.fit_hints(small(), teacher, images, "relu", "1", 1, 0.1)
+
+    class Lazy(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    with pytest.raises(ValueError, match="layer '1' is not called"):
+        distill.features(Lazy(nn.Linear(2, 2), nn.Linear(2, 2)), "1", torch.zeros(1, 2))
+
+
+def test_best_bias_refuses_what_makes_no_sense():
+    z, y = logits(), torch.zeros(16, dtype=torch.long)
+    with pytest.raises(ValueError, match="missing is 10, and must be a class from 0 to 9"):
+        distill.best_bias(z, y, 10)
+    with pytest.raises(ValueError, match=r"\(16, 10\) for 15 labels"):
+        distill.best_bias(z, y[:15], 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(problem):
+    images, labels, teacher = (part.cuda() if isinstance(part, torch.Tensor) else copy.deepcopy(part).cuda() for part in problem)
+    student = small().cuda()
+    distill.fit_hints(student, teacher, images, "1", "1", 1, 0.05)
+    history = distill.distill(student, distill.teacher_logits(teacher, images), images, labels, 5, 0.1)
+    assert history[-1] < history[0] and next(student.parameters()).is_cuda

@@ -1,0 +1,358 @@
+"""Mixed precision against torch.autocast and GradScaler, NumPy's float16, and one step by hand."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from qlab.nets import mixed_precision as mp
+from qlab.nets import training
+from qlab.nets.mixed_precision import LossScale, half_gradients, shares, train, train_autocast, update
+from qlab.nets.models import lenet_5, lenet_300_100
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def data(n=192, features=20, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, features, generator=generator), torch.randint(classes, (n,), generator=generator)
+
+
+def perceptron(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def images(n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 1, 28, 28, generator=generator), torch.randint(10, (n,), generator=generator)
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# The loss scale
+
+@settings(max_examples=25)
+@given(st.lists(st.booleans(), max_size=25), st.sampled_from([1, 2, 3, 7]), st.sampled_from([2.0**-3, 1.0, 2.0**16, 2.0**126]),
+       st.sampled_from([(2.0, 0.5), (4.0, 0.25), (2.0, 0.125)]))
+def test_scale_follows_grad_scaler_step_by_step(overflows, interval, start, factors):
+    growth, backoff = factors
+    ours = LossScale(start, growth=growth, backoff=backoff, interval=interval)
+    theirs = torch.amp.GradScaler("cpu", start, growth, backoff, interval)
+    weight = nn.Parameter(torch.zeros(3))
+    sgd = torch.optim.SGD([weight], lr=0.1)
+    theirs.scale(torch.zeros(()))  # it makes its tensors at the first use
+    for overflow in overflows:
+        weight.grad = torch.tensor([0.0, float("inf") if overflow else 1.0, 0.0])
+        theirs.step(sgd)
+        theirs.update()
+        ours = ours.after(overflow)
+        assert ours.scale == theirs.get_scale() and ours.good_steps == theirs._growth_tracker.item()
+
+
+def test_static_scale_stays():
+    scale = LossScale(1024.0, dynamic=False, interval=1)
+    assert scale.after(True) == scale.after(False) == scale
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"scale": 0}, "scale is 0, and must be a finite number above 0"), ({"scale": -2.0}, "scale is -2.0"),
+    ({"scale": float("nan")}, "scale is nan"), ({"scale": float("inf")}, "scale is inf"), ({"growth": 1.0}, "growth is 1.0"),
+    ({"backoff": 1.0}, "backoff is 1.0"), ({"backoff": 0.0}, "backoff is 0.0"), ({"interval": 0}, "interval is 0")])
+def test_a_scale_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LossScale(**arguments)
+
+
+# Gradients
+
+def autocast_gradients(model, x, y, half, scale):
+    with torch.autocast("cpu", half):
+        logits = model(x)
+    value = cross_entropy(logits.float(), y)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return value, dict(zip(names, torch.autograd.grad(value * scale, [model.get_parameter(n) for n in names])))
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("build", [lenet_300_100, lenet_5])
+def test_gradients_are_those_of_autocast_bit_for_bit(build, half):
+    torch.manual_seed(0)
+    model, (x, y) = build(), images()
+    value, ours = half_gradients(model, x, y, half=half, scale=64.0)
+    expected, theirs = autocast_gradients(model, x, y, half, 64.0)
+    assert torch.equal(value, expected) and ours.keys() == theirs.keys()
+    for name, g in ours.items():
+        assert g.dtype == half and torch.equal(g.float(), theirs[name])
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_batch_norm_stays_float32_and_agrees_with_autocast(half):
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    theirs, (x, y) = copy.deepcopy(ours), images()
+    _, gradients = half_gradients(ours, x, y, half=half)
+    expected = autocast_gradients(theirs, x, y, half, 1.0)[1]
+    assert [str(g.dtype)[6:] for g in gradients.values()] == [str(half)[6:]] * 2 + ["float32"] * 2 + [str(half)[6:]] * 2
+    for name, g in gradients.items():
+        assert torch.equal(g.float(), expected[name])
+    assert ours[1].running_mean.dtype == torch.float32 and ours[1].running_mean.abs().sum() > 0
+    assert torch.equal(ours[1].running_mean, theirs[1].running_mean) and ours[1].num_batches_tracked == 1
+
+
+def test_one_step_by_hand_in_numpy():
+    """Linear layer, softmax, cross-entropy, plain SGD. float16 products are exact sums, rounded once; no sum here needs more."""
+    x = np.array([[1.5, -2.0], [0.25, 3.0]], np.float32)
+    w = np.array([[0.1, 0.2], [-0.3, 0.4]], np.float32)                         # (classes, features)
+    y, scale, lr = np.array([0, 1]), 512.0, 0.5
+    x16, w16 = x.astype(np.float16), w.astype(np.float16)
+    y16 = (x16.astype(np.float64) @ w16.T.astype(np.float64)).astype(np.float16)
+    logits = y16.astype(np.float32)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    value = -np.log(p[[0, 1], y]).mean()
+    at_logits = (scale * (p - np.eye(2, dtype=np.float32)[y]) / 2).astype(np.float16)
+    g16 = (at_logits.T.astype(np.float64) @ x16.astype(np.float64)).astype(np.float16)
+    expected = w - np.float32(lr) * (g16.astype(np.float32) / np.float32(scale))
+
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data = torch.from_numpy(w.copy())
+    loss, gradients = half_gradients(model, torch.from_numpy(x), torch.from_numpy(y), scale=scale)
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert gradients["weight"].numpy().dtype == np.float16
+    np.testing.assert_array_max_ulp(gradients["weight"].numpy(), g16, 1)        # the logits' softmax may differ in float32's last bit
+    update(model, torch.optim.SGD(model.parameters(), lr), gradients, scale=scale)
+    np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=0, atol=lr * 2**-11)
+
+
+def test_products_are_summed_in_float32():
+    """4,096 ones: a sum in float16 would stop at 2,048."""
+    model = nn.Linear(4096, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    seen = []
+    half_gradients(model, torch.ones(1, 4096), torch.zeros(1), loss=lambda logits, y: seen.append(logits.item()) or logits.sum())
+    assert seen == [4096.0]
+
+
+def test_tiny_gradients_underflow_without_a_scale_and_survive_with_one():
+    model, (x, y) = perceptron(), data()
+    def tiny(logits, labels):
+        return 2.0**-30 * cross_entropy(logits, labels)
+    lost = half_gradients(model, x, y, loss=tiny)[1]
+    assert all(g.count_nonzero() == 0 for g in lost.values())
+    kept = half_gradients(model, x, y, loss=tiny, scale=2.0**30)[1]
+    plain = half_gradients(model, x, y)[1]
+    assert all(torch.equal(kept[name], plain[name]) for name in plain)          # powers of two cost nothing
+    brain = half_gradients(model, x, y, loss=tiny, half=torch.bfloat16)[1]      # and bfloat16 needs none
+    for name, g in half_gradients(model, x, y, half=torch.bfloat16)[1].items():
+        assert torch.equal(brain[name].float() * 2**30, g.float())
+
+
+@given(st.lists(st.floats(-1e9, 1e9).filter(lambda v: v == 0 or abs(v) > 1e-12), min_size=1), st.integers(-20, 30))
+def test_shares_are_those_of_numpy_float16(values, log_scale):
+    x = np.array(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)                         # NumPy tells of each overflow
+        h = np.abs((x[x != 0] * 2.0**log_scale).astype(np.float16))
+    found = shares(torch.tensor(values, dtype=torch.float64), scale=2.0**log_scale)
+    if len(h):
+        expected = (h == 0).mean(), ((h > 0) & (h < 2.0**-14)).mean(), ((h >= 2.0**-14) & (h <= 65504)).mean(), np.isinf(h).mean()
+        assert (found.underflow, found.subnormal, found.normal, found.overflow) == pytest.approx(expected)
+    else:
+        assert found.normal == 1
+
+
+def test_shares_at_the_borders_of_float16():
+    edges = torch.tensor([2.0**-25, 2.0**-25 * 1.001, 2.0**-14, 2.0**-14 * 0.99, 65504.0, 65519.0, 65520.0, -1e9], dtype=torch.float64)
+    assert [shares(e).underflow for e in edges[:2]] == [1, 0]
+    assert [shares(e).normal for e in edges] == [0, 0, 1, 0, 1, 1, 0, 0]
+    assert [shares(e).overflow for e in edges[-2:]] == [1, 1]
+    assert shares(torch.tensor([1e-30, 1e30]), torch.bfloat16).normal == 1
+
+
+# Updates
+
+def test_updates_vanish_without_master_weights_as_numpy_says():
+    model, w = nn.Linear(1, 1, bias=False), np.float16(1.0)
+    model.weight.data.fill_(1.0)
+    sgd, g = torch.optim.SGD(model.parameters(), 1.0), {"weight": torch.full((1, 1), 2.0**-12).half()}
+    for _ in range(100):
+        update(model, sgd, g, master=False)
+        w = np.float16(w - np.float16(2.0**-12))
+    assert model.weight.item() == float(w) == 1.0
+    for _ in range(100):
+        update(model, sgd, g, master=True)
+    assert model.weight.item() == 1 - 100 * 2.0**-12
+
+
+@given(st.floats(-100, 100), st.floats(-1, 1), st.sampled_from(HALVES))
+def test_without_master_a_weight_is_a_half_and_the_nearest_one(w, g, half):
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data = torch.full((1, 1), w).to(half).float()
+    exact = model.weight.double() - torch.tensor(g).to(half).double()
+    update(model, torch.optim.SGD(model.parameters(), 1.0), {"weight": torch.full((1, 1), g).to(half)}, half=half, master=False)
+    assert model.weight.item() == exact.float().to(half).item()
+
+
+# The training
+
+@pytest.mark.parametrize("half", HALVES)
+def test_training_is_that_of_autocast_and_grad_scaler_bit_for_bit(half):
+    ours, theirs, (x, y) = perceptron(), perceptron(), data()
+    scaler = LossScale(2.0**24, interval=5)
+    by_hand = train(ours, x, y, 6, 0.1, half=half, scaler=scaler, batch_size=32)
+    by_torch = train_autocast(theirs, x, y, 6, 0.1, half=half, scaler=scaler, batch_size=32)
+    assert by_hand.scales == by_torch.scales and by_hand.losses == by_torch.losses and by_hand.skipped == by_torch.skipped
+    assert equal(ours, theirs) and len(set(by_hand.scales)) > 2
+    if half == torch.float16:
+        assert by_hand.skipped[0] == 0 and len(by_hand.skipped) > 1
+
+
+def test_lenet_trains_as_under_autocast():
+    torch.manual_seed(0)
+    ours, (x, y) = lenet_300_100(), images(64)
+    theirs = copy.deepcopy(ours)
+    assert train(ours, x, y, 1, 0.05, batch_size=16).losses == train_autocast(theirs, x, y, 1, 0.05, batch_size=16).losses
+    assert equal(ours, theirs) and not equal(ours, lenet_300_100())
+
+
+def test_autocast_without_a_scaler_is_training_without_one():
+    ours, theirs, (x, y) = perceptron(), perceptron(), data()
+    assert train(ours, x, y, 2, 0.1, scaler=None).losses == train_autocast(theirs, x, y, 2, 0.1, scaler=None).losses
+    assert equal(ours, theirs)
+
+
+def test_in_float32_the_loop_is_that_of_fit(monkeypatch):
+    monkeypatch.setattr(mp, "HALVES", (torch.float32,))
+    ours, theirs, (x, y) = perceptron(), perceptron(), data()
+    train(ours, x, y, 3, 0.1, half=torch.float32, seed=5, batch_size=50)
+    training.fit(theirs, x, y, 3, 0.1, seed=5, batch_size=50)
+    assert equal(ours, theirs)
+
+
+def test_a_seed_repeats_itself_and_another_does_not():
+    x, y = data()
+    a, b, c = perceptron(), perceptron(), perceptron()
+    runs = [train(a, x, y, 2, 0.1, batch_size=32), train(b, x, y, 2, 0.1, batch_size=32), train(c, x, y, 2, 0.1, batch_size=32, seed=1)]
+    assert equal(a, b) and runs[0].losses == runs[1].losses and not equal(a, c)
+    assert all(p.dtype == torch.float32 and p.grad is None for p in a.parameters()) and not a.training
+    assert len(runs[0].losses) == len(runs[0].scales) == 12
+
+
+def test_master_weights_hold_more_than_half_and_without_them_no_more():
+    x, y = data()
+    with_master, without = perceptron(), perceptron()
+    train(with_master, x, y, 1, 0.1)
+    train(without, x, y, 1, 0.1, master=False)
+    assert all(torch.equal(p, p.half().float()) for p in without.parameters())
+    assert not any(torch.equal(p, p.half().float()) for p in with_master.parameters())
+
+
+def test_too_large_a_static_scale_learns_nothing_and_a_dynamic_one_finds_its_own():
+    x, y = data()
+    model, start = perceptron(), perceptron()
+    run = train(model, x, y, 2, 0.1, batch_size=32, scaler=LossScale(2.0**40, dynamic=False))
+    assert run.skipped == list(range(12)) and equal(model, start)
+    run = train(model, x, y, 10, 0.1, batch_size=32, scaler=LossScale(2.0**40))
+    assert run.skipped[0] == 0 and run.scales[len(run.skipped)] < 2.0**30 and run.losses[-1] < run.losses[0]
+    assert all(after == before / 2 for before, after, s in zip(run.scales, run.scales[1:], range(99)) if s in run.skipped)
+
+
+def test_without_a_scaler_an_overflow_reaches_the_weights():
+    model, (x, y) = perceptron(), data()
+    train(model, 1e5 * x, y, 1, 0.1, scaler=None)
+    assert not all(p.isfinite().all() for p in model.parameters())
+
+
+def test_data_that_no_scale_can_mend():
+    model, (x, y) = perceptron(), data(8)
+    x[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite even at a loss scale of"):
+        train(model, x, y, 100, 0.1)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_tied_unused_and_frozen_parameters(half):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.never, self.head = nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(3, 3), nn.Linear(20, 4)
+            self.b.weight = self.a.weight
+            self.head.bias.requires_grad_(False)
+            self.register_buffer("shift", torch.full((20,), 0.5))
+
+        def forward(self, x):
+            return self.head(torch.relu(self.b(torch.relu(self.a(x) + self.shift))))
+
+    torch.manual_seed(0)
+    ours, (x, y) = Net(), data()
+    gradients = half_gradients(ours, x, y, half=half)[1]
+    assert gradients["never.weight"] is None and "head.bias" not in gradients and "b.weight" not in gradients
+    theirs = copy.deepcopy(ours)
+    theirs.shift = theirs.shift.to(half)
+    names = ["a.weight", "head.weight"]
+    with torch.autocast("cpu", half):
+        logits = theirs(x)
+    expected = torch.autograd.grad(cross_entropy(logits.float(), y), [theirs.get_parameter(n) for n in names])
+    for name, g in zip(names, expected):  # a tied weight has the sum of two gradients: here rounded to half, there added in float32
+        eps = torch.finfo(half).eps
+        torch.testing.assert_close(gradients[name].float(), g, rtol=8 * eps, atol=eps * float(g.abs().max()))
+    before = copy.deepcopy(ours)
+    train(ours, x, y, 1, 0.1, half=half)
+    assert torch.equal(ours.never.weight, before.never.weight) and torch.equal(ours.head.bias, before.head.bias)
+    assert not torch.equal(ours.a.weight, before.a.weight) and ours.b.weight is ours.a.weight
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", HALVES)
+def test_on_cuda(half):
+    model, (x, y) = perceptron().cuda(), data()
+    run = train(model, x.cuda(), y.cuda(), 20, 0.1, half=half, batch_size=32)
+    assert run.losses[-1] < run.losses[0] and run.model.get_parameter("0.weight").is_cuda
+
+
+@pytest.mark.parametrize("run", [train, train_autocast])
+def test_errors_at_the_door(run):
+    x, y = data(8)
+    for half in (torch.float32, torch.float64, torch.int8):
+        with pytest.raises(ValueError, match=f"half is {half}, and must be torch.float16 or torch.bfloat16"):
+            run(perceptron(), x, y, 1, 0.1, half=half)
+    with pytest.raises(TypeError, match="model is a function, and must be a torch.nn.Module"):
+        run(lambda x: x, x, y, 1, 0.1)
+    with pytest.raises(ValueError, match="0.weight is torch.float16, and must be torch.float32"):
+        run(perceptron().half(), x, y, 1, 0.1)
+    integer = nn.Linear(20, 4)
+    integer.weight = nn.Parameter(torch.ones(4, 20, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="weight is torch.int8, and must be torch.float32"):
+        run(integer, x, y, 1, 0.1)
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        run(perceptron().requires_grad_(False), x, y, 1, 0.1)
+    with pytest.raises((TypeError, ValueError), match="scaler is .*, and must be"):
+        run(perceptron(), x, y, 1, 0.1, scaler=1024.0)
+    with pytest.raises(ValueError, match="8 images and 7 labels"):
+        run(perceptron(), x, y[:7], 1, 0.1)
+    with pytest.raises(ValueError, match="max_lr is -1"):
+        run(perceptron(), x, y, 1, -1)
+    for epochs, batch_size in ((0, 8), (1, 0)):
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            run(perceptron(), x, y, epochs, 0.1, batch_size=batch_size)
+
+
+def test_errors_of_the_parts():
+    x, y = data(8)
+    with pytest.raises(ValueError, match="scale is 0, and must be"):
+        half_gradients(perceptron(), x, y, scale=0)
+    with pytest.raises(ValueError, match="half is torch.float32"):
+        half_gradients(perceptron(), x, y, half=torch.float32)
+    with pytest.raises(ValueError, match="x holds NaN or infinity"):
+        shares(torch.tensor([float("inf")]))
+    with pytest.raises(ValueError, match="dynamic LossScale or None"):
+        train_autocast(perceptron(), x, y, 1, 0.1, scaler=LossScale(8.0, dynamic=False))

@@ -1,0 +1,324 @@
+"""Masks against torch's own pruning and brute force; that they hold; that the schedules do what they say; what the record shows."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune as reference
+
+from qlab.lab import measure, runs
+from qlab.nets import channels, prune
+from qlab.nets.models import plain_cnn
+from qlab.nets.training import fit
+
+
+def mlp(seed=0, bias=True):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16, bias=bias), nn.ReLU(), nn.Linear(16, 8, bias=bias), nn.ReLU(), nn.Linear(8, 3, bias=bias))
+
+
+def blobs(n=256):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 12, generator=generator)
+    return x, x[:, :3].argmax(1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.905, 0.999])
+def test_each_layer_as_torch_prunes_it(share):
+    torch.manual_seed(0)
+    model, theirs = plain_cnn(), None
+    masks = prune.magnitude(model, share)
+    assert list(masks) == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    theirs = copy.deepcopy(model)
+    for name, mask in masks.items():
+        layer = theirs.get_submodule(name)
+        reference.l1_unstructured(layer, "weight", amount=share)
+        assert torch.equal(mask, layer.weight_mask.bool())
+        assert int((~mask).sum()) == round(share * mask.numel())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.905, 0.999])
+def test_one_threshold_as_torch_prunes_globally(share):
+    torch.manual_seed(0)
+    model = plain_cnn()
+    masks, theirs = prune.magnitude(model, share, "global"), copy.deepcopy(model)
+    reference.global_unstructured([(theirs.get_submodule(name), "weight") for name in masks], reference.L1Unstructured, amount=share)
+    for name, mask in masks.items():
+        assert torch.equal(mask, theirs.get_submodule(name).weight_mask.bool())
+    assert sum(int((~m).sum()) for m in masks.values()) == round(share * sum(m.numel() for m in masks.values()))
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.floats(0, 0.999))
+def test_count_is_exact_and_the_kept_are_the_largest_even_with_ties(values, share):
+    model = nn.Linear(len(values), 1, bias=False)
+    model.weight.data = torch.tensor([values], dtype=torch.float32)
+    mask = prune.magnitude(nn.Sequential(model), share)["0"][0]
+    assert int((~mask).sum()) == round(share * len(values))
+    size = np.abs(values)
+    assert size[mask.numpy()].min(initial=99) >= size[~mask.numpy()].max(initial=0)
+    expected = sorted(range(len(values)), key=lambda i: (size[i], i))[:round(share * len(values))]     # among equals the first goes
+    assert sorted(expected) == (~mask).nonzero()[:, 0].tolist()
+
+
+def test_share_for_each_layer_and_layers_skipped():
+    model = mlp()
+    masks = prune.magnitude(model, {"0": 0.5, "4": 0.25}, skip=["2"])
+    assert list(masks) == ["0", "4"]
+    assert [int((~m).sum()) for m in masks.values()] == [96, 6]
+    assert prune.magnitude(model, {"0": 0.5})["2"].all()
+    assert prune.sparsity({"0": masks["0"]}) == 0.5 and prune.sparsity({}) == 0.0
+
+
+def test_shared_weight_is_counted_once_and_masked_alike():
+    model = mlp()
+    model.append(nn.Linear(16, 8)), model.append(nn.Linear(3, 3))
+    model[5].weight = model[2].weight
+    masks = prune.magnitude(model, 0.3, "global")
+    assert torch.equal(masks["2"], masks["5"])
+    assert sum(int((~masks[n]).sum()) for n in ("0", "2", "4", "6")) == round(0.3 * (192 + 128 + 24 + 9))
+    assert torch.equal(prune.magnitude(model, {"5": 0.5})["2"], prune.magnitude(model, {"5": 0.5})["5"])
+    with pytest.raises(ValueError, match="2 and 5 share one weight"):
+        prune.magnitude(model, {"2": 0.5, "5": 0.25})
+    with pytest.raises(ValueError, match="2 shares its weight with 5"):
+        prune.magnitude(model, 0.5, skip=["5"])
+
+
+def test_module_used_twice_without_bias_or_of_size_zero_or_never_called():
+    layer = nn.Linear(4, 4, bias=False)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.never = layer, layer, nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    assert {n: int((~m).sum()) for n, m in prune.magnitude(Net(), 0.5).items()} == {"a": 8, "never": 3}
+    with pytest.warns(UserWarning, match="zero-element"):
+        empty = nn.Sequential(nn.Linear(0, 3), nn.Linear(2, 2))
+    assert prune.magnitude(empty, 0.5)["0"].shape == (3, 0)
+    assert int((~prune.magnitude(empty, 0.5, "global")["1"]).sum()) == 2
+    assert prune.magnitude(nn.Sequential(nn.ReLU()), 0.5) == {} == prune.magnitude(nn.Sequential(nn.ReLU()), 0.5, "global")
+
+
+@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (1, 2), (4, 4), (3, 8)])
+@pytest.mark.parametrize("layer", [nn.Linear(16, 5), nn.Conv2d(8, 3, (3, 2)), nn.Conv2d(16, 8, 3, groups=2)])
+def test_n_of_m_against_brute_force(layer, n, m):
+    weight = layer.weight.detach()
+    mask = prune.n_m(nn.Sequential(layer), n, m)["0"]
+    assert mask.shape == weight.shape and mask.is_contiguous()
+    rows, kept = [t.reshape(*t.shape[:2], -1) for t in (weight, mask)]                      # (out, in, kernel)
+    for out, at, start in itertools.product(range(rows.shape[0]), range(rows.shape[2]), range(0, rows.shape[1], m)):
+        group, chosen = rows[out, start:start + m, at].abs(), kept[out, start:start + m, at]
+        best = max(itertools.combinations(range(m), n), key=lambda combination: group[list(combination)].sum())
+        assert chosen.nonzero()[:, 0].tolist() == list(best)
+
+
+def test_two_of_four_as_torch_ao_sparsifies():
+    sparsifier = pytest.importorskip("torch.ao.pruning").WeightNormSparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32))
+    mask = prune.n_m(model, 2, 4)["0"]
+    sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+    sparsifier.step()
+    assert torch.equal(mask, model[0].parametrizations.weight[0].mask.bool())
+
+
+def test_masks_hold_under_momentum_and_weight_decay_where_a_zero_gradient_would_not():
+    x, y = blobs()
+    model = mlp()
+    fit(model, x, y, 2, 0.1)
+    masks = prune.magnitude(model, 0.8)
+    seen = []
+    back = prune.hold(model, masks)
+
+    def after_step():
+        back()
+        seen.append(all((model.get_submodule(n).weight[~m] == 0).all() for n, m in masks.items()))
+
+    before = {n: model.get_submodule(n).weight.clone() for n in masks}
+    fit(model, x, y, 5, 0.1, weight_decay=5e-3, momentum=0.95, after_step=after_step)
+    assert len(seen) == 10 and all(seen)
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        assert (weight[mask] != before[name][mask]).any() and int((weight != 0).sum()) == int(mask.sum())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)                      # momentum from before the pruning
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    put_back = prune.hold(model, masks)
+    for p in model.parameters():
+        p.grad.zero_()
+    optimizer.step()
+    assert any((model.get_submodule(n).weight[~m] != 0).any() for n, m in masks.items())    # gradients of zero, and yet revived
+    put_back()
+    assert all((model.get_submodule(n).weight[~m] == 0).all() for n, m in masks.items())
+
+
+def test_a_gradual_schedule_follows_the_paper_and_ends_exactly():
+    x, y = blobs()
+    model, sizes = mlp(), []
+    masks, after_step = prune.gradual(model, 0.75, steps=8, every=2, scope="global")
+    removed = {n: ~m for n, m in masks.items()}
+
+    def watched():
+        after_step()
+        sizes.append(prune.sparsity(masks))
+        for name, mask in masks.items():
+            assert (model.get_submodule(name).weight[~mask] == 0).all()
+            assert not (removed[name] & mask).any()                                         # what is gone stays gone
+            removed[name] = ~mask
+
+    fit(model, x, y, 6, 0.1, after_step=watched)
+    total = sum(m.numel() for m in masks.values())
+    t = np.minimum(np.arange(1, 13) // 2 * 2, 8)                                            # new masks at every second step, up to 8
+    expected = 0.75 - 0.75 * (1 - t / 8) ** 3
+    np.testing.assert_allclose(sizes, np.round(expected * total) / total)
+    assert prune.cubic(100, 8, 0.75) == 0.75 and prune.cubic(0, 8, 0.75, initial=0.2) == pytest.approx(0.2)
+
+
+def test_iterative_rounds_are_nested_and_repeat_themselves():
+    x, y = blobs()
+
+    def run():
+        model, nested = mlp(), []
+        fit(model, x, y, 2, 0.1)
+
+        def train(model, after_step, number):
+            nested.append({n: model.get_submodule(n).weight != 0 for n in ("0", "2", "4")})
+            fit(model, x, y, 1, 0.1, seed=number, after_step=after_step)
+
+        return model, prune.iterative(model, [0.3, 0.6, {"0": 0.9, "2": 0.8, "4": 0.6}], train), nested
+
+    model, masks, nested = run()
+    assert [int((~m).sum()) for m in masks.values()] == [round(0.9 * 192), round(0.8 * 128), round(0.6 * 24)]
+    for earlier, later in itertools.pairwise(nested):
+        assert not any((later[n] & ~earlier[n]).any() for n in later)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), run()[0].parameters()))
+    with pytest.raises(ValueError, match="must not fall"):
+        prune.iterative(mlp(), [0.5, 0.4], lambda *_: None)
+    with pytest.raises(ValueError, match="at least one round"):
+        prune.iterative(mlp(), [], lambda *_: None)
+
+
+def test_rewinding_gives_the_survivors_their_first_values():
+    x, y = blobs()
+    model = mlp()
+    initial, starts = copy.deepcopy(model.state_dict()), []
+
+    def train(model, after_step, _number):
+        starts.append(copy.deepcopy(model.state_dict()))
+        fit(model, x, y, 2, 0.1, after_step=after_step)
+
+    train(model, None, None)
+    trained = model[0].weight.detach().abs().clone()
+    masks = prune.iterative(model, [0.5, 0.75], train, rewind_to=initial)
+    for name in ("0", "2", "4"):
+        assert torch.equal(starts[2][f"{name}.weight"], initial[f"{name}.weight"] * masks[name])
+        assert torch.equal(starts[2][f"{name}.bias"], initial[f"{name}.bias"])
+    first = starts[1]["0.weight"] != 0                                                      # chosen by the trained values, not the first
+    assert trained[first].min() >= trained[~first].max()
+
+
+def test_removed_weights_stay_removed_even_if_a_weight_that_is_left_is_zero():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    model[0].weight.data = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
+    earlier = {"0": torch.tensor([[True, True, True, False]])}
+    prune.apply(model, earlier)
+    assert prune.magnitude(model, 0.25, within=earlier)["0"].tolist() == [[True, True, True, False]]
+    assert prune.magnitude(model, 0.25)["0"].tolist() == [[False, True, True, True]]
+
+
+def test_sensitivity_prunes_one_layer_at_a_time_and_leaves_the_model():
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+
+    def zeros(m):
+        return [int((m[i].weight == 0).sum()) for i in (0, 2, 4)]
+
+    found = prune.sensitivity(model, zeros, [0, 0.5], skip=["2"])
+    assert found == {"0": [[0, 0, 0], [96, 0, 0]], "4": [[0, 0, 0], [0, 0, 12]]}
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: prune.magnitude(mlp(), 1.0), "sparsity is 1.0, and must be 0 or more and below 1"),
+    (lambda: prune.magnitude(mlp(), float("nan")), "sparsity is nan"),
+    (lambda: prune.magnitude(mlp(), {"0": -0.1}), "sparsity is -0.1"),
+    (lambda: prune.magnitude(mlp(), {"9": 0.1}), "sparsity names 9"),
+    (lambda: prune.magnitude(mlp(), 0.5, "network"), 'must be "layer" or "global"'),
+    (lambda: prune.magnitude(mlp(), {"0": 0.5}, "global"), "must be one number"),
+    (lambda: prune.magnitude(mlp(), 0.5, skip="0"), "must be a list of layers"),
+    (lambda: prune.magnitude(mlp(), 0.5, skip=["1"]), "must be a list of layers"),
+    (lambda: prune.n_m(mlp(), 3, 2), "1 <= n <= m"),
+    (lambda: prune.n_m(plain_cnn()), "conv1 has 1 inputs, which is no multiple of 4: name it in skip"),
+    (lambda: prune.apply(mlp(), {"1": torch.ones(2).bool()}), "masks names '1'"),
+    (lambda: prune.hold(mlp(), {"0": torch.ones(16, 12)}), "must be bool of shape"),
+    (lambda: prune.gradual(mlp(), 0.5, steps=0), "steps is 0"),
+    (lambda: prune.gradual(mlp(), 1.5, steps=10), "sparsity is 1.5"),
+    (lambda: prune.gradual(mlp(), 0.5, steps=10, every=0), "every is 0"),
+])
+def test_refusals_in_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = mlp()
+    model[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="weights of 2 hold NaN"):
+        prune.magnitude(model, 0.5)
+
+
+# The committed records
+
+def test_record_nine_of_ten_weights_gone_at_half_a_point():
+    record = runs.load("pruning")
+    arms = record["arms"]
+    assert arms["gradual"]["sparsity"] >= 0.9 and arms["one-shot"]["sparsity"] >= 0.9
+    assert arms["gradual"]["epochs"] == arms["control"]["epochs"] == arms["one-shot"]["epochs"]
+    pruned = runs.load_model("pruning_cnn", plain_cnn(), record["checkpoint"]["sha256"])
+    weights = [p for name, p in pruned.named_parameters() if name.endswith("weight")]
+    assert sum(int((w == 0).sum()) for w in weights) >= 0.9 * sum(w.numel() for w in weights)
+    dense, left = arms["dense"]["test"]["result"], arms["gradual"]["test"]["result"]
+    assert dense.n == 10_000 and left.value >= dense.value - 0.005
+    assert arms["one-shot, not trained"]["test"]["result"].value < dense.value - 0.05
+    assert measure.mcnemar(dense, left).n == 10_000
+
+
+def test_record_two_of_four_and_half_of_the_macs():
+    record = runs.load("pruning_structured")
+    arms, kept = record["arms"], record["checkpoints"]
+    dense = arms["dense"]["test"]["result"]
+    assert arms["2:4"]["test"]["result"].value >= dense.value - 0.003
+    model = runs.load_model(kept["2:4"]["name"], plain_cnn(), kept["2:4"]["sha256"])
+    for name in ("conv2", "conv3", "fc1", "fc2"):
+        groups = model.get_submodule(name).weight.movedim(1, -1).reshape(-1, 4)
+        assert ((groups != 0).sum(1) <= 2).all()
+    assert arms["channels"]["macs"] <= arms["dense"]["macs"] / 2
+    small = channels.remove(plain_cnn(), channels.weakest(plain_cnn(), record["settings"]["channels"]))
+    small = runs.load_model(kept["channels"]["name"], small, kept["channels"]["sha256"])
+    assert sum(channels.macs(small, torch.zeros(1, 1, 28, 28)).values()) == arms["channels"]["macs"]
+
+
+def test_record_of_the_lottery_is_complete():
+    rows = runs.load("pruning_lottery")["rows"]
+    seeds = {row["seed"] for row in rows}
+    assert len(seeds) >= 5
+    for seed in seeds:
+        mine = [row for row in rows if row["seed"] == seed]
+        for number in range(1, 6):
+            ticket, again = ([r for r in mine if r["round"] == number and r["arm"] == arm] for arm in ("ticket", "again"))
+            assert len(ticket) == len(again) == 1 and ticket[0]["kept"] == again[0]["kept"]
+
+
+def test_record_of_speed_zeros_do_not_make_a_dense_kernel_faster():
+    networks = runs.load("pruning_speed")["networks"]
+    assert networks["pruned"]["median_ms"] > 0.8 * networks["dense"]["median_ms"]
+    assert networks["fewer channels"]["median_ms"] < networks["dense"]["median_ms"]
