@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import kl_div
 
+from qlab.lab import data, runs, zoo
+from qlab.lab.experiments import distillation as experiment
+from qlab.lab.measure import accuracy, mcnemar
 from qlab.nets import distill
 from qlab.nets.training import fit
 
@@ -180,6 +183,13 @@ def test_hints_teach_the_layers_up_to_the_guided_one_and_no_other(problem):
     assert changed == {"0.weight", "0.bias", "3.weight", "3.bias"} and history[-1] < 0.5 * history[0]
 
 
+def test_hints_leave_the_statistics_of_a_later_batch_norm_alone(problem):
+    images, _, teacher = problem
+    student = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6))
+    distill.fit_hints(student, teacher, images, "2", "1", 1, 0.05)
+    assert student[1].num_batches_tracked == 1 and student[4].num_batches_tracked == 0 and not student[4].running_mean.any()
+
+
 def test_hint_loss_is_half_the_mean_square_after_the_regressor(problem):
     images, _, _ = problem
     torch.manual_seed(0)
@@ -307,3 +317,73 @@ def test_on_a_gpu(problem):
     distill.fit_hints(student, teacher, images, "1", "1", 1, 0.05)
     history = distill.distill(student, distill.teacher_logits(teacher, images), images, labels, 5, 0.1)
     assert history[-1] < history[0] and next(student.parameters()).is_cuda
+
+
+# The experiment and its record
+
+@pytest.fixture(scope="module")
+def record():
+    return runs.load(experiment.NAME)
+
+
+def by_arm(record, part, arm):
+    return {row["seed"]: row["result"] for row in record[part] if row["arm"] == arm}
+
+
+def test_student_and_twin_start_alike_and_validation_images_are_not_trained_on():
+    assert same(experiment.student(3), experiment.student(3)) and not same(experiment.student(3), experiment.student(4))
+    validation, rest = experiment.split()
+    assert len(validation) == 5000 and torch.equal(torch.cat([validation, rest]).sort().values, torch.arange(60_000))
+
+
+def test_views_are_the_images_and_their_mirror_images_with_their_logits():
+    logits = torch.arange(2 * 60_000 * 10, dtype=torch.float32).reshape(2, 60_000, 10)
+    images, labels, given = experiment.views(logits, torch.tensor([5, 9]))
+    whole = data.load("train")
+    assert torch.equal(images[1], whole.images[9]) and torch.equal(images[3], whole.images[9].flip(2))
+    assert labels.tolist() == whole.labels[[5, 9, 5, 9]].tolist()
+    assert torch.equal(given, torch.stack([logits[0, 5], logits[0, 9], logits[1, 5], logits[1, 9]]))
+
+
+def test_the_record_was_made_with_the_committed_teacher_and_its_choices_are_the_best_on_validation(record):
+    assert record["teacher"]["sha256"] == zoo.record("resnet")["sha256"]
+    assert record["teacher"]["test"]["correct"] == pytest.approx(zoo.record("resnet")["test_correct"], abs=3)
+    for regime, arms in record["chosen"].items():
+        for arm, setting in arms.items() if regime != "unseen" else [("student", arms)]:
+            rows = [row for row in record["choose"] if (row["regime"], row["arm"]) == (regime, arm)]
+            for row in rows:
+                if all(row.get(key, value) == value for key, value in setting.items()):
+                    assert row["correct"] == max(r["correct"] for r in rows)
+    assert all(row["images"] == 5000 for row in record["choose"])
+
+
+def test_with_few_images_every_student_beats_its_twin_and_label_smoothing(record):
+    twins, smoothed, students = (by_arm(record, "small", arm) for arm in ("twin", "smoothing", "student"))
+    assert len(students) == 5
+    for seed, student in students.items():
+        for other in (twins[seed], smoothed[seed]):
+            pair = mcnemar(other, student)
+            assert pair.significant and pair.difference > 0
+
+
+def test_student_and_twin_have_the_same_recipe_and_are_what_the_record_says(record):
+    for part in ("full", "small"):
+        rates = {row["max_lr"] for row in record[part]}
+        assert len(rates) == 1
+    images, labels = data.load("test")
+    for arm in ("student", "twin"):
+        net = runs.load_model(f"distillation_{arm}", experiment.student(), record["models"][arm])
+        again = accuracy(net, data.Split(images[:1000], labels[:1000])).correct
+        assert (again != by_arm(record, "full", arm)[0].correct[:1000]).sum() <= 2          # another CPU rounds otherwise
+
+
+def test_a_class_never_shown_is_recognised_by_the_student_and_not_by_the_twin(record):
+    rows = {(row["missing"], row["arm"]): row for row in record["unseen"]}
+    assert all(rows[missing, "twin"]["recall_before"]["correct"] == 0 for missing in range(10))
+    row = rows[experiment.UNSEEN, "student"]
+    assert row["recall_after"]["images"] == 1000 and row["recall_after"]["result"].low > 0.5
+    net = runs.load_model("distillation_unseen_student", experiment.student(), record["models"]["unseen_student"])
+    net.fc.bias[experiment.UNSEEN] += row["bias"]
+    images, labels = data.load("test")
+    again = accuracy(net, data.Split(images[:1000], labels[:1000])).correct
+    assert (again != row["after"]["result"].correct[:1000]).sum() <= 2

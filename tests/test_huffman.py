@@ -137,6 +137,17 @@ def test_long_skewed_streams_come_back(weights, n, seed):
     assert (decoded.numpy() == symbols).all() and decoded.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 50, 8192])
+def test_codes_that_cross_from_one_piece_of_the_stream_to_the_next(piece, monkeypatch):
+    monkeypatch.setattr(huffman, "PIECE", piece)
+    symbols = np.random.default_rng(1).geometric(0.4, 5000).clip(max=20)
+    lengths = huffman.code_lengths(np.bincount(symbols))
+    data = huffman.encode(symbols, lengths)
+    assert lengths.max() > 8 and (huffman.decode(data, lengths, 5000).numpy() == symbols).all()
+    with pytest.raises(ValueError, match="not the code of 5000 symbols"):
+        huffman.decode(data[:-1], lengths, 5000)
+
+
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 63, 64, 65, 1000])
 def test_one_symbol_takes_a_bit_each(n):
     lengths = huffman.code_lengths([0, 0, n, 0])

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from qlab.lab import runs
+from qlab.lab.data import Split
+from qlab.lab.experiments import mixed_precision as experiment
+from qlab.lab.measure import mcnemar
 from qlab.nets import mixed_precision as mp
 from qlab.nets import training
 from qlab.nets.mixed_precision import LossScale, half_gradients, shares, train, train_autocast, update
@@ -142,6 +146,26 @@ def test_products_are_summed_in_float32():
     assert seen == [4096.0]
 
 
+@pytest.mark.parametrize("half", HALVES)
+def test_half_products_are_exact_sums_rounded_once(half):
+    """Forward and backward: no more than one place off, and that on few, as sums in float32 are."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 200, bias=False), nn.Linear(200, 50, bias=False))
+    x, seen = torch.randn(64, 300, generator=generator), {}
+    for name, layer in model.named_children():
+        layer.register_forward_hook(lambda layer, args, output, name=name: seen.update({name: output}))
+    up = torch.randn(64, 50, generator=generator).to(half)
+    _, g = half_gradients(model, x, None, half=half, loss=lambda logits, y: (logits * up.float()).sum())
+    x16, w0, w1 = x.to(half).double(), *(layer.weight.detach().to(half).double() for layer in model)
+    hidden = seen["0"].detach().double()
+    back = (up.double() @ w1).to(half).double()             # rounded once on its way back
+    for got, exact in ((seen["0"], x16 @ w0.T), (seen["1"], hidden @ w1.T), (g["1.weight"], up.double().T @ hidden),
+                       (g["0.weight"], back.T @ x16)):
+        got, exact = got.detach(), exact.detach()
+        assert got.dtype == half and (got != exact.to(half)).float().mean() < 0.02
+        torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(half).eps, atol=1e-4 * float(exact.abs().max()))
+
+
 def test_tiny_gradients_underflow_without_a_scale_and_survive_with_one():
     model, (x, y) = perceptron(), data()
     def tiny(logits, labels):
@@ -200,6 +224,18 @@ def test_without_master_a_weight_is_a_half_and_the_nearest_one(w, g, half):
     exact = model.weight.double() - torch.tensor(g).to(half).double()
     update(model, torch.optim.SGD(model.parameters(), 1.0), {"weight": torch.full((1, 1), g).to(half)}, half=half, master=False)
     assert model.weight.item() == exact.float().to(half).item()
+
+
+def test_a_skipped_step_changes_nothing_not_even_the_momentum():
+    model, (x, y) = perceptron(), data(8)
+    sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    gradients = half_gradients(model, x, y)[1]
+    update(model, sgd, gradients)
+    before = copy.deepcopy(model), copy.deepcopy(sgd.state_dict())
+    update(model, sgd, {name: g * float("nan") for name, g in gradients.items()}, skip=True)
+    assert equal(model, before[0])
+    for key, state in before[1]["state"].items():
+        assert torch.equal(state["momentum_buffer"], sgd.state_dict()["state"][key]["momentum_buffer"])
 
 
 # The training
@@ -335,12 +371,16 @@ def test_errors_at_the_door(run):
         run(integer, x, y, 1, 0.1)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         run(perceptron().requires_grad_(False), x, y, 1, 0.1)
-    with pytest.raises((TypeError, ValueError), match="scaler is .*, and must be"):
+    with pytest.raises(TypeError, match="scaler is a float, and must be a LossScale or None"):
         run(perceptron(), x, y, 1, 0.1, scaler=1024.0)
     with pytest.raises(ValueError, match="8 images and 7 labels"):
         run(perceptron(), x, y[:7], 1, 0.1)
     with pytest.raises(ValueError, match="max_lr is -1"):
         run(perceptron(), x, y, 1, -1)
+    model = perceptron()
+    with pytest.raises(ValueError, match="0 images and 0 labels"):
+        run(model, x[:0], y[:0], 1, 0.1)
+    assert equal(model, perceptron())
     for epochs, batch_size in ((0, 8), (1, 0)):
         with pytest.raises(ValueError, match="must be 1 or more"):
             run(perceptron(), x, y, epochs, 0.1, batch_size=batch_size)
@@ -356,3 +396,68 @@ def test_errors_of_the_parts():
         shares(torch.tensor([float("inf")]))
     with pytest.raises(ValueError, match="dynamic LossScale or None"):
         train_autocast(perceptron(), x, y, 1, 0.1, scaler=LossScale(8.0, dynamic=False))
+
+
+# The committed record
+
+@pytest.fixture(scope="module")
+def record():
+    return runs.load("mixed_precision")
+
+
+def results(record, part, key):
+    return {(row["arm"], row[key]): row["test"]["result"] for row in record[part]}
+
+
+def test_record_float16_with_master_weights_and_scaling_is_equal_to_float32(record):
+    found = results(record, "equal", "seed")
+    float32 = [found["float32", seed] for seed in range(6)]
+    spread = max(abs(mcnemar(a, b).difference) for a in float32 for b in float32)
+    for arm in ("float16", "float16, no scaling"):
+        same_seed = [mcnemar(found["float32", seed], found[arm, seed]) for a, seed in found if a == arm]
+        assert all(abs(pair.difference) <= spread and not pair.significant for pair in same_seed)
+    rows = {(row["arm"], row["seed"]): row for row in record["equal"]}
+    for seed in (0, 1):
+        ours, theirs = rows["float16", seed], rows["autocast", seed]
+        assert all(ours[key] == theirs[key] for key in ("weights_sha256", "scales", "skipped", "losses", "steps"))
+    assert all(r.n == 10_000 for r in found.values()) and {r["epochs"] for r in rows.values()} == {2}
+
+
+def test_record_without_scaling_a_small_loss_weight_ruins_float16_and_nothing_else(record):
+    found = results(record, "weight", "log_weight")
+    for k in (14, 20):
+        pair = mcnemar(found["float16", k], found["float16, no scaling", k])
+        assert pair.significant and pair.difference < -0.005
+    assert found["float16, no scaling", 20].high < 0.2
+    assert not mcnemar(found["float16", 0], found["float16, no scaling", 0]).significant
+    for arm in ("float16", "bfloat16"):
+        assert abs(mcnemar(found["float32", 20], found[arm, 20]).difference) < 0.02
+    checksums = {row["weights_sha256"] for row in record["weight"] if row["arm"] == "float32"}
+    assert len(checksums) == 1                                      # the weight and the learning rate cancel exactly
+
+
+def test_record_without_master_weights_small_steps_are_lost(record):
+    found = results(record, "rate", "max_lr")
+    for half in HALVES:
+        half = str(half)[6:]
+        gaps = [mcnemar(found[half, rate], found[f"{half}, no master", rate]) for rate in (0.002, 0.0005)]
+        assert all(pair.significant and pair.difference < 0 for pair in gaps) and gaps[1].difference < gaps[0].difference
+    for rate in (0.002, 0.0005):
+        assert abs(mcnemar(found["float32", rate], found["float16", rate]).difference) < 0.005
+        assert found["bfloat16, no master", rate].high < found["float16, no master", rate].low
+
+
+def test_a_row_of_the_experiment_repeats_itself(monkeypatch):
+    """One row of the experiment, on the first 256 images only: its parts fit together, and a checksum repeats itself."""
+    full = experiment.data.load("train")
+    monkeypatch.setattr(experiment.data, "load", lambda split: Split(*(part[:256] for part in full)))
+    experiment.row.cache_clear()
+    first = experiment.row("float16", 0, 1, 0.05, half="float16", scaler=LossScale(2.0**30))
+    experiment.row.cache_clear()
+    assert experiment.row("float16", 0, 1, 0.05, half="float16", scaler=LossScale(2.0**30)) == first
+    assert first["skipped"] == [0, 1] and first["scales"] == [[0, 2.0**30], [1, 2.0**29]] and first["test"]["images"] == 256
+    experiment.row.cache_clear()
+    again = experiment.row("float16", 0, 1, 0.05, 20, half="float16", scaler=LossScale(2.0**30))
+    plain = experiment.row("float16", 0, 1, 0.05, 0, half="float16", scaler=LossScale(2.0**10))
+    assert again["weights_sha256"] == plain["weights_sha256"] != first["weights_sha256"]   # S times the weight is the same
+    experiment.row.cache_clear()

@@ -175,6 +175,15 @@ def load(path, model: nn.Module) -> nn.Module:
         raise ValueError(f"{path}: {error}") from None
 
 
+def load_shared(path, model: nn.Module) -> dict[str, Shared]:
+    """Codes and codebooks of a saved file, by layer name; model: of its architecture, it is not changed. Raises as load does."""
+    try:
+        found = container.unpack(_read(path), {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {key.removesuffix("weight").removesuffix("."): Shared(*pair) for key, pair in found.items() if isinstance(pair, tuple)}
+
+
 def parts(path) -> list[container.Part]:
     """What every byte of a saved file is for: the sizes add up to the file's. Raises as load does."""
     try:
@@ -199,12 +208,17 @@ def stages(model: nn.Module, shared: Mapping[str, Shared]) -> dict[str, dict[str
     found = {"pruned": Counter(), "shared": Counter(), "huffman": Counter()}
     for layer in shared.values():
         centroids = len(layer.codebook)
-        for stage, width in (("pruned", 32), ("shared", centroids.bit_length())):           # codes 0 .. centroids
-            choices = [container.relative(layer.codes, centroids, bits) for bits in container.GAP_BITS]
-            sizes = [(packed_size(len(r.kept), width), packed_size(len(r.gaps), max(r.bits, 1))) for r in choices]
+        choices = [container.relative(layer.codes, centroids, bits) for bits in container.GAP_BITS]
+        for stage in ("pruned", "shared"):
+            sizes = []
+            for r in choices:
+                # A filler is a code more: 17 beside 16 centroids take 5 bits each. Wide gaps without fillers may be the better choice.
+                symbols = centroids + 1 if (r.kept == 0).any() else centroids
+                width = 32 if stage == "pruned" else max(symbols - 1, 1).bit_length()
+                sizes.append((packed_size(len(r.kept), width), packed_size(len(r.gaps), max(r.bits, 1))))
             values, gaps = min(sizes, key=sum)
             found[stage].update({"values" if stage == "pruned" else "codes": values, "gaps": gaps})
-        found["huffman"].update(container.relative(layer.codes, centroids).sizes())
+        found["huffman"].update(min((r.sizes for r in choices), key=lambda sizes: sum(sizes.values())))
         for stage in ("shared", "huffman"):
             found[stage]["codebook"] += 4 * centroids
     return {stage: dict(parts) | {"biases": biases} for stage, parts in found.items()}

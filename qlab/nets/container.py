@@ -29,7 +29,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from qlab.nets import huffman, sparse
@@ -82,19 +81,17 @@ def _shared(codes: torch.Tensor, codebook: torch.Tensor) -> list[bytes]:
 
 @dataclass(frozen=True, eq=False)
 class Relative:
-    """What a file stores of one weight's codes: those kept, fillers among them, the gaps before them, and both Huffman codes' lengths."""
+    """What a file stores of one weight's codes: those kept, fillers among them, the gaps before them, and both Huffman codes' lengths.
+
+    sizes: bytes of "codes", "gaps" and "tables", known before anything is encoded.
+    """
 
     bits: int
     kept: torch.Tensor
     gaps: torch.Tensor
     code_lengths: torch.Tensor
     gap_lengths: torch.Tensor
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of "codes", "gaps" and "tables", known before anything is encoded."""
-        streams = {"codes": (self.kept, self.code_lengths), "gaps": (self.gaps, self.gap_lengths)}
-        sizes = {name: -(-int(lengths.long()[symbols.long()].sum()) // 8) for name, (symbols, lengths) in streams.items()}
-        return sizes | {"tables": sum(packing.packed_size(len(lengths), 4) for _, lengths in streams.values())}
+    sizes: dict[str, int]
 
 
 def relative(codes: torch.Tensor, centroids: int, bits: int | None = None) -> Relative:
@@ -106,10 +103,15 @@ def relative(codes: torch.Tensor, centroids: int, bits: int | None = None) -> Re
     """
     codes = codes.detach().cpu()
     if bits is None:
-        return min((relative(codes, centroids, b) for b in GAP_BITS), key=lambda stored: sum(stored.sizes().values()))
+        return min((relative(codes, centroids, b) for b in GAP_BITS), key=lambda stored: sum(stored.sizes.values()))
     gaps, kept = sparse.to_relative(codes, bits) if bits else (torch.zeros(0, dtype=torch.int32), codes.reshape(-1))
-    counts = np.bincount(kept.numpy(), minlength=centroids + 1), np.bincount(gaps.numpy(), minlength=1 << bits)
-    return Relative(bits, kept, gaps, *(huffman.code_lengths(count) for count in counts))
+    sizes, lengths = {"tables": 0}, []
+    for name, symbols, alphabet in (("codes", kept, centroids + 1), ("gaps", gaps, 1 << bits)):
+        counts = torch.bincount(symbols, minlength=alphabet)
+        lengths.append(huffman.code_lengths(counts))
+        sizes[name] = -(-int((counts * lengths[-1]).sum()) // 8)
+        sizes["tables"] += packing.packed_size(alphabet, 4)
+    return Relative(bits, kept, gaps, *lengths, sizes)
 
 
 def _nibbles(lengths: torch.Tensor) -> bytes:
@@ -149,8 +151,8 @@ def _open(content: bytes) -> tuple[_Reader, int]:
 def _head(reader: _Reader) -> tuple[str, int, tuple[int, ...]]:
     name = reader.take(*reader.numbers("B")).decode(errors="replace")
     kind, dims = reader.numbers("BB")
-    if kind != SHARED and kind >= len(DTYPES):
-        raise ValueError(f"the file is damaged: {name} is of the unknown kind {kind}.")
+    if not name.isprintable() or kind != SHARED and kind >= len(DTYPES):
+        raise ValueError(f"the file is damaged: {name!r} is of the unknown kind {kind}.")
     return name, kind, reader.numbers(f"{dims}I")
 
 

@@ -117,8 +117,12 @@ def distill(student: nn.Module, teacher: nn.Module | torch.Tensor, images: torch
     return fit(student, images, index, epochs, max_lr, seed=seed, augment=augment, loss=loss, name=name, **options)
 
 
+class _Reached(Exception):
+    pass
+
+
 def features(model: nn.Module, layer: str, x: torch.Tensor) -> torch.Tensor:
-    """What the layer of that name puts out while the model computes x.
+    """What the layer of that name puts out for x. The model stops there: what lies behind it is not computed, nor its batch norm updated.
 
     Raises ValueError for a name the model does not have, or a layer that is not called.
 
@@ -128,15 +132,18 @@ def features(model: nn.Module, layer: str, x: torch.Tensor) -> torch.Tensor:
     layers = dict(model.named_modules())
     if layer not in layers:
         raise ValueError(f"layer is {layer!r}, and must be one of {', '.join(name for name in layers if name)}.")
-    kept = []
-    hook = layers[layer].register_forward_hook(lambda module, args, output: kept.append(output))
+
+    def stop(module, args, output):
+        raise _Reached(output)
+
+    hook = layers[layer].register_forward_hook(stop)
     try:
         model(x)
+    except _Reached as reached:
+        return reached.args[0]
     finally:
         hook.remove()
-    if not kept:
-        raise ValueError(f"layer {layer!r} is not called when the model computes its output.")
-    return kept[-1]
+    raise ValueError(f"layer {layer!r} is not called when the model computes its output.")
 
 
 def fit_hints(student: nn.Module, teacher: nn.Module, images: torch.Tensor, guided: str, hint: str, epochs: int, max_lr: float, *,
@@ -158,8 +165,8 @@ def fit_hints(student: nn.Module, teacher: nn.Module, images: torch.Tensor, guid
     _check_teacher(teacher)
     if len(images) == 0:
         raise ValueError("there are no images: give at least one.")
-    with torch.no_grad():
-        u, v = features(teacher, hint, images[:1]), features(student, guided, images[:1])
+    with torch.no_grad():  # a look at the shapes, in evaluation mode so that no batch norm counts it; fit then sets training mode
+        u, v = features(teacher, hint, images[:1]), features(student.eval(), guided, images[:1])
     if u.ndim != v.ndim or u.ndim not in (2, 4) or u.shape[2:] != v.shape[2:]:
         raise ValueError(f"{guided} gives {tuple(v.shape[1:])} an image and {hint} {tuple(u.shape[1:])}: both must be (channels, h, w) "
                          "of the same h and w, or both (features,).")

@@ -23,6 +23,7 @@ import torch
 
 MAX_LENGTH = 15  # a length then takes 4 bits of a file, and the decoder's table has at most 32,768 entries: DEFLATE's limit too
 STRIDE = 64      # the decoder follows the chain of codes in Python only at every 64th symbol
+PIECE = 8192     # bytes that it reads at a time
 
 
 def entropy(counts) -> float:
@@ -136,7 +137,7 @@ def decode(data: bytes, lengths, n: int) -> torch.Tensor:
 
     Where a code begins is known only once the one before it has been read. So look up at every bit how long the code would be that
     begins there: a pointer to the next one. Pointers of pointers jump 2, 4, .. 64 codes ahead; one walk in jumps of 64, then all
-    stretches of 64 at once. Takes about 20 bytes of memory for each bit of data.
+    stretches of 64 at once. The stream is read in pieces that fit into a processor's cache.
 
     Raises ValueError where data is not exactly the bytes of n codes.
 
@@ -150,31 +151,42 @@ def decode(data: bytes, lengths, n: int) -> torch.Tensor:
         raise ValueError(wrong)
     if n == 0:
         return torch.from_numpy(np.zeros(0, dtype))
-    longest, bits = int(lengths.max()), 8 * len(data)
-    window = _windows(data, longest)                                                        # (bits,)
-    order = np.lexsort((np.arange(len(lengths)), lengths))
-    order = order[lengths[order] > 0]
-    shares = 1 << (longest - lengths[order].astype(np.int64))
-    symbol_at = np.resize(np.repeat(order, shares), 1 << longest)
+    order, shares, longest = _shares(lengths)
+    symbol_at = np.resize(np.repeat(order, shares), 1 << longest)                           # a single symbol owns both patterns of a bit
     length_at = lengths[symbol_at].astype(np.int64)
-    after = np.append(np.minimum(np.arange(bits) + length_at[window], bits), bits)          # from the end there is no way on
+    found, begins, at = [], [], 0
+    for first in range(0, len(data), PIECE):
+        piece = data[first:first + PIECE]
+        window = _windows(piece + data[first + PIECE:first + PIECE + 2], longest)[:8 * len(piece)]
+        begin = _chain(length_at[window], at - 8 * first)
+        if len(begin):
+            found.append(symbol_at[window[begin]])
+            begins.append(8 * first + begin)
+            at = int(begins[-1][-1] + length_at[window[begin[-1]]])
+    symbols, begin = np.concatenate(found)[:n], np.concatenate(begins)
+    if len(symbols) < n or -(-int(begin[n - 1] + lengths[symbols[n - 1]]) // 8) != len(data):
+        raise ValueError(wrong)
+    return torch.from_numpy(symbols.astype(dtype))
+
+
+def _chain(length: np.ndarray, first: int) -> np.ndarray:
+    """Where codes begin, from `first` on, in a stretch in which a code that began at bit i would be length[i] bits long."""
+    n = len(length)
+    if first >= n:
+        return np.zeros(0, np.int64)
+    after = np.append(np.minimum(np.arange(n) + length, n), n)                              # from the end there is no way on
     jump, stride = after, 1
-    while stride < min(STRIDE, n):
+    while stride < STRIDE:
         jump, stride = jump[jump], 2 * stride
-    heads = [0]
-    for _ in range(-(-n // stride) - 1):
-        heads.append(jump[heads[-1]])
-    begin = np.empty((stride, len(heads)), np.int64)
+    heads = [first]
+    while heads[-1] < n:
+        heads.append(int(jump[heads[-1]]))
+    begin = np.empty((STRIDE, len(heads)), np.int64)
     begin[0] = heads
-    for i in range(1, stride):
+    for i in range(1, STRIDE):
         begin[i] = after[begin[i - 1]]
-    begin = begin.T.reshape(-1)[:n]
-    if begin[-1] >= bits:
-        raise ValueError(wrong)
-    end = int(begin[-1] + length_at[window[begin[-1]]])
-    if -(-end // 8) != len(data):
-        raise ValueError(wrong)
-    return torch.from_numpy(symbol_at[window[begin]].astype(dtype))
+    begin = begin.T.reshape(-1)
+    return begin[begin < n]
 
 
 def _windows(data: bytes, longest: int) -> np.ndarray:
@@ -184,15 +196,18 @@ def _windows(data: bytes, longest: int) -> np.ndarray:
     return (three[:, None] >> (24 - longest - np.arange(8)) & ((1 << longest) - 1)).reshape(-1)
 
 
-def _codes(lengths: np.ndarray) -> np.ndarray:
-    """Each code is the first of the patterns it owns, without the bits that follow it."""
-    longest = int(lengths.max(initial=0))
+def _shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The symbols in canonical order, how many of the patterns of L bits each owns, and L."""
     order = np.lexsort((np.arange(len(lengths)), lengths))
-    order = order[lengths[order] > 0]
-    free = longest - lengths[order].astype(np.int64)
-    first = np.cumsum(1 << free) - (1 << free)
+    order, longest = order[lengths[order] > 0], int(lengths.max(initial=0))
+    return order, 1 << (longest - lengths[order].astype(np.int64)), longest
+
+
+def _codes(lengths: np.ndarray) -> np.ndarray:
+    """Each code is the first of the patterns its symbol owns, without the bits that follow it."""
+    order, shares, _ = _shares(lengths)
     codes = np.zeros(len(lengths), np.int64)
-    codes[order] = first >> free
+    codes[order] = (np.cumsum(shares) - shares) // shares
     return codes
 
 

@@ -179,9 +179,7 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: 
     >>> len(run.losses), run.scales[-1], run.skipped
     (6, 65536.0, [])
     """
-    _check_half(half)
-    if not isinstance(scaler, LossScale | None):
-        raise TypeError(f"scaler is a {type(scaler).__name__}, and must be a LossScale or None.")
+    _check_train(model, images, labels, epochs, max_lr, batch_size, half, scaler)
     state = scaler or LossScale(1.0, dynamic=False)
 
     def step(optimizer, x, y):
@@ -211,9 +209,9 @@ def train_autocast(model: nn.Module, images: torch.Tensor, labels: torch.Tensor,
     >>> torch.equal(train(a, x, y, 2, 0.1).model.weight, train_autocast(b, x, y, 2, 0.1).model.weight)
     True
     """
-    _check_half(half)
-    if scaler is not None and not (isinstance(scaler, LossScale) and scaler.dynamic):
-        raise ValueError(f"scaler is {scaler!r}, and must be a dynamic LossScale or None, as GradScaler knows no other.")
+    _check_train(model, images, labels, epochs, max_lr, batch_size, half, scaler)
+    if scaler is not None and not scaler.dynamic:
+        raise ValueError(f"scaler is {scaler}, and must be a dynamic LossScale or None, as GradScaler knows no other.")
     device, start = images.device.type, scaler or LossScale()
     grad_scaler = torch.amp.GradScaler(device, start.scale, start.growth, start.backoff, start.interval, enabled=scaler is not None)
 
@@ -238,8 +236,6 @@ def train_autocast(model: nn.Module, images: torch.Tensor, labels: torch.Tensor,
 
 def _loop(model, images, labels, epochs, max_lr, step, seed, batch_size, momentum, weight_decay, name) -> Run:
     """training.fit's loop: the same order of the images, optimiser and one-cycle schedule; step(optimizer, x, y) is one step."""
-    _check_model(model)
-    _check(images, labels, epochs, batch_size, max_lr)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     if images.dim() == 4:
@@ -262,7 +258,7 @@ def _loop(model, images, labels, epochs, max_lr, step, seed, batch_size, momentu
                 skipped.append(len(losses))
                 if scale < 2.0**-24:
                     raise FloatingPointError(f"the gradients are not finite even at a loss scale of {scale:.3g}: an image, a weight or "
-                                             "an activation is infinite or NaN, or an activation is larger than half precision can hold.")
+                                             "an activation is NaN, infinite, or larger than half precision can hold.")
             losses.append(value.item())
             scales.append(scale)
             bar.update()
@@ -318,3 +314,11 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f"the parameter {name} is {parameter.dtype}, and must be torch.float32: it is the master copy.")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameter that requires a gradient: call model.requires_grad_(True) first.")
+
+
+def _check_train(model, images, labels, epochs, max_lr, batch_size, half, scaler) -> None:
+    _check_half(half)
+    _check_model(model)
+    _check(images, labels, epochs, batch_size, max_lr)
+    if not isinstance(scaler, LossScale | None):
+        raise TypeError(f"scaler is a {type(scaler).__name__}, and must be a LossScale or None.")

@@ -172,7 +172,7 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
         if bn is not None:
             bn.replace_all_uses_with(node)
             traced.graph.erase_node(bn)
-    traced.delete_all_unused_submodules()
+            traced.delete_submodule(bn.target)                                              # it lives in the layer now
     kind_of = LearnedActivations if learned else AveragedActivations
     insert(traced, {name: kind_of(bits[name], *seen[name]) for name in seen})
     return traced

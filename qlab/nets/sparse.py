@@ -8,7 +8,7 @@ For n weights of v bits each, of which a share d (the density) is not zero, in b
     relative    (d + f) (v + b)             each value with the number of zeros before it, in b bits; f is the share of fillers
 
 A gap of more than 2^b - 1 zeros does not fit in b bits: a *filler*, a zero that is stored as if it were a value, breaks it (Deep
-Compression, Han et al. 2016, section 3, figure 2, where 3 bits span 8 places). All bytes here are counted from what `encode` returns,
+Compression, Han et al. 2016, section 2, figure 2, where 3 bits span 8 places). All bytes here are counted from what `encode` returns,
 and `decode` makes the weight from that again.
 """
 

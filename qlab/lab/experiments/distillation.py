@@ -1,11 +1,12 @@
-"""Notebook 10's experiments: the zoo's residual network teaches a student of 8,906 parameters.
+"""Notebook 10's experiments: the zoo's residual network teaches a student of 8,962 parameters.
 
     python -m qlab.lab.experiments.distillation                      all parts, about 25 minutes on one core
     python -m qlab.lab.experiments.distillation --parts small        one part again; the others' results stay in the record
 
 Parts, each on what the one before it has chosen:
 
-    choose    temperature, alpha, label smoothing, the twin's own learning rate: on 5,000 training images that nothing trains on
+    choose    the learning rate (the twin's best, used for all), temperature, alpha, label smoothing: on 5,000 training images that no
+              later part trains on
     full      the other 55,000 images: student, twin, label smoothing, three seeds
     small     3,000 of them, drawn anew for each of five seeds: the same, and hints before distillation (FitNets)
     unseen    each of the ten classes in turn left out of the images that student and twin are shown
@@ -19,6 +20,7 @@ import argparse
 import json
 import time
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,23 +36,24 @@ from qlab.nets.training import fit
 NAME, COMMAND = "distillation", "python -m qlab.lab.experiments.distillation"
 PARTS = ("choose", "full", "small", "unseen")
 VALIDATION, SMALL = 5_000, 3_000                    # images
-EPOCHS = {"full": 4, "small": 15, "hints": 5, "unseen": 3, "try": 2}
-LR, SEEDS = 0.05, {"full": range(3), "small": range(5), "hints": range(3)}
+EPOCHS = {"full": 4, "small": 15, "hints": 5, "unseen": 2, "try": 1}
+SEEDS = {"full": range(3), "small": range(5), "hints": range(3)}
+ARMS, TEMPERATURES = ("twin", "smoothing", "student"), (2.0, 4.0, 8.0, 16.0)
 UNSEEN = 3                                          # the left-out class whose student is kept: Dress, as 3 is the digit in Hinton et al.
 
 
 def student(seed: int = 0) -> nn.Sequential:
-    """Three convolutions with ReLU and one linear layer, its initial weights drawn from seed; a 42nd of the teacher's parameters.
+    """Three convolutions with batch norm and one linear layer, its initial weights drawn from seed; a 42nd of the teacher's parameters.
 
     >>> sum(p.numel() for p in student().parameters())
-    8906
+    8962
     """
     torch.manual_seed(seed)
     return nn.Sequential(OrderedDict(
-        conv1=nn.Conv2d(1, 8, 5, stride=2, padding=2), relu1=nn.ReLU(),                     # (n, 8, 14, 14)
-        conv2=nn.Conv2d(8, 16, 3, padding=1), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),       # (n, 16, 7, 7)
-        conv3=nn.Conv2d(16, 32, 3, padding=1), relu3=nn.ReLU(), pool3=nn.MaxPool2d(2),      # (n, 32, 3, 3)
-        flatten=nn.Flatten(), fc=nn.Linear(288, 10),
+        conv1=nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False), bn1=nn.BatchNorm2d(8), relu1=nn.ReLU(),          # (n, 8, 14, 14)
+        conv2=nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), bn2=nn.BatchNorm2d(16), relu2=nn.ReLU(),        # (n, 16, 7, 7)
+        conv3=nn.Conv2d(16, 32, 3, padding=1, bias=False), bn3=nn.BatchNorm2d(32), relu3=nn.ReLU(),                 # (n, 32, 7, 7)
+        pool3=nn.MaxPool2d(2), flatten=nn.Flatten(), fc=nn.Linear(288, 10),                                         # (n, 32, 3, 3)
     ))
 
 
@@ -74,7 +77,7 @@ def views(logits: torch.Tensor, index: torch.Tensor) -> Transfer:
     return Transfer(torch.cat([images[index], images[index].flip(3)]), labels[index].repeat(2), logits[:, index].flatten(0, 1))
 
 
-def train(arm: str, transfer: Transfer, epochs: int, seed: int, max_lr: float = LR, temperature: float = 4.0, alpha: float = 0.9,
+def train(arm: str, transfer: Transfer, epochs: int, seed: int, max_lr: float = 0.1, temperature: float = 4.0, alpha: float = 0.9,
           smoothing: float = 0.1) -> nn.Module:
     """Train one network: arm "twin", "smoothing", "student", or "hints", the student after FitNets' first stage."""
     net, (images, labels, logits) = student(seed), transfer
@@ -84,52 +87,56 @@ def train(arm: str, transfer: Transfer, epochs: int, seed: int, max_lr: float = 
         return net
     if arm == "hints":
         plain = images[:len(images) // 2]           # without the mirrored ones: the teacher runs live
-        distill.fit_hints(net, zoo.load("resnet"), plain, "relu2", "block2", EPOCHS["hints"], max_lr, seed=seed)
+        distill.fit_hints(net, zoo.load("resnet"), plain, "relu2", "block3", EPOCHS["hints"], max_lr, seed=seed)
     distill.distill(net, logits, images, labels, epochs, max_lr, temperature=temperature, alpha=0.0 if arm == "twin" else alpha,
                     seed=seed, name=arm)
     return net
 
 
 def part_choose(record: dict, logits: torch.Tensor) -> None:
-    """One training for each candidate, with a seed that no later part uses; the best on the validation images is chosen."""
+    """One training for each candidate, with a seed that no later part uses; the best on the validation images is chosen.
+
+    First the learning rate, for the twin; student and smoothing must do with it. Then theirs.
+    """
     images, labels = data.load("train")
     validation, rest = split()
-    held_out = data.Split(images[validation], labels[validation])
-    sets = {"small": (views(logits, _draw(rest, 100)), EPOCHS["small"]), "full": (views(logits, rest), EPOCHS["try"])}
-    candidates = {
-        "small": [*(("twin", {"max_lr": lr}) for lr in (LR, 2 * LR, 4 * LR)),
-                  *(("smoothing", {"smoothing": s}) for s in (0.05, 0.1, 0.2)),
-                  *(("student", {"temperature": t, "alpha": a}) for t in (1.0, 2.0, 4.0, 8.0) for a in (0.5, 0.9, 1.0))],
-        "full": [*(("twin", {"max_lr": lr}) for lr in (LR, 2 * LR)),
-                 *(("student", {"temperature": t, "alpha": 0.9}) for t in (2.0, 4.0, 8.0))],
-    }
-    rows, chosen = [], {}
-    for regime, (transfer, epochs) in sets.items():
-        best = {}
-        for arm, setting in candidates[regime]:
-            result = accuracy(train(arm, transfer, epochs, seed=100, **setting), held_out)
-            rows.append({"regime": regime, "arm": arm, **setting, "correct": int(result.correct.sum()), "images": result.n})
-            if result.value > best.get(arm, (0.0, None))[0]:
-                best[arm] = result.value, setting
-        chosen[regime] = {arm: setting for arm, (_, setting) in best.items()}
-    chosen["full"]["smoothing"] = chosen["small"]["smoothing"]
-    best = 0
-    for temperature in (2.0, 4.0, 8.0):
-        net, bias = _without(UNSEEN, "student", logits, temperature, EPOCHS["try"])
+    held_out, rows, chosen = data.Split(images[validation], labels[validation]), [], {}
+
+    def best(regime: str, arm: str, settings: list[dict], run) -> dict:
+        right = []
+        for setting in settings:
+            right.append(int(accuracy(run(**setting), held_out).correct.sum()))
+            rows.append({"regime": regime, "arm": arm, **setting, "correct": right[-1], "images": VALIDATION})
+        return settings[right.index(max(right))]
+
+    soft = [{"temperature": t, "alpha": a} for t in TEMPERATURES for a in (0.5, 0.9)]
+    for regime, index, epochs in (("small", _draw(rest, 100), EPOCHS["small"]), ("full", rest, EPOCHS["try"])):
+        transfer = views(logits, index)
+        rate = best(regime, "twin", [{"max_lr": lr} for lr in (0.05, 0.1, 0.2)], partial(train, "twin", transfer, epochs, 100))
+        candidates = {"student": soft if regime == "small" else soft[1::2]}
+        candidates |= {"smoothing": [{"smoothing": s} for s in (0.05, 0.1, 0.2)]} if regime == "small" else {}
+        chosen[regime] = {"twin": rate} | {
+            arm: rate | best(regime, arm, settings, partial(train, arm, transfer, epochs, 100, **rate))
+            for arm, settings in candidates.items()}
+    chosen["full"]["smoothing"] = chosen["full"]["twin"] | {"smoothing": chosen["small"]["smoothing"]["smoothing"]}
+
+    def corrected(**setting) -> nn.Module:
+        net, bias = _without(UNSEEN, "student", logits, EPOCHS["try"], **setting)
         net.fc.bias[UNSEEN] += bias
-        correct, setting = int(accuracy(net, held_out).correct.sum()), {"temperature": temperature, "alpha": 1.0}
-        rows.append({"regime": "unseen", "arm": "student", **setting, "correct": correct, "images": VALIDATION})
-        if correct > best:
-            best, chosen["unseen"] = correct, setting
+        return net
+
+    rate = chosen["full"]["twin"]
+    chosen["unseen"] = best("unseen", "student", [rate | {"temperature": t, "alpha": 1.0} for t in TEMPERATURES], corrected)
     record |= {"choose": rows, "chosen": chosen}
 
 
 def part_full(record: dict, logits: torch.Tensor) -> None:
     """All 55,000 images; keeps the student and the twin of the first seed."""
-    transfer, test, chosen, rows = views(logits, split()[1]), data.load("test"), record["chosen"]["full"], []
+    transfer, test, rows = views(logits, split()[1]), data.load("test"), []
     for seed in SEEDS["full"]:
-        for arm, setting in _arms(chosen):
-            net = train(arm.removesuffix(", own rate"), transfer, EPOCHS["full"], seed, **setting)
+        for arm in ARMS:
+            setting = record["chosen"]["full"][arm]
+            net = train(arm, transfer, EPOCHS["full"], seed, **setting)
             rows.append({"seed": seed, "arm": arm, **setting, **runs.outcome(accuracy(net, test))})
             if seed == 0 and arm in ("student", "twin"):
                 record["models"][arm] = runs.save_model(f"{NAME}_{arm}", net)
@@ -138,11 +145,12 @@ def part_full(record: dict, logits: torch.Tensor) -> None:
 
 def part_small(record: dict, logits: torch.Tensor) -> None:
     """3,000 images, drawn anew for each seed."""
-    test, chosen, rows = data.load("test"), record["chosen"]["small"], []
+    test, rows = data.load("test"), []
     for seed in SEEDS["small"]:
         transfer = views(logits, _draw(split()[1], seed))
-        for arm, setting in [*_arms(chosen), *([("hints", chosen["student"])] if seed in SEEDS["hints"] else [])]:
-            net = train(arm.removesuffix(", own rate"), transfer, EPOCHS["small"], seed, **setting)
+        for arm in (*ARMS, "hints") if seed in SEEDS["hints"] else ARMS:
+            setting = record["chosen"]["small"]["student" if arm == "hints" else arm]
+            net = train(arm, transfer, EPOCHS["small"], seed, **setting)
             rows.append({"seed": seed, "arm": arm, **setting, **runs.outcome(accuracy(net, test))})
     record["small"] = rows
 
@@ -152,7 +160,7 @@ def part_unseen(record: dict, logits: torch.Tensor) -> None:
     test, rows = data.load("test"), []
     for missing, name in enumerate(data.CLASSES):
         for arm in ("twin", "student"):
-            net, bias = _without(missing, arm, logits, record["chosen"]["unseen"]["temperature"], EPOCHS["unseen"])
+            net, bias = _without(missing, arm, logits, EPOCHS["unseen"], **record["chosen"]["unseen"])
             if missing == UNSEEN:
                 record["models"][f"unseen_{arm}"] = runs.save_model(f"{NAME}_unseen_{arm}", net)
             row = {"missing": missing, "class": name, "arm": arm, "bias": bias}
@@ -164,24 +172,18 @@ def part_unseen(record: dict, logits: torch.Tensor) -> None:
     record["unseen"] = rows
 
 
-def _without(missing: int, arm: str, logits: torch.Tensor, temperature: float, epochs: int) -> tuple[nn.Module, float]:
+def _without(missing: int, arm: str, logits: torch.Tensor, epochs: int, **setting) -> tuple[nn.Module, float]:
     """A network that was never shown the class, without gradients, and the bias that would suit it, from the validation images."""
     images, labels = data.load("train")
     validation, rest = split()
     shown = rest[labels[rest] != missing]
-    net = train(arm, Transfer(images[shown], labels[shown], logits[0, shown]), epochs, seed=0, temperature=temperature, alpha=1.0)
+    net = train(arm, Transfer(images[shown], labels[shown], logits[0, shown]), epochs, seed=0, **setting)
     net.requires_grad_(False)
     return net, distill.best_bias(distill.teacher_logits(net, images[validation]), labels[validation], missing)
 
 
 def _draw(index: torch.Tensor, seed: int) -> torch.Tensor:
     return index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:SMALL]]
-
-
-def _arms(chosen: dict) -> list[tuple[str, dict]]:
-    """Twin and student at the common learning rate; the twin once more where another rate suits it better."""
-    own = [("twin, own rate", chosen["twin"])] if chosen["twin"]["max_lr"] != LR else []
-    return [("twin", {"max_lr": LR}), *own, ("smoothing", chosen["smoothing"]), ("student", chosen["student"])]
 
 
 def _logits(path: Path | None) -> torch.Tensor:
@@ -200,7 +202,7 @@ def main(parts=PARTS, path: Path | None = None) -> None:
     record = {"teacher": {"network": "resnet", "sha256": zoo.record("resnet")["sha256"]}, "models": {}, "seconds": {}}
     if (runs.FOLDER / f"{NAME}.json").exists():
         record |= json.loads((runs.FOLDER / f"{NAME}.json").read_text())
-    record |= {"validation_images": VALIDATION, "small_images": SMALL, "epochs": EPOCHS, "max_lr": LR}
+    record |= {"validation_images": VALIDATION, "small_images": SMALL, "epochs": EPOCHS}
     record = {key: value for key, value in record.items() if key not in ("command", "environment")}
     logits = _logits(path)
     if "test" not in record["teacher"]:

@@ -13,7 +13,6 @@ images. Which of the 10,000 test images were right is kept for every run, and a 
 
 import argparse
 import hashlib
-import json
 import math
 from functools import cache
 
@@ -84,7 +83,7 @@ def equal():
 
 
 def weight():
-    """One epoch each. What 2^-k takes from the gradient the learning rate gives back; weight decay is smaller by as much: the same updates."""
+    """One epoch each. What 2^-k takes from the gradient the learning rate gives back; weight decay shrinks too: the same updates."""
     for arm, exponents in WEIGHTS.items():
         for k in exponents:
             yield row(arm, 0, 1, RECIPE["max_lr"], log_weight=k, **EQUAL[arm][1])
@@ -102,8 +101,7 @@ PARTS = {"equal": equal, "weight": weight, "rate": rate}
 
 def main(parts=tuple(PARTS)) -> None:
     """Run the parts; the record is written after each row, and keeps what it holds of other parts."""
-    path = runs.FOLDER / f"{NAME}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = runs.raw(NAME) if (runs.FOLDER / f"{NAME}.json").exists() else {}
     content = {part: kept[part] for part in PARTS if part in kept}
     for part in parts:
         content[part] = []
@@ -117,5 +115,8 @@ def main(parts=tuple(PARTS)) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train LeNet-300-100 in mixed precision, with and without each ingredient, "
                                                  "and write records/mixed_precision.json.")
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="which parts to run (default: all)")
-    main(parser.parse_args().parts)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which parts to run: {', '.join(PARTS)} (default: all)")
+    parts = parser.parse_args().parts
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: choose among {', '.join(PARTS)}.")
+    main(parts or tuple(PARTS))
