@@ -48,7 +48,7 @@ def test_accuracy_bytes_and_share_are_the_librarys(demo, split, values):
     assert gauge.patches[0].get_height() == pytest.approx(100 * measure.accuracy(model, split).value)
     assert f"<b>{100 * prune.sparsity(masks):.1f} %</b> of all weights removed" in demo.text
     biases = sum(p.nbytes for n, p in model.named_parameters() if n.endswith("bias"))
-    sizes = [biases + sum(sparse.nbytes(model.get_submodule(n).weight, f, 4) for n in masks) for f in sparse.FORMATS]
+    sizes = [biases + sum(sparse.nbytes(model.get_submodule(n).weight, f, 5) for n in masks) for f in sparse.FORMATS]
     np.testing.assert_allclose([bar.get_width() for bar in bars.patches], np.array(sizes) / 1000)
     smallest = sparse.FORMATS[int(np.argmin(sizes))]
     assert smallest.capitalize() in demo.text

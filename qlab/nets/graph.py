@@ -43,9 +43,10 @@ def trace(model: nn.Module) -> fx.GraphModule:
     try:
         # A bare layer is a leaf of fx, and so would be no graph at all: wrap it.
         traced = fx.symbolic_trace(nn.Sequential(model) if type(model) in KINDS else model)
-    except Exception as error:  # noqa: BLE001  whatever forward does with a placeholder may raise anything
-        raise ValueError(f"the network cannot be read as a graph ({str(error).splitlines()[0] if str(error) else type(error).__name__}): its "
-                         "forward may call layers and add tensors, without deciding by their values or shapes.") from None
+    except Exception as error:  # noqa: BLE001 - whatever forward does with a placeholder may raise anything
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the network cannot be read as a graph ({said}): its forward may call layers and add tensors, without deciding "
+                         "by their values or shapes.") from None
     for node in list(traced.graph.nodes):
         if node.op in ("call_function", "call_method") and node.target in MODULES:
             _as_module(traced, node)

@@ -111,7 +111,7 @@ def multiplier(real) -> tuple[torch.Tensor, torch.Tensor]:
     """
     m, n = [], []
     for value in torch.as_tensor(real, dtype=torch.float64).reshape(-1).tolist():
-        fraction, exponent = math.frexp(value)                                              # value = fraction * 2**exponent, 1/2 <= fraction < 1
+        fraction, exponent = math.frexp(value)  # value = fraction * 2**exponent, 1/2 <= fraction < 1
         whole = round(fraction * 2**31)
         if whole == 2**31:
             whole, exponent = 2**30, exponent + 1
@@ -155,8 +155,16 @@ def _finish(step: Step, scaled: torch.Tensor) -> torch.Tensor:
 
 def _layer(step: Step, codes: torch.Tensor) -> torch.Tensor:
     x, w = _centred(codes, step.grids[0]), step.weight.to(torch.int32)                      # padding with 0 now pads with the zero-point
-    total = F.conv2d(x, w, step.bias, **step.options) if step.kind == "conv" else x @ w.T + step.bias
+    total = _convolve(x, w, step.bias, **step.options) if step.kind == "conv" else x @ w.T + step.bias
     return _finish(step, multiply(total, _per_channel(step.m, total.dim()), _per_channel(step.n, total.dim())))
+
+
+def _convolve(x, w, bias, stride, padding, dilation, groups) -> torch.Tensor:
+    if dilation != (1, 1):  # torch dilates no integers: the same kernel with zeros between its rows and columns
+        spread = w.new_zeros(*w.shape[:2], *((k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation)))
+        spread[:, :, ::dilation[0], ::dilation[1]] = w
+        w = spread
+    return F.conv2d(x, w, bias, stride, padding, groups=groups)
 
 
 def _mean(step: Step, codes: torch.Tensor) -> torch.Tensor:
@@ -194,7 +202,7 @@ def convert(quantized: Quantized, image_shape: tuple[int, ...] = (1, 28, 28)) ->
     (torch.Size([3, 2]), torch.int8)
     """
     if not isinstance(quantized.model, fx.GraphModule) or not any(isinstance(m, FakeQuantize) for m in quantized.model.modules()):
-        raise ValueError("the network's activations have no codes: quantize it with ptq.quantize, or prepare, train and convert it with qat.")
+        raise ValueError("the network's activations have no codes: quantize it with ptq.quantize, or prepare, train and convert it by qat.")
     plain, grids = _without_codes(quantized.model)
     sizes = _map_sizes(plain, image_shape)
     steps, fused = [], set()
@@ -266,8 +274,8 @@ def _step(plain: fx.GraphModule, node: fx.Node, what: str, known: list[Grid], ou
     needed = bias.abs() / (grid.scale * 2**30)
     wider = torch.maximum(scale, needed)
     codes = (codes * (scale / wider).view(-1, *[1] * (codes.dim() - 1))).round().to(torch.int8)
-    if codes[0].numel() * 128 * 256 > 2**30:
-        raise ValueError(f"{node.target} sums {codes[0].numel()} products an output, and int32 holds the sum of at most {2**30 // (128 * 256)}.")
+    if codes[0].numel() > 2**30 // (128 * 256):
+        raise ValueError(f"{node.target} sums {codes[0].numel()} products an output, and int32 holds the sum of at most 32768.")
     m, n = multiplier(grid.scale * wider / out.scale)
     bias = (bias / (grid.scale * wider)).round().to(torch.int32)
     if what == "conv" and module.padding_mode != "zeros":
@@ -278,8 +286,8 @@ def _step(plain: fx.GraphModule, node: fx.Node, what: str, known: list[Grid], ou
 def _weight(q: QTensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes (out, ...) and the scale of each output channel, float64 (out,)."""
     if q.scheme != "symmetric" or q.bits > 8 or q.group_size is not None or q.axis not in (None, 0):
-        raise ValueError(f"the weights of {name} are {q.scheme} codes of {q.bits} bits (axis={q.axis}, group_size={q.group_size}), and must be "
-                         "symmetric, of 2 to 8 bits, per tensor or with axis=0.")
+        raise ValueError(f"the weights of {name} are {q.scheme} codes of {q.bits} bits (axis={q.axis}, group_size={q.group_size}), and "
+                         "must be symmetric, of 2 to 8 bits, per tensor or with axis=0.")
     return q.codes, q.scale.double().expand(len(q.codes)).clone()
 
 
@@ -306,5 +314,5 @@ def _mean_options(module: nn.AvgPool2d | nn.AdaptiveAvgPool2d, name: str, size: 
         kernel, stride = pair(module.kernel_size), pair(module.stride)
         even = pair(module.padding) == (0, 0) and not module.ceil_mode and module.divisor_override is None
     if not even:
-        raise ValueError(f"{name} averages windows of different sizes, and every window must have as many values: no padding, no remainder.")
+        raise ValueError(f"{name} averages windows of different sizes, and every window must have as many values: no padding.")
     return {"kernel_size": kernel, "stride": stride}

@@ -89,7 +89,8 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
         if names - set(layers):
             raise ValueError(f"{what} names {', '.join(sorted(names - set(layers)))}, and may name {', '.join(layers)}.")
     if set(layers) - set(by_name) - set(skip):
-        raise ValueError(f"quantizer has nothing for {', '.join(sorted(set(layers) - set(by_name) - set(skip)))}: add it, or name it in skip.")
+        missing = ", ".join(sorted(set(layers) - set(by_name) - set(skip)))
+        raise ValueError(f"quantizer has nothing for {missing}: add it, or name it in skip.")
     quantized = copy.deepcopy(model)
     tensors, nbytes, done = {}, 0, {}
     for name in layers:
@@ -122,10 +123,10 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     """Quantize weights and activations of a trained network: fold, observe on calibration images, fake-quantize.
 
     calibration: images (n, ...) or batches of them; training images, never test images. weights: any function from a weight to a
-    QTensor, or one by layer name. activation_bits: 2 to 8, per tensor, affine; the network's input and its logits keep 8. ranges: how an activation's range
-    is chosen from what was seen: minmax, average (moving), percentile (99.9), mse or entropy (qlab.quant.ranges). equalize: balance
-    the channels first (cross-layer equalization); correct_bias: take the mean error that the weights' codes make out of the bias
-    (Nagel et al. 2019).
+    QTensor, or one by layer name. activation_bits: 2 to 8, per tensor, affine; the network's input and its logits keep 8. ranges: how
+    an activation's range is chosen from what was seen: minmax, average (moving), percentile (99.9), mse or entropy (qlab.quant.ranges).
+    equalize: balance the channels first (cross-layer equalization); correct_bias: take the mean error that the weights' codes make
+    out of the bias (Nagel et al. 2019).
 
     The result's model computes in floating point: it shows accuracy, never speed; qlab.nets.integer.convert makes the integer one.
     Raises ValueError for no calibration images, NaN in them or in an activation, a network that qlab.nets.graph cannot read.

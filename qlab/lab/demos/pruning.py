@@ -16,7 +16,7 @@ from qlab.lab.significance import Accuracy
 from qlab.nets import prune, sparse
 
 BINS = 60
-GAP_BITS = 4
+GAP_BITS = 5
 
 
 class Pruned:

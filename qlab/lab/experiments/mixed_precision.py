@@ -1,6 +1,6 @@
 """The experiments behind notebook 08: LeNet-300-100 trained in float16 and bfloat16, with and without each ingredient.
 
-    python -m qlab.lab.experiments.mixed_precision              all parts, about 15 minutes on one core
+    python -m qlab.lab.experiments.mixed_precision              all parts, about 15 minutes on one core of an AVX2 machine
     python -m qlab.lab.experiments.mixed_precision rate         one of them again: equal, weight or rate
 
     equal    float32 with six seeds, mixed precision with three, torch.autocast with GradScaler, and without scaling
@@ -32,11 +32,11 @@ DTYPE = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 EQUAL = {  # arm: (seeds, how it is trained); bfloat16 is never scaled
     "float32": (range(6), {}),
     "float16": (range(3), {"half": "float16", "scaler": SCALER}),
-    "autocast": (range(2), {"half": "float16", "scaler": SCALER, "autocast": True}),
+    "autocast": (range(1), {"half": "float16", "scaler": SCALER, "autocast": True}),
     "float16, no scaling": (range(2), {"half": "float16"}),
-    "bfloat16": (range(3), {"half": "bfloat16"}),
+    "bfloat16": (range(2), {"half": "bfloat16"}),
 }
-WEIGHTS = {"float16, no scaling": (0, 12, 14, 16, 18, 20), "float16": (0, 14, 20), "bfloat16": (20,), "float32": (0, 20)}
+WEIGHTS = {"float16, no scaling": (0, 12, 14, 16, 20), "float16": (0, 14, 20), "bfloat16": (20,), "float32": (0, 20)}
 RATES = (0.05, 0.01, 0.002, 0.0005)
 RATE_ARMS = {
     "float32": {}, "float16": {"half": "float16", "scaler": SCALER}, "bfloat16": {"half": "bfloat16"},
@@ -90,10 +90,11 @@ def weight():
 
 
 def rate():
-    """Two epochs each."""
+    """Two epochs each. With master weights half precision follows float32 at each rate: one of them is left out to save time."""
     for max_lr in RATES:
         for arm, how in RATE_ARMS.items():
-            yield row(arm, 0, 2, max_lr, **how)
+            if max_lr != 0.01 or arm not in ("float16", "bfloat16"):
+                yield row(arm, 0, 2, max_lr, **how)
 
 
 PARTS = {"equal": equal, "weight": weight, "rate": rate}

@@ -1,0 +1,123 @@
+"""Notebook 07's widget: a real weight, its step, and the gradient that LSQ has for the step.
+
+Left: the staircase w_hat(w) over the histogram of the weights, with what the straight-through estimator differentiates in its place: the
+identity, cut off where the codes end. Right: the squared error of the weights for every step, and LSQ's gradient as the tangent.
+"""
+
+from collections.abc import Mapping
+
+import ipywidgets
+import numpy as np
+import torch
+
+from qlab.lab import plot, widgets
+from qlab.nets.fake import fake_quantize
+
+BITS = (2, 6)
+UNITS = np.round(np.arange(0.02, 1.2001, 0.01), 2)              # the step, in units of the one with which nothing saturates
+BINS = 80
+
+
+class Weights:
+    """One weight tensor and its relative squared error, sum (w_hat - w)^2 / sum w^2, as a function of the step."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.w = weight.detach().double().reshape(-1)
+        self.largest = self.w.abs().max().item()
+        self.energy = self.w.square().sum().item()
+        self.histogram = np.histogram(self.w.numpy(), BINS, (-1.1 * self.largest, 1.1 * self.largest))
+        self._curves: dict[int, np.ndarray] = {}
+
+    def unit(self, bits: int) -> float:
+        """The smallest step with which no weight saturates: max|w| / (2**(bits - 1) - 1)."""
+        return self.largest / (2 ** (bits - 1) - 1)
+
+    def error(self, step: float, bits: int) -> float:
+        top = 2 ** (bits - 1) - 1
+        return ((self.w / step).round_().clamp_(-top, top).mul_(step).sub_(self.w)).square_().sum().item() / self.energy
+
+    def curve(self, bits: int) -> np.ndarray:
+        """The error at each of UNITS, (len(UNITS),)."""
+        if bits not in self._curves:
+            self._curves[bits] = np.array([self.error(u * self.unit(bits), bits) for u in UNITS])
+        return self._curves[bits]
+
+    def gradient(self, step: float, bits: int) -> tuple[float, float]:
+        """LSQ's derivative of the error by the step, from fake_quantize: of the weights that are rounded, of those that saturate."""
+        top = 2 ** (bits - 1) - 1
+        inside = (self.w / step).round().abs() <= top
+        parts = []
+        for part in (self.w[inside], self.w[~inside]):
+            s = torch.tensor(step, dtype=torch.float64, requires_grad=True)
+            (fake_quantize(part, s, 0, -top, top) - part).square().sum().backward()
+            parts.append(s.grad.item() / self.energy)
+        return parts[0], parts[1]
+
+    def slope(self, step: float, bits: int, width: float = 0.1) -> float:
+        """The measured slope: the error's difference over a window of 10 % of the step, half on each side."""
+        half = width * step / 2
+        return (self.error(step + half, bits) - self.error(step - half, bits)) / (2 * half)
+
+
+def drag_step(weights: Mapping[str, torch.Tensor], bits: int = 3, step: float = 1.0) -> widgets.Live:
+    """Any of the named weights on 2**bits - 1 levels; one slider sets the step, in units of max|w| / largest code.
+
+    Raises ValueError for no weights, a weight that is all zeros or not finite, bits that are not from 2 to 6.
+    """
+    if not weights:
+        raise ValueError("weights is empty, and must name at least one tensor.")
+    for name, weight in weights.items():
+        if not weight.isfinite().all() or not weight.any():
+            raise ValueError(f"{name} must be finite, and must hold a number other than 0.")
+    if not BITS[0] <= bits <= BITS[1]:
+        raise ValueError(f"bits is {bits}, and must be from {BITS[0]} to {BITS[1]}.")
+    data = {name: Weights(weight) for name, weight in weights.items()}
+    controls = {
+        "weights": ipywidgets.Dropdown(options=list(data), layout={"width": "330px"}),
+        "bits": ipywidgets.IntSlider(bits, *BITS, layout={"width": "220px"}),
+        "step": ipywidgets.FloatSlider(step, min=0.05, max=1.15, step=0.01, description="step / (max|w| / largest code)",
+                                       layout={"width": "520px"}),
+    }
+    fig, (ax, error_ax) = widgets.figure(8.8, 3.7, ncols=2, width_ratios=(1.25, 1))
+    bars = ax.stairs([0], [0, 1], fill=True, color="#D9D9D9")
+    straight, = ax.plot([], [], color=plot.COLORS["accent"], linewidth=1.6, linestyle=(0, (4, 2)), label="differentiated instead")
+    stairs, = ax.plot([], [], color=plot.COLORS["symmetric"], linewidth=2, label=r"$\hat w$")
+    ax.set(xlabel="weight $w$", ylabel=r"decoded weight $\hat w$")
+    curve, = error_ax.plot([], [], color=plot.COLORS["float"], linewidth=1.6, label="error")
+    tangent, = error_ax.plot([], [], color=plot.COLORS["accent"], linewidth=2.6, label="LSQ's gradient")
+    here, = error_ax.plot([], [], color=plot.COLORS["accent"], marker="o", markersize=9, linestyle="")
+    error_ax.set(xlim=(0, 1.2), xlabel="step / (max|w| / largest code)", ylabel=r"$\Sigma(\hat w - w)^2 \,/\, \Sigma w^2$  (%)")
+    for axes in (ax, error_ax):
+        axes.locator_params(nbins=5)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
+    shown = []
+
+    def frame(tensor: Weights, bits: int) -> None:
+        """What a step of the step slider does not change need not be drawn again."""
+        reach, errors = 1.1 * tensor.largest, 100 * tensor.curve(bits)
+        counts, edges = tensor.histogram
+        bars.set_data(-reach + 0.7 * reach * counts / counts.max(), edges, -reach)
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        curve.set_data(UNITS, errors)
+        error_ax.set_ylim(0, min(105.0, 1.25 * max(errors[UNITS >= 0.6].max(), 3 * errors.min())))
+
+    def update(**values) -> str:
+        name, bits, unit = values["weights"], values["bits"], data[values["weights"]].unit(values["bits"])
+        tensor, step, top = data[name], values["step"] * data[name].unit(bits), 2 ** (bits - 1) - 1
+        if shown != [name, bits]:
+            shown[:] = name, bits
+            frame(tensor, bits)
+        borders = step * (np.arange(-top, top) + 0.5)
+        reach = 1.1 * tensor.largest
+        stairs.set_data(np.concatenate([[-reach], np.repeat(borders, 2), [reach]]), step * np.repeat(np.arange(-top, top + 1), 2))
+        straight.set_data([-reach, -top * step, top * step, reach], [-top * step, -top * step, top * step, top * step])
+        error, (rounded, cut) = tensor.error(step, bits), tensor.gradient(step, bits)
+        gradient = unit * (rounded + cut)                       # by the slider's value
+        ends = values["step"] + np.array([-0.15, 0.15])
+        tangent.set_data(ends, 100 * (error + gradient * (ends - values["step"])))
+        here.set_data([values["step"]], [100 * error])
+        return (f"{name}, {bits} bits, step {step:.4g}: error {100 * error:.2f} %. LSQ's gradient <b>{100 * gradient:+.2f}</b> "
+                f"(rounded weights {100 * unit * rounded:+.2f}, saturated ones {100 * unit * cut:+.2f}); measured slope "
+                f"{100 * unit * tensor.slope(step, bits):+.2f}. " + ("The step shrinks." if gradient > 0 else "The step grows."))
+
+    return widgets.Live(fig, update, **controls)

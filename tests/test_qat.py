@@ -1,0 +1,178 @@
+"""Quantization-aware training against torch's own quantized training module, its deployed form, and post-training quantization."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qlab.lab import data, runs, zoo
+from qlab.lab.measure import mcnemar
+from qlab.nets import integer, ptq, qat, training
+from qlab.quant import linear, ranges
+
+
+def small_net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+                         nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def task(n=192):
+    torch.manual_seed(0)
+    y = torch.arange(n) % 3
+    return torch.rand(n, 1, 8, 8) + y.view(-1, 1, 1, 1) * torch.linspace(0, 1, 8), y
+
+
+def trained_net():
+    net = small_net()
+    training.fit(net, *task(), epochs=3, max_lr=0.1, batch_size=32)
+    return net
+
+
+def test_the_layer_is_torch_s_own_convolution_with_batch_norm_folded_in_training():
+    from torch.ao.nn.intrinsic.qat import ConvBn2d
+    from torch.ao.quantization import FakeQuantize, PerChannelMinMaxObserver, QConfig
+    weights = FakeQuantize.with_args(observer=PerChannelMinMaxObserver, quant_min=-7, quant_max=7, dtype=torch.qint8,
+                                     qscheme=torch.per_channel_symmetric, ch_axis=0)
+    torch.manual_seed(0)
+    theirs = ConvBn2d(2, 3, 3, bias=False, qconfig=QConfig(activation=torch.nn.Identity, weight=weights))
+    theirs.bn.running_var.uniform_(0.5, 2), theirs.bn.weight.data.uniform_(-2, 2), theirs.bn.bias.data.uniform_(-1, 1)
+    conv, bn = nn.Conv2d(2, 3, 3, bias=False), copy.deepcopy(theirs.bn)
+    conv.weight.data.copy_(theirs.weight.data)
+    ours = qat.QuantizedLayer(conv, bn, bits=4, axis=0, learned=False)
+    x = torch.randn(4, 2, 6, 6)
+    for mode in (True, False):
+        ours.train(mode), theirs.train(mode)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.bn.running_mean, theirs.bn.running_mean)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("axis", [0, None])
+def test_before_training_it_is_post_training_quantization(learned, axis):
+    net, (x, _) = trained_net(), task()
+    prepared = qat.prepare(net, x, 4, 4, axis=axis, learned=learned, ranges="minmax")
+
+    def weights(w):
+        reach = ranges.mse(w, 4, "symmetric", axis) if learned else ranges.Range(None, None)
+        return linear.quantize(w, 4, "symmetric", axis=axis, x_min=reach.x_min, x_max=reach.x_max)
+
+    expected = ptq.quantize(net, x, weights, activation_bits=4, ranges="minmax").model(x)
+    torch.testing.assert_close(prepared(x), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_training_helps_repeats_itself_and_converts_to_integers(learned):
+    net, (x, y) = trained_net(), task()
+
+    def run():
+        prepared = qat.prepare(net, x, 2, 3, learned=learned)
+        before = training.hard_loss(prepared, x, y).item()
+        losses = qat.train(prepared, x, y, epochs=4, max_lr=0.02, batch_size=32)
+        return prepared, before, losses
+
+    prepared, before, losses = run()
+    assert training.hard_loss(prepared, x, y).item() < before and losses == run()[2]
+    quantized = qat.convert(prepared)
+    torch.testing.assert_close(quantized.model(x), prepared(x), rtol=1e-3, atol=1e-3)
+    assert {q.bits for q in quantized.tensors.values()} == {2} and not any(isinstance(m, nn.BatchNorm2d) for m in quantized.model.modules())
+    network = integer.convert(quantized, (1, 8, 8))
+    assert (network.decode(network(x)) - prepared(x)).abs().max() < 4 * network.grid_out.scale
+
+
+def test_only_a_learned_scale_is_trained():
+    net, (x, y) = trained_net(), task()
+    for learned in (True, False):
+        prepared = qat.prepare(net, x, learned=learned)
+        names = [n for n, _ in prepared.named_parameters() if n.endswith("scale")]
+        assert len(names) == (3 + 4 if learned else 0)                                      # three weights, four tensors of activations
+        before = {n: m.scale.detach().clone() for n, m in prepared.named_modules() if n.endswith("codes")}
+        qat.train(prepared, x, y, epochs=1, max_lr=0.05, batch_size=32)
+        assert all(prepared.get_submodule(n).scale != scale for n, scale in before.items())
+
+
+def test_the_gradient_of_a_scale_is_balanced():
+    """Esser et al. 2020, section 2.2: 1 / sqrt(weights that share it * largest code)."""
+    weight = torch.randn(6, 10)
+    quantizer = qat.WeightQuantizer(weight, 4, 0, learned=True)
+    quantizer(weight).sum().backward()
+    plain = quantizer.scale.detach().clone().requires_grad_(True)
+    qat.fake_quantize(weight, plain.view(-1, 1), 0, -7, 7).sum().backward()
+    torch.testing.assert_close(quantizer.scale.grad, plain.grad / (10 * 7) ** 0.5)
+
+
+def test_channels_that_batch_norm_has_switched_off_do_no_harm():
+    net, (x, y) = trained_net(), task()
+    with torch.no_grad():
+        net[1].weight[0], net[1].running_var[1] = 0, 0
+    prepared = qat.prepare(net, x)
+    losses = qat.train(prepared, x, y, epochs=2, max_lr=0.01, batch_size=32)
+    assert all(torch.isfinite(p).all() for p in prepared.parameters()) and losses[-1] < 1.2
+    torch.testing.assert_close(qat.convert(prepared).model(x), prepared(x), rtol=1e-3, atol=1e-3)
+
+
+class Loop(nn.Module):
+    """A layer that runs twice, a sum, no bias, a layer that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.never = nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Linear(4, 9)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        return self.twice(x + self.twice(x))
+
+
+def test_odd_networks_are_trained_and_converted():
+    x, y = torch.rand(64, 4), torch.arange(64) % 4
+    prepared = qat.prepare(Loop(), x, 4, 4)
+    qat.train(prepared, x, y, epochs=1, max_lr=0.01)
+    quantized = qat.convert(prepared)
+    assert set(quantized.tensors) == {"first", "twice"}
+    torch.testing.assert_close(quantized.model(x), prepared(x))
+    network = integer.convert(quantized, (4,))
+    assert (network.decode(network(x)) - prepared(x)).abs().max() < 0.5 * prepared(x).abs().max()
+
+
+def test_the_trained_network_is_not_changed_by_prepare():
+    net, (x, _) = trained_net(), task()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    prepared = qat.prepare(net.requires_grad_(False), x)
+    assert all(p.requires_grad for p in prepared.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_errors_at_the_door():
+    net, (x, _) = small_net(), task()
+    for options, said in (({"weight_bits": 1}, "bits is 1"), ({"activation_bits": 16}, "bits is 16"), ({"axis": 1}, "axis is 1"),
+                          ({"ranges": "best"}, "ranges is 'best'")):
+        with pytest.raises(ValueError, match=said):
+            qat.prepare(net, x, **options)
+    with pytest.raises(ValueError, match="no calibration images"):
+        qat.prepare(net, x[:0])
+
+
+# The committed record
+
+
+def test_the_record_shows_what_the_course_says():
+    record = runs.load("qat")
+    whole, arms, after = record["ptq"]["float"]["result"], record["arms"], record["ptq"]
+    collapsed, won = after["tensor, minmax"]["result"], arms["lsq-tensor"]["result"]
+    assert whole.value - collapsed.value > 0.5
+    assert (won.value - collapsed.value) / (whole.value - collapsed.value) >= 0.8
+    assert mcnemar(collapsed, won).significant
+    assert {"control", "lsq-tensor", "lsq-channel", "ste-tensor", "ste-channel"} <= set(arms)
+
+
+def test_a_network_of_the_record_is_what_it_says():
+    from qlab.lab.experiments import qat as experiment
+    from qlab.lab.measure import accuracy
+    images, labels = data.load("test")
+    prepared = experiment.trained("lsq-channel")
+    measured = accuracy(qat.convert(prepared).model, data.Split(images[:300], labels[:300]))
+    recorded = runs.load("qat")["arms"]["lsq-channel"]["result"]
+    assert (measured.correct != recorded.correct[:300]).sum() <= 3                          # another CPU rounds otherwise
+    assert zoo.record("depthwise")["test_correct"] == int(runs.load("qat")["ptq"]["float"]["result"].correct.sum())
