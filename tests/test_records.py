@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlab.lab import bench, data, sweep, zoo
+from qlab.lab import bench, data, runs, sweep, zoo
 from qlab.lab.measure import accuracy, size_bytes
 from qlab.nets import ptq
+from qlab.nets.models import MODELS
 
 
 def test_the_sweep_was_made_with_the_committed_checkpoints():
-    record = json.loads(sweep.RECORD.read_text())
-    assert record["checkpoints"] == {name: zoo.record(name)["sha256"] for name in ("cnn", "depthwise", "resnet")}
+    record = runs.raw("sweep")
+    assert record["checkpoints"] == {name: zoo.record(name)["sha256"] for name in sweep.NETS}
     rows = sweep.load()
     assert len(rows) == 3 * (1 + 3 * 2 * 7) and all(row["correct"] == int(row["result"].correct.sum()) for row in rows)
 
@@ -44,7 +45,7 @@ def test_the_bench_record_names_its_machine_and_keeps_its_promises():
 
 
 def test_an_unknown_benchmark_is_refused():
-    with pytest.raises(ValueError, match="no benchmark is named speed: choose among linear, kmeans, widget, start"):
+    with pytest.raises(ValueError, match="no benchmark is named speed: choose among linear, kmeans, widget, start, networks, huffman"):
         bench.main(["speed"])
 
 
@@ -55,7 +56,7 @@ def test_a_benchmark_of_a_small_size_runs():
 
 def test_the_readme_says_what_the_records_say():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for name in ("cnn", "depthwise", "resnet"):
+    for name in MODELS:
         entry, link = zoo.record(name), f"[{name}.json](qlab/lab/checkpoints/{name}.json)"
         assert f"| {entry['parameters']:,} | {100 * entry['test_accuracy']:.2f} % | {link} |" in readme
     rows = {(r["net"], r["method"], r["per"], r["bits"]): r["correct"] / 100 for r in sweep.load()}

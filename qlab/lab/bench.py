@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qlab.lab import data, machine
+from qlab.lab import data, machine, zoo
+from qlab.nets import huffman, integer, ptq
 from qlab.quant import kmeans, linear
 
 RECORD = Path(__file__).parent / "records" / "bench.json"
@@ -150,7 +151,43 @@ def _jupyter_seconds() -> float:
             server.wait()
 
 
-BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start}
+def bench_networks(images: int = 200) -> list[dict]:
+    """Post-training quantization of the zoo's networks; integer-only inference against float32, both with all threads.
+
+    The integers are int32 convolutions: what 8-bit products gain where a machine has instructions for them is not in these figures.
+    """
+    return [row for name in ("cnn", "depthwise", "resnet") for row in _network_rows(name, images)]
+
+
+def _network_rows(name: str, images: int) -> list[dict]:
+    model, x, calibration = zoo.load(name), data.load("test").images[:images], data.calibration(512).images
+    seconds = in_turn({"ptq": lambda: ptq.quantize(model, calibration)}, 3)["ptq"] / 1000
+    network = integer.convert(ptq.quantize(model, calibration))
+    codes = network.encode(x)
+    with torch.inference_mode():
+        ms = in_turn({"integer": lambda: network.run(codes), "float": lambda: model(x)}, 5)
+    return [
+        _row(f"ptq.quantize of {name}, 512 calibration images", seconds, "s", promise="seconds"),
+        _row(f"integer-only {name}, {images} images", ms["integer"], "ms", "the float32 network", ms["float"] / ms["integer"], "stated"),
+    ]
+
+
+def bench_huffman(n: int = 1_000_000) -> list[dict]:
+    """Huffman coding of 4-bit codes as k-means makes them of normal weights: encode and decode, and the bits a symbol takes."""
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    symbols = kmeans.quantize(x, 4, start="linear").codes.numpy()
+    lengths = huffman.code_lengths(np.bincount(symbols, minlength=16))
+    packed = huffman.encode(symbols, lengths)
+    ms = in_turn({"encode": lambda: huffman.encode(symbols, lengths), "decode": lambda: huffman.decode(packed, lengths, n)}, 5)
+    return [
+        _row(f"huffman.encode, {n // 10**6} million symbols of 4 bits", n / ms["encode"] / 1000, "million symbols/s"),
+        _row(f"huffman.decode, {n // 10**6} million symbols of 4 bits", n / ms["decode"] / 1000, "million symbols/s"),
+        _row("their size against 4 bits a symbol", 8 * len(packed) / (4 * n), ""),
+    ]
+
+
+BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start,
+           "networks": bench_networks, "huffman": bench_huffman}
 
 
 def main(arguments: list[str] | None = None) -> None:

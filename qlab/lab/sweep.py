@@ -8,22 +8,16 @@ tells accuracy and size, not speed). Which images were right is kept, so that an
 """
 
 import argparse
-import base64
-import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from qlab.lab import data, machine, zoo
+from qlab.lab import data, runs, zoo
 from qlab.lab.measure import accuracy, size_bytes
 from qlab.lab.significance import Accuracy
-from qlab.nets.models import MODELS
 from qlab.nets.ptq import fold_batch_norm, quantize_weights
 from qlab.quant import kmeans, linear, log
 
-RECORD = Path(__file__).parent / "records" / "sweep.json"
 METHODS = {  # name: (bits, axis) -> quantizer
     "linear": lambda bits, axis: lambda w: linear.quantize(w, bits, "symmetric", axis=axis),
     "log": lambda bits, axis: lambda w: log.quantize(w, bits, axis=axis),
@@ -32,12 +26,14 @@ METHODS = {  # name: (bits, axis) -> quantizer
 BITS, AXES = range(2, 9), {"tensor": None, "channel": 0}
 
 
+NETS = ("cnn", "depthwise", "resnet")
+
+
 def _row(net: str, method: str, per: str, bits: int, nbytes: int, result: Accuracy) -> dict:
-    right = base64.b64encode(np.packbits(result.correct.numpy())).decode()
-    return {"net": net, "method": method, "per": per, "bits": bits, "nbytes": nbytes, "correct": int(result.correct.sum()), "right": right}
+    return {"net": net, "method": method, "per": per, "bits": bits, "nbytes": nbytes, **runs.outcome(result)}
 
 
-def run(nets=tuple(MODELS), path: Path = RECORD) -> dict:
+def run(nets=NETS, folder: Path = runs.FOLDER) -> dict:
     """Measure every combination and write the record; about 20 minutes on two cores."""
     test, rows = data.load("test"), []
     for net in nets:
@@ -47,21 +43,17 @@ def run(nets=tuple(MODELS), path: Path = RECORD) -> dict:
         for method, per, bits in tqdm(combinations, desc=net):
             q = quantize_weights(model, METHODS[method](bits, AXES[per]))
             rows.append(_row(net, method, per, bits, q.nbytes, accuracy(q.model, test)))
-    return machine.write_record(path, "python -m qlab.lab.sweep", checkpoints={net: zoo.record(net)["sha256"] for net in nets},
-                                test_images=len(test.labels), rows=rows)
+    return runs.write("sweep", "python -m qlab.lab.sweep", folder, checkpoints={net: zoo.record(net)["sha256"] for net in nets}, rows=rows)
 
 
-def load(path: Path = RECORD) -> list[dict]:
+def load() -> list[dict]:
     """The committed rows: net, method, per, bits, nbytes, and result, the Accuracy with every image's outcome.
 
     >>> row = load()[0]
     >>> row["net"], row["method"], row["result"].n
     ('cnn', 'float', 10000)
     """
-    record = json.loads(path.read_text())
-    n = record["test_images"]
-    return [row | {"result": Accuracy(torch.from_numpy(np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8))[:n]).bool())}
-            for row in record["rows"]]
+    return runs.load("sweep")["rows"]
 
 
 def picture(path: Path, net: str = "depthwise") -> None:
