@@ -175,7 +175,7 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
             traced.delete_submodule(bn.target)                                              # it lives in the layer now
     kind_of = LearnedActivations if learned else AveragedActivations
     insert(traced, {name: kind_of(bits[name], *seen[name]) for name in seen})
-    return traced
+    return traced.eval()
 
 
 def train(prepared: fx.GraphModule, images: torch.Tensor, labels: torch.Tensor, epochs: int, max_lr: float, *, seed: int = 0,

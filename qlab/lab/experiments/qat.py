@@ -66,24 +66,21 @@ def run(arm: str) -> dict:
         q = qat.convert(model)
         entry = {"nbytes": q.nbytes, **runs.outcome(accuracy(q.model, test))}
     minutes = round((time.time() - started) / 60, 1)
-    return {"sha256": runs.save_model(f"qat_{arm}", model), "max_lr": max_lr, "losses": losses,
-            "minutes": minutes, **entry}
+    return {"sha256": runs.save_model(f"qat_{arm}", model), "max_lr": max_lr, "losses": losses, "minutes": minutes, **entry}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="*", choices=["ptq", "control", *ARMS, []], help="only these, beside what the record holds")
     parts = parser.parse_args(arguments).part or ["ptq", "control", *ARMS]
-    try:
-        old = runs.raw("qat")
-    except FileNotFoundError:
-        old = {}
-    found = {"ptq": old.get("ptq", {}), "arms": old.get("arms", {})}
     for part in parts:
-        if part == "ptq":
-            found["ptq"] = after_training()
-        else:
-            found["arms"][part] = run(part)
+        result = after_training() if part == "ptq" else run(part)
+        try:
+            old = runs.raw("qat")
+        except FileNotFoundError:
+            old = {}
+        found = {"ptq": old.get("ptq", {}), "arms": old.get("arms", {})}
+        (found if part == "ptq" else found["arms"])[part] = result
         runs.write("qat", "python -m qlab.lab.experiments.qat", net=NET, bits=BITS, epochs=EPOCHS, seed=SEED, **found)
 
 
