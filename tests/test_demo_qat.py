@@ -34,8 +34,9 @@ def put(demo, **values):
 
 def numbers(text):
     """error, gradient, its two parts and the measured slope, as the caption has them."""
-    pattern = r"error ([\d.]+) %.*gradient <b>([-+.\d]+)</b> \(rounded weights ([-+.\d]+), saturated ones ([-+.\d]+)\); measured slope ([-+.\d]+)"
-    return [float(number) for number in re.search(pattern, text).groups()]
+    number = r"([-+]?\d+\.\d+)"
+    pattern = rf"error {number} %.*<b>{number}</b> \(rounded weights {number}, saturated ones {number}\); measured slope {number}"
+    return [float(found) for found in re.search(pattern, text).groups()]
 
 
 def lsq(w, s, top):
@@ -48,8 +49,8 @@ def lsq(w, s, top):
 
 
 @pytest.mark.parametrize("name", ["pointwise", "depthwise"])
-@pytest.mark.parametrize("bits", [2, 4, 6])
-@pytest.mark.parametrize("units", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("units", [0.2, 1.0])
 def test_caption_and_picture_are_the_formula(demo, tensors, name, bits, units):
     put(demo, weights=name, bits=bits, step=units)
     w, top = tensors[name].double().flatten().numpy(), 2 ** (bits - 1) - 1
@@ -93,9 +94,9 @@ def test_the_gradient_is_the_slope_for_many_values_and_not_for_few():
 
 def test_following_the_gradient_leads_near_the_least_error(tensors):
     data = Weights(tensors["pointwise"])
-    for bits in (3, 4, 6):
+    for bits in (3, 6):
         s = data.unit(bits)
-        for _ in range(300):
+        for _ in range(100):
             s *= 1 - 0.2 * np.clip(s * sum(data.gradient(s, bits)) / data.error(s, bits), -0.5, 0.5)
         best = ranges.mse(tensors["pointwise"], bits, "symmetric").x_max.item() / (2 ** (bits - 1) - 1)
         assert data.error(s, bits) < 1.1 * data.error(best, bits)
@@ -103,7 +104,7 @@ def test_following_the_gradient_leads_near_the_least_error(tensors):
 
 
 def test_no_weight_saturates_at_the_unit(demo):
-    for bits in range(BITS[0], BITS[1] + 1):
+    for bits in BITS:
         put(demo, weights="depthwise", bits=bits, step=1.0)
         assert numbers(demo.text)[3] == 0
     assert UNITS[0] > 0 and 1.0 in UNITS
@@ -113,14 +114,14 @@ def test_a_step_of_the_slider_is_quick(tensors):
     large = {"a million weights": torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))}
     demo = drag_step(tensors)
     times = []
-    for units in np.arange(0.3, 0.9, 0.05):
-        started = time.perf_counter()
+    for units in np.arange(0.3, 0.9, 0.1):
+        started = time.process_time()
         put(demo, step=float(units))
-        times.append(time.perf_counter() - started)
-    assert np.median(times) < 0.3                                                           # 0.05 s on a machine with nothing else to do
-    started = time.perf_counter()
+        times.append(time.process_time() - started)
+    assert np.median(times) < 0.15                                                          # seconds of this process: other work on the machine does not count
+    started = time.process_time()
     Weights(large["a million weights"]).gradient(0.5, 4)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_bad_arguments(tensors):

@@ -24,7 +24,6 @@ from qlab.nets.graph import calls, folding_pairs, trace
 from qlab.nets.ptq import RANGES, Quantized, batches_of, fold_batch_norm, insert, observe, point_bits, quantize_weights
 from qlab.nets.training import fit
 from qlab.quant import linear
-from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import check_bits
 
 
@@ -52,9 +51,9 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits, self.axis, self.top = bits, axis, 2 ** (bits - 1) - 1
         self.scale = None
-        if learned:  # starts at the least squared error; the paper starts at 2 mean|w| / sqrt(largest code)
-            reach = ranges_of.mse(weight, bits, "symmetric", axis)
-            self.scale = nn.Parameter((torch.maximum(-reach.x_min, reach.x_max) / self.top).clamp(min=1e-12))
+        if learned:  # starts at 2 mean|w| / sqrt(largest code), Esser et al. 2020, section 2.1: a few huge weights hardly move it
+            mean = weight.detach().abs().mean() if axis is None else weight.detach().abs().flatten(1).mean(1)
+            self.scale = nn.Parameter((2 * mean / math.sqrt(self.top)).clamp(min=1e-12))
             per_scale = weight.numel() // self.scale.numel()
             self.factor = 1 / math.sqrt(per_scale * self.top)
 

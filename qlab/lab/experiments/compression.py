@@ -32,8 +32,8 @@ PLANS = {  # epochs: of search's float network and its pruning, of final's pruni
     "lenet300": {"float": 20, "search": 15, "prune": 15, "share": 2, "densities": (0.05, 0.08, 0.10), "bits": ((0, 3), (0, 4), (0, 5))},
     "lenet5": {"float": 5, "search": 3, "prune": 6, "share": 1, "densities": (0.05, 0.08), "bits": ((6, 4), (8, 5))},
 }
-BUDGETS, ORDER_EPOCHS = (36_000, 16_000), (8, 2)                                            # bytes; epochs of training, of centroids
-SHARING = {"bits": (1, 2, 3, 4), "starts": ("linear", "density", "random", "optimal")}
+BUDGETS, ORDER_EPOCHS = (36_000, 16_000), (5, 1)                                            # bytes; epochs of training, of centroids
+SHARING = {"bits": (1, 2, 3), "starts": ("linear", "density", "optimal"), "epochs": 1}
 
 
 def file_of(name: str) -> Path:
@@ -157,11 +157,11 @@ def sharing() -> None:
             untrained = copy.deepcopy(model)
             compress.apply(untrained, shared)
             squares = sum(((layer.weight() - model.get_submodule(key).weight.detach()) ** 2).sum().item() for key, layer in shared.items())
-            small, shared = tuned(name, model, shared, split, plan["share"])
+            small, shared = tuned(name, model, shared, split, SHARING["epochs"])
             rows.append({"bits": bits, "start": start, "mse": squares / sum(int(mask.sum()) for mask in masks.values()),
                          "before": outcome(untrained, "test"), "after": outcome(small, "test"),
                          "nbytes": len(compress.encode(small, shared))})
-    runs.write("compression_sharing", f"{COMMAND} sharing", chosen=chosen, plan=plan, share_lr=SHARE_LR,
+    runs.write("compression_sharing", f"{COMMAND} sharing", chosen=chosen, plan=plan, tried=SHARING, share_lr=SHARE_LR,
                pruned={"test": outcome(model, "test")}, rows=rows)
 
 
@@ -222,7 +222,7 @@ def _share_all(reference: nn.Module, bits: int) -> tuple[nn.Module, int, float]:
 def orders() -> None:
     """Each order at each budget with several bits; validation decides among the bits, and the test images see only what it chose."""
     ways = {"prune, share": (_prune_share, (3, 5)), "share, prune": (_share_prune, (3, 5)), "prune": (_prune_share, (None,)),
-            "share": (lambda reference, budget, bits: _share_all(reference, bits), (1, 2))}
+            "share": (lambda reference, budget, bits: _share_all(reference, bits), (1,))}
     reference, rows = float_network("lenet300"), []
     base = {"validation": outcome(reference, "validation"), "test": outcome(reference, "test"), "nbytes": measure.size_bytes(reference)}
     for budget in BUDGETS:

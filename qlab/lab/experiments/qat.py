@@ -17,17 +17,16 @@ from qlab.nets import ptq, qat
 from qlab.nets.training import fit
 from qlab.quant import linear
 
-NET, BITS, EPOCHS, SEED = "depthwise", 4, 3, 0
+NET, BITS, EPOCHS, MAX_LR, SEED = "depthwise", 4, 3, 0.02, 0
 AXES = {"tensor": None, "channel": 0}
-ARMS = {  # name: learned scales, axis, largest learning rate (with one scale a tensor, learned scales diverge at 0.02)
-    "lsq-channel": (True, 0, 0.02), "ste-channel": (False, 0, 0.02), "lsq-tensor": (True, None, 0.005), "ste-tensor": (False, None, 0.005),
+ARMS = {  # name: learned scales, axis; the names of the checkpoints in records/
+    "lsq-channel": (True, 0), "ste-channel": (False, 0), "lsq-tensor": (True, None), "ste-tensor": (False, None),
 }
-CONTROL_LR = 0.02
 
 
 def prepared(arm: str):
     """The network of an arm before its training: fake quantizers in place, ranges from 512 calibration images."""
-    learned, axis, _ = ARMS[arm]
+    learned, axis = ARMS[arm]
     return qat.prepare(zoo.load(NET), data.calibration(512).images, BITS, BITS, axis=axis, learned=learned)
 
 
@@ -56,17 +55,15 @@ def run(arm: str) -> dict:
     train, test, started = data.load("train"), data.load("test"), time.time()
     if arm == "control":
         model = zoo.load(NET).requires_grad_(True)
-        max_lr = CONTROL_LR
-        losses = fit(model, *train, EPOCHS, max_lr, seed=SEED, augment=zoo.augment, name=arm)
+        losses = fit(model, *train, EPOCHS, MAX_LR, seed=SEED, augment=zoo.augment, name=arm)
         entry = {"nbytes": 4 * sum(p.numel() for p in ptq.fold_batch_norm(model).parameters()), **runs.outcome(accuracy(model, test))}
     else:
         model = prepared(arm)
-        max_lr = ARMS[arm][2]
-        losses = qat.train(model, *train, EPOCHS, max_lr, seed=SEED, augment=zoo.augment, name=arm)
+        losses = qat.train(model, *train, EPOCHS, MAX_LR, seed=SEED, augment=zoo.augment, name=arm)
         q = qat.convert(model)
         entry = {"nbytes": q.nbytes, **runs.outcome(accuracy(q.model, test))}
     minutes = round((time.time() - started) / 60, 1)
-    return {"sha256": runs.save_model(f"qat_{arm}", model), "max_lr": max_lr, "losses": losses, "minutes": minutes, **entry}
+    return {"sha256": runs.save_model(f"qat_{arm}", model), "losses": losses, "minutes": minutes, **entry}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             old = {}
         found = {"ptq": old.get("ptq", {}), "arms": old.get("arms", {})}
         (found if part == "ptq" else found["arms"])[part] = result
-        runs.write("qat", "python -m qlab.lab.experiments.qat", net=NET, bits=BITS, epochs=EPOCHS, seed=SEED, **found)
+        runs.write("qat", "python -m qlab.lab.experiments.qat", net=NET, bits=BITS, epochs=EPOCHS, max_lr=MAX_LR, seed=SEED, **found)
 
 
 if __name__ == "__main__":
