@@ -417,8 +417,11 @@ def test_record_float16_with_master_weights_and_scaling_is_equal_to_float32(reco
         same_seed = [mcnemar(found["float32", seed], found[arm, seed]) for a, seed in found if a == arm]
         assert all(abs(pair.difference) <= spread and not pair.significant for pair in same_seed)
     rows = {(row["arm"], row["seed"]): row for row in record["equal"]}
-    ours, theirs = rows["float16", 0], rows["autocast", 0]
-    assert all(ours[key] == theirs[key] for key in ("weights_sha256", "scales", "skipped", "losses", "steps"))
+    for seed in (0, 1):
+        ours, theirs = rows["float16", seed], rows["autocast", seed]
+        assert all(ours[key] == theirs[key] for key in ("weights_sha256", "scales", "skipped", "losses", "steps"))
+    native = mcnemar(found["float16", 0], found["float16, native", 0])
+    assert abs(native.difference) <= spread and not native.significant
     assert all(r.n == 10_000 for r in found.values()) and {r["epochs"] for r in rows.values()} == {2}
 
 
@@ -444,6 +447,21 @@ def test_record_without_master_weights_small_steps_are_lost(record):
     for rate in (0.002, 0.0005):
         assert abs(mcnemar(found["float32", rate], found["float16", rate]).difference) < 0.005
         assert found["bfloat16, no master", rate].high < found["float16, no master", rate].low
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_the_experiments_fast_products_are_those_of_the_cpu(half):
+    """A float32 sum in another order, then one rounding: the same half but for one place on few of them."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(*shape, generator=generator).to(half) for shape in ((64, 300), (300, 50), (50,)))
+    for product in (lambda: a @ b, lambda: nn.functional.linear(a, b.T, c), lambda: torch.addmm(c, a, b)):
+        native = product()
+        with experiment.HalfProducts():
+            fast = product()
+        assert fast.dtype == half and (fast != native).float().mean() < 0.02
+        torch.testing.assert_close(fast, native, rtol=torch.finfo(half).eps, atol=0.01)
+    with experiment.HalfProducts():
+        assert torch.equal(a.float() @ b.float(), a.float() @ b.float()) and (a.float() @ b.float()).dtype == torch.float32
 
 
 def test_a_row_of_the_experiment_repeats_itself(monkeypatch):

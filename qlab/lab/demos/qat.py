@@ -1,7 +1,7 @@
 """Notebook 07's widget: a real weight, its step, and the gradient that LSQ has for the step.
 
 Left: the staircase w_hat(w) over the histogram of the weights, with what the straight-through estimator differentiates in its place: the
-identity, cut off where the codes end. Right: the squared error of the weights for every step, and LSQ's gradient as the tangent.
+identity, up to where the weights saturate. Right: the squared error of the weights for every step, and LSQ's gradient as the tangent.
 """
 
 from collections.abc import Mapping
@@ -110,7 +110,8 @@ def drag_step(weights: Mapping[str, torch.Tensor], bits: int = 3, step: float = 
         borders = step * (np.arange(-top, top) + 0.5)
         reach = 1.1 * tensor.largest
         stairs.set_data(np.concatenate([[-reach], np.repeat(borders, 2), [reach]]), step * np.repeat(np.arange(-top, top + 1), 2))
-        straight.set_data([-reach, -top * step, top * step, reach], [-top * step, -top * step, top * step, top * step])
+        end = (top + 0.5) * step                                # the last weight that is rounded and does not saturate
+        straight.set_data([-reach, -end, end, reach], [-end, -end, end, end])
         error, (rounded, cut) = tensor.error(step, bits), tensor.gradient(step, bits)
         gradient = unit * (rounded + cut)                       # by the slider's value
         ends = values["step"] + np.array([-0.15, 0.15])
