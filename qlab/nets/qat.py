@@ -9,7 +9,8 @@ floating-point weights behind them. Steps are set in one of two ways:
                                                                                             Esser et al. 2020 (LSQ), section 2.2
 Batch norm is folded while it trains: a device will hold w * gamma / sigma, so this is what must be rounded. The convolution runs with the
 rounded folded weight, and its output is divided by gamma / sigma again, so that batch norm can go on measuring (Jacob et al. 2018,
-section 3.2, in the form of Krishnamoorthi 2018, section 3.2.2: sigma from the running statistics).
+section 3.2, in the form of Krishnamoorthi 2018, section 3.2.2: sigma from the running statistics). In the end the statistics are frozen,
+and the weights get used to those that the device will have.
 """
 
 import copy
@@ -80,8 +81,14 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, bn: nn.BatchNorm2d | None, bits: int, axis: int | None, learned: bool):
         super().__init__()
-        self.layer, self.bn = layer, bn
+        self.layer, self.bn, self.frozen = layer, bn, False
         self.quantizer = WeightQuantizer(self.folded(), bits, axis, learned)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.frozen and self.bn is not None:
+            self.bn.eval()
+        return self
 
     def factor(self) -> torch.Tensor:
         """gamma / sigma of each channel, never exactly 0: it is divided by. A constant for the gradient, for what it multiplies and
@@ -185,6 +192,17 @@ def train(prepared: fx.GraphModule, images: torch.Tensor, labels: torch.Tensor, 
     groups = [{"params": others}] + ([{"params": scales, "weight_decay": 0.0}] if scales else [])
     return fit(prepared, images, labels, epochs, max_lr, seed=seed, weight_decay=weight_decay, augment=augment, parameters=groups,
                **options)
+
+
+def freeze(prepared: fx.GraphModule) -> None:
+    """From now on training uses batch norm's running statistics and leaves them as they are, as the deployed network does.
+
+    Steps are set for one sigma; a batch's own differs from it, most in channels that rarely fire. Train on at a small learning rate:
+    without the batch's statistics nothing holds the outputs' scale.
+    """
+    for module in prepared.modules():
+        if isinstance(module, QuantizedLayer):
+            module.frozen = True
 
 
 def convert(prepared: fx.GraphModule) -> Quantized:

@@ -13,6 +13,7 @@ Calibration looks at 512 training images. Weights have one scale (or codebook) p
 """
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 
@@ -22,11 +23,12 @@ from qlab.nets import integer, ptq
 from qlab.quant import kmeans, linear, log
 
 NETS, CALIBRATION_IMAGES = ("cnn", "depthwise", "resnet"), 512
+Rows = Iterator[tuple[str, dict]]                                                           # each is written as soon as it is there
 REPAIRS = {
     "channel": (0, {}), "tensor": (None, {}), "tensor, equalized": (None, {"equalize": True}),
     "tensor, corrected": (None, {"correct_bias": True}), "tensor, both": (None, {"equalize": True, "correct_bias": True}),
 }
-CALIBRATED = {f"{net}, {bits} bits": (net, bits) for net, bits in (("cnn", 8), ("depthwise", 8), ("depthwise", 4))}
+CALIBRATED = {f"{net}, {bits} bits": (net, bits) for net, bits in (("cnn", 8), ("depthwise", 4), ("depthwise", 8))}
 INTEGER_IMAGES = {"cnn": 10_000, "depthwise": 10_000, "resnet": 2_000}                      # the plain integer convolution takes its time
 WEIGHTS = {
     "linear": lambda w: linear.quantize(w, 4, "symmetric", axis=0), "log": lambda w: log.quantize(w, 4, axis=0),
@@ -56,53 +58,48 @@ def measured(model) -> dict:
     return runs.outcome(accuracy(model, data.load("test"), batch_size=50))                  # a batch that stays in the cache is faster
 
 
-def int8() -> dict:
+def int8() -> Rows:
     """By network: float32, INT8 per channel, INT8 per tensor."""
-    found = {}
     for net in NETS:
         model = ptq.fold_batch_norm(zoo.load(net))
-        found[net] = {"float": {"nbytes": size_bytes(model), **measured(model)},
-                      "channel": row(net, weights=symmetric(8, 0)), "tensor": row(net, weights=symmetric(8, None))}
-    return found
+        yield net, {"float": {"nbytes": size_bytes(model), **measured(model)},
+                    "channel": row(net, weights=symmetric(8, 0)), "tensor": row(net, weights=symmetric(8, None))}
 
 
-def repairs() -> dict:
+def repairs() -> Rows:
     """The depthwise net, by bits of weight: each axis without and with repairs; activations have 8 bits."""
-    return {str(bits): {name: row("depthwise", weights=symmetric(bits, axis), **options) for name, (axis, options) in REPAIRS.items()}
-            for bits in (8, 7, 6)}
+    for bits in (8, 7, 6):
+        yield str(bits), {name: row("depthwise", weights=symmetric(bits, axis), **options) for name, (axis, options) in REPAIRS.items()}
 
 
-def calibration() -> dict:
+def calibration() -> Rows:
     """By network and bits of activation: each rule for the range; INT8 weights per channel."""
-    found = {}
     for name, (net, bits) in CALIBRATED.items():
-        found[name] = {ranges: row(net, activation_bits=bits, ranges=ranges) for ranges in ptq.RANGES}
-        found[name]["entropy, input minmax"] = row(net, "minmax", activation_bits=bits, ranges="entropy")
-    return found
+        rows = {ranges: row(net, activation_bits=bits, ranges=ranges) for ranges in ptq.RANGES}
+        yield name, rows | {"entropy, input minmax": row(net, "minmax", activation_bits=bits, ranges="entropy")}
 
 
-def weights() -> dict:
+def weights() -> Rows:
     """By network: each kind of 4-bit weight, per channel; activations have 8 bits."""
-    return {net: {name: row(net, weights=quantizer) for name, quantizer in WEIGHTS.items()} for net in ("cnn", "depthwise")}
+    for net in ("cnn", "depthwise"):
+        yield net, {name: row(net, weights=quantizer) for name, quantizer in WEIGHTS.items()}
 
 
-@torch.no_grad()
-def integer_only() -> dict:
+def integer_only() -> Rows:
     """By network: bytes, accuracy, and on which images the integer network says what the fake-quantized one says; INT8 per channel."""
-    found = {}
     for net, n in INTEGER_IMAGES.items():
         images, labels = (part[:n] for part in data.load("test"))
         q = quantized(net)
         network = integer.convert(q)
-        codes = torch.cat([network(batch) for batch in images.split(100)])
-        fake = torch.cat([q.model(batch) for batch in images.split(100)])
+        with torch.no_grad():
+            codes = torch.cat([network(batch) for batch in images.split(100)])
+            fake = torch.cat([q.model(batch) for batch in images.split(100)])
         steps = (network.decode(codes) - fake).abs() / network.grid_out.scale                # how many codes apart
-        found[net] = {
+        yield net, {
             "nbytes": network.nbytes, **runs.outcome(Accuracy(codes.argmax(1) == labels)),
             "same": runs.outcome(Accuracy(codes.argmax(1) == fake.argmax(1))),
             "equal_logits": round((steps < 0.5).double().mean().item(), 4), "most_codes_apart": round(steps.max().item()),
         }
-    return found
 
 
 PARTS = {"int8": int8, "repairs": repairs, "calibration": calibration, "weights": weights, "integer": integer_only}
@@ -113,14 +110,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="only these, beside what the record holds")
     parts = parser.parse_args(arguments).part or list(PARTS)
     for part in parts:
-        new = {part: PARTS[part]()}
-        try:
-            found = runs.raw("ptq") | new
-        except FileNotFoundError:
-            found = new
-        runs.write("ptq", "python -m qlab.lab.experiments.ptq", calibration_images=CALIBRATION_IMAGES,
-                   checkpoints={net: zoo.record(net)["sha256"] for net in NETS}, **{name: found[name] for name in PARTS if name in found})
-        print(part, "done", flush=True)
+        done = {}
+        for name, rows in PARTS[part]():
+            done[name] = rows
+            _write(part, done)
+            print(part, name, flush=True)
+
+
+def _write(part: str, rows: dict) -> None:
+    try:
+        found = runs.raw("ptq") | {part: rows}                                              # read again: another part may run by now
+    except FileNotFoundError:
+        found = {part: rows}
+    runs.write("ptq", "python -m qlab.lab.experiments.ptq", calibration_images=CALIBRATION_IMAGES,
+               checkpoints={net: zoo.record(net)["sha256"] for net in NETS}, **{name: found[name] for name in PARTS if name in found})
 
 
 if __name__ == "__main__":
