@@ -1,6 +1,6 @@
 """Notebook 10's widget: what a teacher says about an image, as the temperature rises.
 
-Left: the image. Right: the soft labels of the teacher, and of a student below them where one is given; the label itself is a hollow bar.
+Left: the image. Right: the soft labels of the teacher, and of a student below them where one is given; the label itself is a dashed bar.
 """
 
 import math
@@ -27,10 +27,11 @@ def entropy_bits(p: torch.Tensor) -> float:
 
 
 def temperature(images: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor, student: torch.Tensor | None = None,
-                names: Sequence[str] = CLASSES) -> widgets.Live:
+                names: Sequence[str] = CLASSES, start: float = 1) -> widgets.Live:
     """Soft labels of any of the images at any temperature from a quarter to 100.
 
-    images: (n, 1, h, w); labels: int64 (n,); teacher, student: logits (n, classes). Raises ValueError where these do not fit each other.
+    images: (n, 1, h, w); labels: int64 (n,); teacher, student: logits (n, classes); start: the first temperature, one of TEMPERATURES.
+    Raises ValueError where these do not fit each other.
     """
     shape = (len(images), len(names))
     for who, logits in (("teacher", teacher), ("student", student)):
@@ -41,13 +42,15 @@ def temperature(images: torch.Tensor, labels: torch.Tensor, teacher: torch.Tenso
     controls = {
         "image": ipywidgets.Dropdown(options=[(f"{i + 1}, {names[y]}", i) for i, y in enumerate(labels.tolist())],
                                      layout={"width": "220px"}),
-        "temperature": ipywidgets.SelectionSlider(options=[(f"{t:g}", t) for t in TEMPERATURES], value=1, layout={"width": "440px"}),
+        "temperature": ipywidgets.SelectionSlider(options=[(f"{t:g}", t) for t in TEMPERATURES], value=start, layout={"width": "440px"}),
     }
     fig, (picture_ax, ax) = widgets.figure(8.2, 3.7, ncols=2, width_ratios=(1, 1.9))
     low, high = images.min().item(), images.max().item()
     picture = picture_ax.imshow(images[0, 0].numpy(), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     picture_ax.set(xticks=[], yticks=[])
     picture_ax.grid(False)
+    for spine in picture_ax.spines.values():
+        spine.set(visible=True, color="#CCCCCC")
     at, people = np.arange(len(names)), {"teacher": (teacher, plot.COLORS["float"])}
     if student is not None:
         people["student"] = student, plot.COLORS["accent"]

@@ -10,7 +10,6 @@ Parts, each on what the one before it has chosen:
     full      the other 55,000 images: student, twin, label smoothing, three seeds
     small     3,000 of them, drawn anew for each of five seeds: the same, and hints before distillation (FitNets)
     unseen    each of the ten classes in turn left out of the images that student and twin are shown
-    faster    the twin of full and small once more at twice the chosen rate, the largest that choose had tried: was it held back?
 
 The twin is the student without a teacher: same initial weights, images in the same order, epochs and learning rate, labels only. Images
 are seen as they are and mirrored, so that the teacher's logits of both are computed once. The test images are looked at once, at the
@@ -172,18 +171,6 @@ def part_unseen(record: dict, logits: torch.Tensor) -> None:
     record["unseen"] = rows
 
 
-def part_faster(record: dict, logits: torch.Tensor) -> None:
-    """The twin at twice its rate, with the same seeds and images."""
-    test, rows = data.load("test"), []
-    for regime in ("small", "full"):
-        max_lr = 2 * record["chosen"][regime]["twin"]["max_lr"]
-        for seed in SEEDS[regime]:
-            index = split()[1] if regime == "full" else _draw(split()[1], seed)
-            net = train("twin", views(logits, index), EPOCHS[regime], seed, max_lr)
-            rows.append({"regime": regime, "seed": seed, "arm": "twin", "max_lr": max_lr, **runs.outcome(accuracy(net, test))})
-    record["faster"] = rows
-
-
 def _without(missing: int, arm: str, logits: torch.Tensor, epochs: int, **setting) -> tuple[nn.Module, float]:
     """A network that was never shown the class, without gradients, and the bias that would suit it, from the validation images."""
     images, labels = data.load("train")
@@ -209,7 +196,7 @@ def _logits(path: Path | None) -> torch.Tensor:
     return logits
 
 
-PARTS = {"choose": part_choose, "full": part_full, "small": part_small, "unseen": part_unseen, "faster": part_faster}
+PARTS = {"choose": part_choose, "full": part_full, "small": part_small, "unseen": part_unseen}
 
 
 def main(parts=tuple(PARTS), path: Path | None = None) -> None:
