@@ -21,7 +21,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-LAYERS = (nn.Conv2d, nn.Linear)
+from qlab.nets.graph import LAYERS
+
 ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.Dropout, nn.Identity)
 ELEMENTWISE_CALLS = (F.relu, torch.relu, F.gelu, F.silu, torch.sigmoid, torch.tanh, F.dropout, "relu", "sigmoid", "tanh")
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout2d)

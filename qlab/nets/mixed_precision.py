@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
-from qlab.nets.training import _check
+from qlab.nets.training import check, loop
 
 HALVES = (torch.float16, torch.bfloat16)
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -235,37 +234,24 @@ def train_autocast(model: nn.Module, images: torch.Tensor, labels: torch.Tensor,
 
 
 def _loop(model, images, labels, epochs, max_lr, step, seed, batch_size, momentum, weight_decay, name) -> Run:
-    """training.fit's loop: the same order of the images, optimiser and one-cycle schedule; step(optimizer, x, y) is one step."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    if images.dim() == 4:
-        model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], max_lr, momentum, weight_decay=weight_decay,
-                                nesterov=momentum > 0)
-    steps = math.ceil(len(images) / batch_size) * epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=steps)
-    losses, scales, skipped, bar = [], [], [], tqdm(total=steps, desc=name, unit="step")
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images), generator=generator).split(batch_size):
-            batch = batch.to(images.device)
-            x = images[batch]
-            if x.dim() == 4:
-                x = x.to(memory_format=torch.channels_last)
-            value, scale, overflow = step(optimizer, x, labels[batch])
-            schedule.step()
-            if overflow:
-                skipped.append(len(losses))
-                if scale < 2.0**-24:
-                    raise FloatingPointError(f"the gradients are not finite even at a loss scale of {scale:.3g}: an image, a weight or "
-                                             "an activation is NaN, infinite, or larger than half precision can hold.")
-            losses.append(value.item())
-            scales.append(scale)
-            bar.update()
-        bar.set_postfix(loss=f"{losses[-1]:.3f}", scale=f"{scales[-1]:g}")
-    bar.close()
+    """training.fit's loop, with a diary; step(optimizer, x, y) returns the loss, the scale, and whether it overflowed."""
+    losses, scales, skipped = [], [], []
+
+    def noted(optimizer, x, y):
+        value, scale, overflow = step(optimizer, x, y)
+        if overflow:
+            skipped.append(len(losses))
+            if scale < 2.0**-24:
+                raise FloatingPointError(f"the gradients are not finite even at a loss scale of {scale:.3g}: an image, a weight or "
+                                         "an activation is NaN, infinite, or larger than half precision can hold.")
+        losses.append(value.item())
+        scales.append(scale)
+        return value
+
+    loop(model, images, labels, epochs, max_lr, noted, seed=seed, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay,
+         name=name)
     model.zero_grad()
-    return Run(model.eval(), losses, scales, skipped)
+    return Run(model, losses, scales, skipped)
 
 
 @dataclass(frozen=True)
@@ -319,6 +305,6 @@ def _check_model(model: nn.Module) -> None:
 def _check_train(model, images, labels, epochs, max_lr, batch_size, half, scaler) -> None:
     _check_half(half)
     _check_model(model)
-    _check(images, labels, epochs, batch_size, max_lr)
+    check(images, labels, epochs, batch_size, max_lr)
     if not isinstance(scaler, LossScale | None):
         raise TypeError(f"scaler is a {type(scaler).__name__}, and must be a LossScale or None.")

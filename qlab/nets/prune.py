@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-LAYERS = (nn.Conv2d, nn.Linear)
+from qlab.nets.graph import LAYERS
+
 Masks = dict[str, torch.Tensor]
 
 

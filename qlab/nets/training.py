@@ -39,7 +39,24 @@ def fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: in
     >>> len(fit(nn.Linear(4, 2), x, y, epochs=3, max_lr=0.1))
     3
     """
-    _check(images, labels, epochs, batch_size, max_lr)
+    check(images, labels, epochs, batch_size, max_lr)
+
+    def step(optimizer, x, y):
+        value = loss(model, x, y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return loop(model, images, labels, epochs, max_lr, step, seed=seed, batch_size=batch_size, momentum=momentum,
+                weight_decay=weight_decay, augment=augment, parameters=parameters, after_step=after_step, after_epoch=after_epoch,
+                name=name)
+
+
+def loop(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, max_lr: float,
+         step: Callable[[torch.optim.Optimizer, torch.Tensor, torch.Tensor], torch.Tensor], *, seed: int, batch_size: int, momentum: float,
+         weight_decay: float, augment=None, parameters=None, after_step=None, after_epoch=None, name: str) -> list[float]:
+    """What fit and mixed-precision training share: optimiser, schedule, order of the images; step(optimizer, x, y) returns the loss."""
     parameters = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
     if not parameters:
         raise ValueError("the model has no parameter that requires a gradient: call model.requires_grad_(True) first.")
@@ -59,14 +76,10 @@ def fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: in
             x = images[batch] if augment is None else augment(images[batch], generator)
             if x.dim() == 4:
                 x = x.to(memory_format=torch.channels_last)
-            value = loss(model, x, labels[batch])
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+            total += step(optimizer, x, labels[batch]) * len(batch)
             schedule.step()
             if after_step:
                 after_step()
-            total += value.detach() * len(batch)
             bar.update()
         history.append(total.item() / len(images))
         bar.set_postfix(loss=f"{history[-1]:.3f}")
@@ -77,7 +90,8 @@ def fit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: in
     return history
 
 
-def _check(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch_size: int, max_lr: float) -> None:
+def check(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch_size: int, max_lr: float) -> None:
+    """ValueError for what no training can start with."""
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels: they must be as many, and at least one.")
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
