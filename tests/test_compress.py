@@ -309,7 +309,7 @@ def test_the_orders_are_compared_at_equal_size():
 def test_training_the_centroids_pays_where_there_are_four_and_does_no_harm_elsewhere():
     rows = {(r["bits"], r["start"]): r for r in runs.load("compression_sharing")["rows"]}
     assert set(rows) == {(bits, start) for bits in compression.SHARING["bits"] for start in compression.SHARING["starts"]}
-    for (bits, start), row in rows.items():
+    for (bits, _), row in rows.items():
         pair = measure.mcnemar(row["before"]["result"], row["after"]["result"])
         assert pair.significant and pair.difference > 0 if bits == 2 else pair.low > -0.005
         assert rows[bits, "optimal"]["mse"] <= 1.0001 * row["mse"]

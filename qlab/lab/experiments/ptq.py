@@ -1,6 +1,6 @@
 """The runs behind notebook 06: post-training quantization of the zoo's networks, evaluated on the 10,000 test images; nothing is trained.
 
-    python -m qlab.lab.experiments.ptq              all parts; about 10 minutes of one core
+    python -m qlab.lab.experiments.ptq              all parts; about 12 minutes of one core
     python -m qlab.lab.experiments.ptq calibration  one part again; the others' results stay in the record
 
     int8         each network in float32 and with INT8 weights and activations, one weight scale per channel or per tensor
