@@ -336,7 +336,8 @@ def test_doctor_names_what_is_broken(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_abilities", lambda: {"cuda": None, "avx2": True})
     assert doctor.report() == 1
     out, err = capsys.readouterr()
-    assert "wrong sha256" in out and err.startswith("qlab: broken: network cnn, network depthwise, network resnet, network lenet300, network lenet5. ")
+    assert "wrong sha256" in out
+    assert err.startswith("qlab: broken: network cnn, network depthwise, network resnet, network lenet300, network lenet5. ")
     monkeypatch.setattr(doctor, "_network", lambda name: "fine")
     assert doctor.report() == 0 and capsys.readouterr().err == ""
 
