@@ -10,7 +10,7 @@ from torch import nn
 from qlab.lab import data, runs, zoo
 from qlab.lab.measure import mcnemar
 from qlab.nets import integer, ptq, qat, training
-from qlab.quant import linear, ranges
+from qlab.quant import linear
 
 
 def small_net(seed=0):
@@ -56,8 +56,9 @@ def test_before_training_it_is_post_training_quantization(learned, axis):
     prepared = qat.prepare(net, x, 4, 4, axis=axis, learned=learned, ranges="minmax")
 
     def weights(w):
-        reach = ranges.mse(w, 4, "symmetric", axis) if learned else ranges.Range(None, None)
-        return linear.quantize(w, 4, "symmetric", axis=axis, x_min=reach.x_min, x_max=reach.x_max)
+        mean = w.abs().mean() if axis is None else w.abs().flatten(1).mean(1)
+        reach = 7 * 2 * mean / 7**0.5 if learned else None                                  # Esser et al. 2020, section 2.1
+        return linear.quantize(w, 4, "symmetric", axis=axis, x_min=None if reach is None else -reach, x_max=reach)
 
     expected = ptq.quantize(net, x, weights, activation_bits=4, ranges="minmax").model(x)
     assert ((prepared(x) - expected).abs() < 1e-3).float().mean() > 0.99                    # where rounding ties, a whole step apart

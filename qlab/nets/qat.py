@@ -1,4 +1,4 @@
-"""Quantization-aware training: train with the rounding in place, so that the weights come to rest where rounding does not hurt.
+"""Quantization-aware training: train with the rounding in place, so that what is minimised is the loss of the rounded weights.
 
 Every weight and every tensor of activations passes through a fake quantizer (qlab.nets.fake) in the forward pass; the optimiser moves the
 floating-point weights behind them. Steps are set in one of two ways:
@@ -197,8 +197,8 @@ def train(prepared: fx.GraphModule, images: torch.Tensor, labels: torch.Tensor, 
 def freeze(prepared: fx.GraphModule) -> None:
     """From now on training uses batch norm's running statistics and leaves them as they are, as the deployed network does.
 
-    Steps are set for one sigma; a batch's own differs from it, most in channels that rarely fire. Train on at a small learning rate:
-    without the batch's statistics nothing holds the outputs' scale.
+    While sigma moves with every batch, w * gamma / sigma moves on the levels, and codes change without any training. Train on at a
+    small learning rate: without the batch's statistics nothing holds the outputs' scale.
     """
     for module in prepared.modules():
         if isinstance(module, QuantizedLayer):
