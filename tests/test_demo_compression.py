@@ -41,7 +41,7 @@ def widths(demo):
             for i, stage in enumerate(compression.STEPS)}
 
 
-@pytest.mark.parametrize("network, density, bits", [("float", 0.08, 5), ("float", 0.01, 1), ("float", 0.15, 8), ("pruned", 0.03, 4)])
+@pytest.mark.parametrize("network, density, bits", [("float", 0.08, 5), ("float", 0.01, 1), ("float", 0.12, 8), ("pruned", 0.03, 4)])
 def test_bars_and_accuracy_are_those_of_the_library(demo, networks, split, network, density, bits):
     put(demo, network=network, density=density, bits=bits)
     model = copy.deepcopy(networks[network])
@@ -59,7 +59,7 @@ def test_bars_and_accuracy_are_those_of_the_library(demo, networks, split, netwo
 def test_what_is_removed_already_stays_removed(demo):
     put(demo, network="pruned", density=0.05, bits=5)
     at_five = widths(demo)
-    put(demo, density=0.15)
+    put(demo, density=0.12)
     assert widths(demo) == at_five
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from qlab.lab import data, measure, runs, zoo
-from qlab.nets import compress, container, huffman, prune
+from qlab.nets import compress, prune
 from qlab.nets.models import MODELS
 from qlab.nets.training import fit
 
@@ -239,28 +239,6 @@ def orders() -> None:
                 row["best"] = {k: best[k] for k in ("bits", "nbytes", "density")} | {"test": outcome(models[best["bits"]], "test")}
             rows.append(row)
             runs.write("compression_orders", f"{COMMAND} orders", budgets=BUDGETS, epochs=ORDER_EPOCHS, float=base, rows=rows)
-
-
-def realistic_stream(n: int = 1_000_000) -> tuple[torch.Tensor, torch.Tensor]:
-    """n symbols as a compressed network has them, the codes and gaps of LeNet-5's fc1 over and over, and the lengths of their codes."""
-    layer = compress.load_shared(file_of("lenet5"), MODELS["lenet5"]())["fc1"]
-    stored = container.relative(layer.codes, len(layer.codebook))
-    both = torch.cat([stored.kept, stored.gaps + len(stored.code_lengths)])                 # two alphabets, side by side in one
-    symbols = both.repeat(-(-n // len(both)))[:n]
-    return symbols, huffman.code_lengths(torch.bincount(symbols))
-
-
-def encode_speed(n: int = 1_000_000) -> float:
-    """Million symbols a second that huffman.encode writes of a realistic stream: the median of several runs."""
-    symbols, lengths = realistic_stream(n)
-    return n / 1e3 / measure.latency_ms(lambda: huffman.encode(symbols, lengths), warmup=1, repeats=7).median_ms
-
-
-def decode_speed(n: int = 1_000_000) -> float:
-    """Million symbols a second that huffman.decode reads of a realistic stream: the median of several runs."""
-    symbols, lengths = realistic_stream(n)
-    stream = huffman.encode(symbols, lengths)
-    return n / 1e3 / measure.latency_ms(lambda: huffman.decode(stream, lengths, n), warmup=1, repeats=7).median_ms
 
 
 if __name__ == "__main__":
