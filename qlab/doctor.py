@@ -12,8 +12,9 @@ from rich.table import Table
 import qlab
 
 NEEDED = ("torch", "numpy", "matplotlib", "jupyterlab", "ipywidgets", "safetensors")
-OPTIONAL_MODULES = ("torchao", "triton", "onnx", "onnxruntime", "ai_edge_litert", "sklearn", "kmeans1d", "jupytext")
-OPTIONAL_PROGRAMS = ("arm-none-eabi-gcc", "qemu-system-arm")
+OPTIONAL_MODULES = ("torchao", "triton", "amaranth", "onnx", "onnxruntime", "onnxscript", "ai_edge_litert", "tflite_micro",
+                    "distributed", "nbgrader", "sklearn", "kmeans1d", "jupytext")
+OPTIONAL_PROGRAMS = ("bwrap", "gcc", "arm-none-eabi-gcc", "qemu-system-arm")
 
 
 def _data() -> str:
@@ -33,6 +34,14 @@ def _abilities() -> dict[str, str | int | bool]:
     from qlab.lab import machine
 
     return machine.abilities()
+
+
+def _backend() -> str:
+    import torch
+
+    from qlab.matmul import product
+
+    return ": ".join(product.choose("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _networks() -> list[str]:
@@ -80,6 +89,8 @@ def report() -> int:
     abilities, wrong = attempt(_abilities)
     for ability, value in (abilities or {"this machine": wrong}).items():
         table.add_row(ability, {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value)))
+    backend, why_not = attempt(_backend)
+    table.add_row("INT8 matmul", backend or why_not)
     Console().print(table)
     broken = [thing for thing, _, works in rows if not works] + (["this machine"] if wrong else [])
     if broken:

@@ -1,1 +1,23 @@
-"""INT8 arithmetic, and the roofline that says when it can pay."""
+"""INT8 arithmetic: the exact product, the layer that uses it, and the roofline that says when it can pay.
+
+    reference   three loops, the exact product, zero-points, the epilogue      what everything else is compared with
+    cpu         torch._int_mm: oneDNN on the CPU, cuBLASLt on CUDA
+    triton      our own kernels, with the epilogue fused; without a GPU in Triton's interpreter
+    product     int8_matmul: one door to the three
+    layers      Int8Linear, quantize_linears_
+    roofline    what this machine can reach
+    systolic    the array of a TPU, cycle by cycle; hdl: its processing element as hardware
+    bench       python -m qlab.matmul.bench: exactness, then times
+"""
+
+from qlab.matmul.product import int8_matmul
+
+__all__ = ["Int8Linear", "int8_matmul", "quantize_linears_"]
+
+
+def __getattr__(name):
+    if name in ("Int8Linear", "quantize_linears_"):
+        from qlab.matmul import layers
+
+        return getattr(layers, name)
+    raise AttributeError(f"module 'qlab.matmul' has no attribute {name!r}")

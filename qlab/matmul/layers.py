@@ -1,0 +1,219 @@
+"""A linear layer in INT8 (Jacob et al. 2018, section 2.2; Dettmers et al. 2022, section 2.1, vector-wise quantization; Yao et al. 2022).
+
+    y[m, n] = s_x[m] s_w[n] (sum over k of (q_x[m, k] - z_x[m]) q_w[n, k]) + b[n]
+
+The weights are quantized once, symmetrically, one scale an output channel n. The activations are quantized when they come:
+
+    activations="token"     one symmetric scale a row m, found from that row: nothing to calibrate
+    activations=(s, z)      one given scale and zero-point for all rows ("static"), from calibration: no pass to find a range
+    activations=None        not at all: weights alone are int8 ("weight-only"), multiplied in the activations' own precision
+
+Neither scale depends on k, so both come out of the sum, and what is summed are integers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qlab.matmul import product, reference
+from qlab.quant import linear
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, made from an nn.Linear by `Int8Linear.from_float`.
+
+    codes: int8 (out_features, in_features); scale: float32 (out_features,); column_sums: int32 (out_features,), of the codes along k;
+    bias: (out_features,) or None; activations: "token", a pair (scale, zero_point), or None; relu: applied at the end, in the epilogue.
+    Input (..., in_features) in float32, float16 or bfloat16; output (..., out_features) of the same dtype. For inference: no gradients.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[1.0, -0.5]])
+    >>> Int8Linear.from_float(layer)(torch.tensor([[2.0, 4.0]])).shape
+    torch.Size([1, 1])
+    """
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None, activations="token",
+                 relu: bool = False, backend: str = "auto"):
+        super().__init__()
+        product.choose("cpu", backend)  # raises for an unknown one
+        self.activations = _check_activations(activations)
+        self.relu, self.backend = relu, backend
+        self.out_features, self.in_features = codes.shape
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("column_sums", codes.sum(1, dtype=torch.int32))
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def from_float(cls, layer: nn.Linear, activations="token", relu: bool = False, backend: str = "auto") -> "Int8Linear":
+        """The INT8 layer of a float one. Raises TypeError if it is no nn.Linear, ValueError if its weights are not finite or too long."""
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"layer is {type(layer).__name__}, and must be torch.nn.Linear.")
+        if activations is not None and layer.in_features >= reference.MAX_K // 2:  # (q - z) may be twice as large as q
+            raise ValueError(f"in_features is {layer.in_features:,}, and must be below {reference.MAX_K // 2:,}: sums must fit into int32.")
+        q = linear.quantize(layer.weight.detach().float(), 8, "symmetric", axis=0)
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        return cls(q.codes.to(torch.int8).contiguous(), q.scale.reshape(-1).float().contiguous(), bias, activations, relu, backend)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype not in FLOATS:
+            raise TypeError(f"x has dtype {x.dtype}, and must be one of {', '.join(map(str, FLOATS))}.")
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x has shape {tuple(x.shape)}, and its last size must be in_features, {self.in_features}.")
+        if x.device != self.codes.device:
+            raise ValueError(f"x is on {x.device} and the layer on {self.codes.device}: they must be on one device.")
+        rows = x.reshape(-1, self.in_features)
+        fused = product.choose(x.device.type, self.backend)[0] == "triton"
+        y = self._weight_only(rows, fused) if self.activations is None else self._int8(rows, fused)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _int8(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
+        if fused:
+            from qlab.matmul import triton
+        zero_point = column_sums = None
+        if self.activations == "token":
+            codes, scale = triton.quantize_rows(x) if fused else quantize_rows(x)
+        else:
+            s, z = self.activations
+            codes = quantize_static(x, s, z)
+            scale = torch.full((1,), s, device=x.device)
+            if z:
+                zero_point, column_sums = torch.full((1,), z, dtype=torch.int32, device=x.device), self.column_sums
+        finish = (scale, self.scale, self.bias, zero_point, column_sums, self.relu, x.dtype)
+        if fused:
+            return triton.scaled_matmul(codes, self.codes.T, *finish)
+        return reference.epilogue(product.int8_matmul(codes, self.codes.T, self.backend), *finish)
+
+    def _weight_only(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
+        if fused:
+            from qlab.matmul import triton
+
+            y = triton.weight_only(x, self.codes, self.scale, self.bias)
+        else:  # decoded whole, then multiplied: right, and no faster than a layer of floats
+            y = (x @ self.codes.to(x.dtype).T) * self.scale.to(x.dtype)
+            y = y if self.bias is None else y + self.bias.to(x.dtype)
+        return y.relu() if self.relu else y
+
+    def extra_repr(self) -> str:
+        return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+                f"activations={self.activations}")
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8 codes, one scale a row: float (M, K) to int8 (M, K) and float32 (M,). A row of zeros has scale 1.
+
+    >>> quantize_rows(torch.tensor([[1.0, -2.0], [0.0, 0.0]]))
+    (tensor([[  64, -127],
+            [   0,    0]], dtype=torch.int8), tensor([0.0157, 1.0000]))
+    """
+    x = x.float()
+    peak = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])
+    scale = torch.where(peak > 0, peak / 127, 1.0)
+    return (x / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def quantize_static(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """int8 codes round(x / scale) + zero_point, saturated to [-128, 127].
+
+    >>> quantize_static(torch.tensor([0.0, 1.0, 100.0]), 0.5, -10)
+    tensor([-10,  -8, 127], dtype=torch.int8)
+    """
+    return (torch.round(x.float() / scale) + zero_point).clamp(-128, 127).to(torch.int8)
+
+
+def _check_activations(activations):
+    if activations is None or activations == "token":
+        return activations
+    try:
+        scale, zero_point = float(activations[0]), int(activations[1])
+        if len(activations) == 2 and 0 < scale < float("inf") and zero_point == activations[1] and -128 <= zero_point <= 127:
+            return scale, zero_point
+    except (TypeError, ValueError, IndexError, KeyError):
+        pass
+    raise ValueError(f"activations is {activations!r}, and must be 'token', None, or (scale above 0, integer zero_point from -128 to 127).")
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What happened to one layer: its name in the model, its type, whether it was swapped, and why (not)."""
+
+    name: str
+    layer: str
+    swapped: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'swapped' if self.swapped else 'left'}  {self.name or '(the model itself)'}  {self.layer}: {self.why}"
+
+
+def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ...] = (), backend: str = "auto") -> list[Swap]:
+    """Swaps the linear layers of a model for Int8Linear, in place, and says what it swapped and what it left and why.
+
+    activations: "token", (scale, zero_point) for all layers, a dict {layer name: (scale, zero_point)}, or None for weight-only;
+    skip: names of layers to leave (a last layer that decides the classes, say). Left too: subclasses of nn.Linear, whose owner may
+    use the weight without calling the layer (nn.MultiheadAttention does), layers whose weight another layer shares, and weights that
+    are not finite or of another dtype. Raises ValueError for a name in skip or activations that is no layer of the model, before
+    anything is changed.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> for swap in quantize_linears_(model, skip=("2",)):
+    ...     print(swap)
+    swapped  0  Linear(8, 8): int8 weights, activations by token
+    left  2  Linear(8, 2): it was to be skipped
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    static = activations if isinstance(activations, dict) else {}
+    for name in (*skip, *static):
+        if not isinstance(modules.get(name), nn.Linear):
+            raise ValueError(f"{name!r} is no linear layer of this model: choose among "
+                             f"{', '.join(repr(n) for n, m in modules.items() if isinstance(m, nn.Linear)) or 'none, for it has none'}.")
+    for wanted in static.values() if static else [activations]:
+        _check_activations(wanted)
+    owners = {}
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    report, made = [], {}
+    for name, module in modules.items():
+        if not isinstance(module, nn.Linear):
+            continue
+        kind = f"{type(module).__name__}({module.in_features}, {module.out_features})"
+        why = _why_left(name, module, skip, [other for other in owners.get(id(module.weight), ()) if modules[other] is not module])
+        if why or not name:
+            report.append(Swap(name, kind, False, why or "it is the whole model: use Int8Linear.from_float"))
+            continue
+        how = static.get(name, "token") if isinstance(activations, dict) else activations
+        if id(module) not in made:  # one layer under two names stays one layer
+            made[id(module)] = Int8Linear.from_float(module, how, backend=backend)
+        parent, _, last = name.rpartition(".")
+        setattr(modules[parent], last, made[id(module)])
+        if isinstance(modules[parent], nn.TransformerEncoderLayer):
+            modules[parent].activation_relu_or_gelu = 0  # else its fast path, which takes the weights of its layers and not the layers
+        told = {"token": "activations by token", None: "activations as they are"}.get(how, "activations static")
+        report.append(Swap(name, kind, True, f"int8 weights, {told}"))
+    return report
+
+
+def _why_left(name: str, layer: nn.Linear, skip: tuple[str, ...], sharers: list[str]) -> str:
+    """Why this layer is left as it is, or ""."""
+    if name in skip:
+        return "it was to be skipped"
+    if type(layer) is not nn.Linear:
+        return "a subclass of nn.Linear, whose owner may use its weight without calling it"
+    if sharers:
+        return f"its weight is shared with {', '.join(sharers)}"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has hooks, which would be lost"
+    if layer.weight.dtype not in FLOATS:
+        return f"its weight has dtype {layer.weight.dtype}"
+    if layer.in_features >= reference.MAX_K // 2:
+        return f"in_features is {layer.in_features:,}, and sums of {reference.MAX_K // 2:,} or more may not fit into int32"
+    if not torch.isfinite(layer.weight).all():
+        return "its weight is not finite"
+    if not layer.weight.numel():
+        return "its weight is empty"
+    return ""

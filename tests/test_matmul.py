@@ -1,0 +1,332 @@
+"""The INT8 product, its CPU path, its door, and the layer: compared with int64 products in NumPy and with torch's float layers."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from qlab.matmul import Int8Linear, cpu, int8_matmul, layers, product, quantize_linears_, reference
+from qlab.quant import linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ("reference", "torch", "auto")
+SIZES = st.integers(0, 40)
+
+
+def random(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(-128, 128, shape, dtype=np.int8)).to(DEVICE)
+
+
+def exact(a, b):
+    return a.cpu().numpy().astype(np.int64) @ b.cpu().numpy().astype(np.int64)
+
+
+def views(rows, columns, seed=0):
+    """One shape, laid out in every way a matrix can lie: row-major, transposed, every second row, reversed, one row repeated."""
+    yield random(rows, columns, seed=seed)
+    yield random(columns, rows, seed=seed).T
+    yield random(2 * rows, columns, seed=seed)[::2]
+    yield random(rows, 3 * columns, seed=seed)[:, ::3]
+    yield random(rows, columns, seed=seed).flip(0)
+    yield random(1, columns, seed=seed).expand(rows, columns)
+
+
+@given(m=SIZES, k=SIZES, n=SIZES, seed=st.integers(0, 2**31))
+def test_every_backend_is_exact_on_every_shape(m, k, n, seed):
+    a, b = random(m, k, seed=seed), random(k, n, seed=seed + 1)
+    for backend in BACKENDS:
+        c = int8_matmul(a, b, backend)
+        assert c.dtype == torch.int32 and np.array_equal(c.cpu().numpy(), exact(a, b)), backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_is_exact_on_every_layout(backend):
+    for a in views(7, 9):
+        for b in views(9, 5, seed=1):
+            assert np.array_equal(int8_matmul(a, b, backend).cpu().numpy(), exact(a, b)), (a.stride(), b.stride())
+
+
+def test_three_loops_are_the_definition():
+    a, b = random(3, 5).cpu(), random(5, 2, seed=1).cpu()
+    assert np.array_equal(reference.three_loops(a, b).numpy(), exact(a, b))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_largest_sum_that_int32_must_hold(backend):
+    k = reference.MAX_K - 1
+    a = torch.full((1, k), -128, dtype=torch.int8, device=DEVICE)
+    assert int8_matmul(a, a.T, backend).item() == k * 2**14 <= 2**31 - 1 < (k + 1) * 2**14
+
+
+def test_torch_wraps_in_int8_and_says_nothing():
+    a, b = random(4, 64).cpu(), random(64, 4, seed=1).cpu()
+    assert np.array_equal((a @ b).numpy(), exact(a, b).astype(np.int8)) and (a @ b).dtype == torch.int8
+    assert not np.array_equal((a @ b).numpy(), exact(a, b))
+
+
+def test_large_operands_are_converted_a_part_at_a_time(monkeypatch):
+    a, b = random(50, 30), random(30, 40, seed=1)
+    monkeypatch.setattr(reference, "ROWS", 7)
+    assert np.array_equal(reference.matmul(a, b).cpu().numpy(), exact(a, b))
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 100)
+    every_second = random(100, 30)[::2]
+    copied = []
+    monkeypatch.setattr(torch, "_int_mm", lambda x, y: copied.append(x.shape[0]) or reference.matmul(x, y))
+    assert np.array_equal(cpu.matmul(every_second, b).cpu().numpy(), exact(every_second, b))
+    if DEVICE == "cpu":
+        assert max(copied) * 30 <= 100 and sum(copied) == 50  # never more than the chunk is copied at once
+
+
+def test_a_dense_operand_is_not_copied(monkeypatch):
+    a, b, seen = random(32, 16), random(24, 16, seed=1).T, []
+    monkeypatch.setattr(torch, "_int_mm", lambda x, y: seen.extend((x.data_ptr(), y.data_ptr())) or reference.matmul(x, y))
+    cpu.matmul(a, b)
+    assert seen == [a.data_ptr(), b.data_ptr()]
+
+
+@given(m=st.integers(1, 9), k=SIZES, n=st.integers(1, 9), seed=st.integers(0, 2**31))
+def test_zero_points_cost_two_sums(m, k, n, seed):
+    rng = np.random.default_rng(seed)
+    a, b = random(m, k, seed=seed), random(k, n, seed=seed + 1)
+    for z_a, z_b in ((3, -128), (rng.integers(-128, 128, m), 5), (rng.integers(-128, 128, m), rng.integers(-128, 128, n))):
+        shifted_a = a.cpu().numpy().astype(np.int64) - np.reshape(z_a, (-1, 1))
+        shifted_b = b.cpu().numpy().astype(np.int64) - np.reshape(z_b, (1, -1))
+        corrected = int8_matmul(a, b) + reference.zero_point_correction(a, b, z_a, z_b)
+        assert corrected.dtype == torch.int32 and np.array_equal(corrected.cpu().numpy(), shifted_a @ shifted_b)
+
+
+def test_the_epilogue_is_the_formula():
+    rng = np.random.default_rng(0)
+    c, z, sums = rng.integers(-9999, 9999, (5, 7)), rng.integers(-9, 9, 5), rng.integers(-99, 99, 7)
+    s_x, s_w, b = rng.uniform(0.01, 1, 5), rng.uniform(0.01, 1, 7), rng.normal(size=7)
+    formula = np.maximum((c - z[:, None] * sums) * s_x[:, None] * s_w + b, 0)
+    ours = reference.epilogue(torch.tensor(c, dtype=torch.int32), *(torch.tensor(x, dtype=torch.float32) for x in (s_x, s_w, b)),
+                              torch.tensor(z, dtype=torch.int32), torch.tensor(sums, dtype=torch.int32), relu=True)
+    np.testing.assert_allclose(ours.numpy(), formula, rtol=3e-7, atol=1e-4)  # float32 of numbers up to 10,000
+    half = reference.epilogue(torch.zeros(2, 2, dtype=torch.int32), torch.ones(1), torch.ones(2), out_dtype=torch.float16)
+    assert half.dtype == torch.float16
+
+
+def int8(*shape):
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("a, b, kind, sentence", [
+    (torch.zeros(2, 2), int8(2, 2), TypeError, "a has dtype torch.float32, and must be torch.int8."),
+    (int8(2, 2), torch.zeros(2, 2, dtype=torch.uint8), TypeError, "b has dtype torch.uint8, and must be torch.int8."),
+    ([[1, 2]], int8(2, 2), TypeError, "a has dtype torch.int64, and must be torch.int8."),
+    (int8(2), int8(2, 2), ValueError, "a has shape (2,), and must be a matrix, (rows, columns)."),
+    (int8(2, 2), int8(1, 2, 2), ValueError, "b has shape (1, 2, 2), and must be a matrix"),
+    (int8(2, 3), int8(2, 3), ValueError, "a has 3 columns and b has 2 rows: they must be the same number."),
+    (int8(1, 2**17), int8(2**17, 1), ValueError, "K is 131,072, and must be below 131,072, for K * 128 * 128 must fit into int32"),
+    (int8(2, 2), int8(2, 2).to("meta"), ValueError, "a is on cpu and b on meta: they must be on one device."),
+    (int8(2, 2).to_sparse(), int8(2, 2), ValueError, "a has layout torch.sparse_coo, and must be a dense (strided) tensor."),
+])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_operands(a, b, kind, sentence, backend):
+    with pytest.raises(kind) as caught:
+        int8_matmul(a, b, backend)
+    assert sentence in str(caught.value)
+
+
+def test_numpy_arrays_are_operands_too():
+    a, b = random(3, 4).cpu(), random(4, 2, seed=1).cpu()
+    assert np.array_equal(int8_matmul(a.numpy(), b.numpy()).numpy(), exact(a, b))
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (dict(a_zero_point=1.5), "a_zero_point has dtype torch.float32, and must be an integer."),
+    (dict(a_zero_point=[1, 2, 3]), "a_zero_point has shape (3,), and must be one number or have shape (2,)."),
+    (dict(b_zero_point=128), "b_zero_point goes from 128 to 128, and must be from -128 to 127."),
+])
+def test_bad_zero_points(arguments, sentence):
+    with pytest.raises(ValueError) as caught:
+        reference.zero_point_correction(int8(2, 5), int8(5, 4), **arguments)
+    assert str(caught.value) == sentence
+    with pytest.raises(ValueError, match="K is 33,025, and must be below 33,025 with zero-points"):
+        reference.zero_point_correction(int8(1, 33_025), int8(33_025, 1))
+    assert 33_024 * 255 * 255 < 2**31 < 33_026 * 255 * 255
+
+
+# Which backend
+
+
+def test_auto_takes_the_first_that_works(monkeypatch):
+    monkeypatch.setattr(product, "why_not_triton", lambda device="cuda": "")
+    assert product.choose("cuda")[0] == "triton"
+    monkeypatch.setattr(product, "why_not_triton", lambda device="cuda": "no GPU")
+    assert product.choose("cuda") == ("torch", "no GPU, and this torch has torch._int_mm")
+    monkeypatch.delattr(torch, "_int_mm")
+    assert product.choose("cpu") == ("reference", "no GPU, and this torch has no torch._int_mm")
+    a = random(3, 4)
+    assert np.array_equal(int8_matmul(a, a.T).cpu().numpy(), exact(a, a.T))
+    with pytest.raises(RuntimeError, match="has no torch._int_mm: use torch 2.2 or newer, or backend='reference'"):
+        int8_matmul(a, a.T, "torch")
+
+
+def test_why_not_triton_names_the_reason(monkeypatch):
+    monkeypatch.setattr(product.importlib.util, "find_spec", lambda name: None)
+    assert product.why_not_triton("cuda") == "Triton is not installed"
+    monkeypatch.setattr(product.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "compute capability is below 8.0" in product.why_not_triton("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(product.shutil, "which", lambda name: None)
+    assert "install gcc, or name yours in the variable CC" in product.why_not_triton("cuda")
+    monkeypatch.setattr(product.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert product.why_not_triton("cuda") == ""
+
+
+def test_an_unknown_backend():
+    for call in (lambda: int8_matmul(int8(2, 2), int8(2, 2), "cublas"), lambda: Int8Linear.from_float(nn.Linear(2, 2), backend="cublas")):
+        with pytest.raises(ValueError, match="backend is 'cublas', and must be one of auto, reference, torch, triton."):
+            call()
+
+
+# The layer
+
+
+def float_layer(k=37, n=11, bias=True, dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Linear(k, n, bias=bias, dtype=dtype, device=DEVICE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activations", ["token", (0.03, 0), (0.03, -20)])
+def test_the_layer_is_the_product_of_what_the_codes_stand_for(activations, bias):
+    layer, x = float_layer(bias=bias), torch.randn(6, 37, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    ours = Int8Linear.from_float(layer, activations, relu=True)(x)
+    w = linear.quantize(layer.weight.detach(), 8, "symmetric", axis=0).dequantize().double()
+    if activations == "token":
+        x_hat = linear.quantize(x, 8, "symmetric", axis=0).dequantize().double()
+    else:
+        s, z = activations
+        x_hat = torch.fake_quantize_per_tensor_affine(x, s, z, -128, 127).double()
+    expected = (x_hat @ w.T + (layer.bias.double() if bias else 0)).relu()
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()  # float32's rounding: the sums are exact
+
+
+@pytest.mark.parametrize("dtype", layers.FLOATS)
+def test_weight_only_is_the_product_with_the_decoded_weights(dtype):
+    layer, x = float_layer(dtype=dtype), torch.randn(2, 3, 37, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+    y = Int8Linear.from_float(layer, None)(x)
+    w = linear.quantize(layer.weight.detach().float(), 8, "symmetric", axis=0).dequantize()
+    expected = x.double() @ w.double().T + layer.bias.double()
+    assert y.dtype == dtype and y.shape == (2, 3, 11)
+    assert (y - expected).abs().max() < 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+def test_rows_of_zeros_and_no_rows():
+    layer = Int8Linear.from_float(float_layer())
+    x = torch.zeros(3, 37, device=DEVICE)
+    assert torch.equal(layer(x), layer.bias.expand(3, 11)) and layer(x[:0]).shape == (0, 11) and layer(x[0]).shape == (11,)
+
+
+def test_quantized_rows_are_those_of_the_linear_quantizer():
+    x = torch.randn(9, 50, generator=torch.Generator().manual_seed(0))
+    codes, scale = layers.quantize_rows(x)
+    q = linear.quantize(x, 8, "symmetric", axis=0)
+    assert torch.equal(codes.int(), q.codes.int()) and torch.equal(scale, q.scale.reshape(-1).float())
+
+
+def test_the_layer_survives_saving(tmp_path):
+    x = torch.randn(4, 37, device=DEVICE)
+    one, other = Int8Linear.from_float(float_layer()), Int8Linear.from_float(nn.Linear(37, 11, device=DEVICE))
+    torch.save(one.state_dict(), tmp_path / "layer.pt")
+    other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+    assert torch.equal(one(x), other(x))
+
+
+@pytest.mark.parametrize("call, kind, sentence", [
+    (lambda layer: layer(torch.zeros(2, 36)), ValueError, "x has shape (2, 36), and its last size must be in_features, 37."),
+    (lambda layer: layer(torch.zeros(())), ValueError, "its last size must be in_features, 37"),
+    (lambda layer: layer(torch.zeros(2, 37, dtype=torch.int8)), TypeError, "x has dtype torch.int8, and must be one of torch.float32"),
+    (lambda layer: layer(torch.zeros(2, 37, device="meta")), ValueError, "x is on meta and the layer on"),
+    (lambda _: Int8Linear.from_float(nn.Conv2d(1, 1, 1)), TypeError, "layer is Conv2d, and must be torch.nn.Linear."),
+    (lambda _: Int8Linear.from_float(nn.Linear(2, 2), (0.0, 0)), ValueError, "activations is (0.0, 0), and must be 'token', None, or"),
+    (lambda _: Int8Linear.from_float(nn.Linear(2, 2), (0.1, 0.5)), ValueError, "activations is (0.1, 0.5)"),
+    (lambda _: Int8Linear.from_float(nn.Linear(2, 2), "row"), ValueError, "activations is 'row'"),
+    (lambda _: Int8Linear.from_float(nn.Linear(2**16, 1)), ValueError, "in_features is 65,536, and must be below 65,536"),
+    (lambda _: Int8Linear.from_float(nan_layer()), ValueError, "NaN"),
+])
+def test_bad_layers_and_inputs(call, kind, sentence):
+    with pytest.raises(kind) as caught:
+        call(Int8Linear.from_float(float_layer()).cpu())
+    assert sentence in str(caught.value)
+
+
+def nan_layer():
+    layer = nn.Linear(2, 2)
+    layer.weight.data[0, 0] = float("nan")
+    return layer
+
+
+# Whole models
+
+
+class Odd(nn.Module):
+    """Every reason to leave a layer, and one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Linear(8, 8)
+        self.again = self.plain
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.embedding = nn.Embedding(8, 8)
+        self.tied = nn.Linear(8, 8)
+        self.tied.weight = self.embedding.weight
+        self.wide = nn.Linear(8, 8).double()
+        self.parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.sick = nan_layer()
+        self.hooked = nn.Linear(8, 8)
+        self.hooked.register_forward_hook(print)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.tied(self.attention(self.plain(x), self.again(x), x)[0]))
+
+
+def test_what_is_swapped_what_is_left_and_why():
+    model = Odd().eval()
+    report = {swap.name: swap for swap in quantize_linears_(model, skip=("last",))}
+    assert {name for name, swap in report.items() if swap.swapped} == {"plain", "again"} and model.plain is model.again
+    for name, why in {"attention.out_proj": "a subclass of nn.Linear", "tied": "its weight is shared with embedding",
+                      "wide": "torch.float64", "parametrized": "a subclass of nn.Linear", "sick": "its weight is not finite",
+                      "hooked": "it has hooks", "last": "it was to be skipped"}.items():
+        assert why in report[name].why and not isinstance(model.get_submodule(name), Int8Linear), name
+    assert model(torch.randn(2, 5, 8)).shape == (2, 5, 2)
+    assert str(report["plain"]) == "swapped  plain  Linear(8, 8): int8 weights, activations by token"
+
+
+def test_a_transformer_computes_with_the_swapped_layers_in_its_fast_path_too():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        before = model(x)
+        assert sum(swap.swapped for swap in quantize_linears_(model)) == 4
+        after = model(x)
+    assert 0 < (after - before).abs().max() < 0.1
+
+
+def test_static_activations_for_each_layer():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    quantize_linears_(model, {"0": (0.05, 0), "2": (0.02, -128)})
+    assert model[0].activations == (0.05, 0) and model[2].activations == (0.02, -128)
+
+
+@pytest.mark.parametrize("arguments", [
+    dict(skip=("1",)), dict(activations={"7": (0.1, 0)}), dict(activations={"0": (-1, 0)}), dict(activations=3)])
+def test_a_wrong_name_or_scale_changes_nothing(arguments):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match="is no linear layer of this model: choose among '0', '2'|activations is"):
+        quantize_linears_(model, **arguments)
+    assert type(model[0]) is nn.Linear and type(model[2]) is nn.Linear
+
+
+def test_a_model_that_is_one_layer_is_left():
+    (swap,) = quantize_linears_(nn.Linear(2, 2))
+    assert not swap.swapped and "use Int8Linear.from_float" in str(swap)
