@@ -10,6 +10,7 @@
 import importlib.util
 import os
 import shutil
+from functools import lru_cache
 
 import torch
 
@@ -59,6 +60,7 @@ def check_operands(a, b) -> tuple[torch.Tensor, torch.Tensor]:
     return a, b
 
 
+@lru_cache  # asked at every product, and the answer does not change
 def why_not_triton(device: str = "cuda") -> str:
     """Why Triton's compiled kernels cannot run on this device ("cpu", "cuda"), as a clause; "" if they can.
 
