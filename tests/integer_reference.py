@@ -60,24 +60,25 @@ class Codes:
 
 
 class Sums:
-    """Integers of which channel c is worth scales[c] * total; relu: still to be applied."""
+    """Integers of which channel c, along the axis, is worth scales[c] * total; relu: still to be applied, True or the 6 of ReLU6."""
 
-    def __init__(self, total, scales, relu=False):
-        self.total, self.scales, self.relu = total, scales, relu
+    def __init__(self, total, scales, relu=False, axis=1):
+        self.total, self.scales, self.relu, self.axis = total, scales, relu, axis
 
 
 def layer(module, codes, q):
     w, w_scale = q.codes.numpy().astype(np.int64), np.broadcast_to(q.scale.double().numpy(), len(q.codes))
     b = np.zeros(len(w)) if module.bias is None else module.bias.detach().double().numpy()
-    wide = np.maximum(w_scale, np.abs(b) / (codes.scale * 2**30))                           # so that a bias has at most 30 bits
+    wide = np.maximum(w_scale, np.abs(b) / (codes.scale * 2**30)).astype(np.float32).astype(float)  # a bias has at most 30 bits
     w = np.rint(w * (w_scale / wide).reshape(-1, *[1] * (w.ndim - 1))).astype(np.int64)
     b = np.rint(b / (codes.scale * wide)).astype(np.int64)
+    axis = -1 if isinstance(module, nn.Linear) else 1
     if isinstance(module, nn.Linear):
         total = codes.centred() @ w.T + b
     else:
         total = convolve(codes.centred(), w, module.stride, module.padding, module.dilation, module.groups) + b[:, None, None]
     assert np.abs(total).max() < 2**31
-    return Sums(total, codes.scale * wide)
+    return Sums(total, codes.scale * wide, axis=axis)
 
 
 def pool(x, kernel, stride, padding):
@@ -88,17 +89,18 @@ def pool(x, kernel, stride, padding):
 def to_codes(value, fake):
     scale, zero_point = fake.scale.item(), int(fake.zero_point)
     if isinstance(value, np.ndarray):                                                       # the network's input, in floating point
-        q = np.rint(value / np.float32(scale)).astype(np.int64) + zero_point
+        q, relu = np.rint(value / np.float32(scale)).astype(np.int64) + zero_point, False
     elif isinstance(value, tuple):                                                          # a sum of two tensors
         (a, b), relu = value
         twice = 2 * max(a.scale, b.scale)
         total = scaled(a.centred() << 20, a.scale / twice) + scaled(b.centred() << 20, b.scale / twice)
         q = scaled(total, twice / (2**20 * scale)) + zero_point
-        q = np.maximum(q, zero_point) if relu else q
     else:
-        scales = np.broadcast_to(value.scales, value.total.shape[1])
-        q = np.stack([scaled(value.total[:, c], s / scale) for c, s in enumerate(scales)], axis=1) + zero_point
-        q = np.maximum(q, zero_point) if value.relu else q
+        relu, scales = value.relu, np.broadcast_to(value.scales, value.total.shape[value.axis])
+        channels = np.moveaxis(value.total, value.axis, 0)
+        q = np.stack([scaled(channel, s / scale) for channel, s in zip(channels, scales)], axis=value.axis) + zero_point
+    q = np.maximum(q, zero_point) if relu else q
+    q = np.minimum(q, zero_point + round(6 / scale)) if relu == 6 else q
     return Codes(np.clip(q, 0, 2**fake.bits - 1), scale, zero_point)
 
 
@@ -118,11 +120,13 @@ def run(quantized, images):
                 values[node], last = to_codes(x, module), module
             elif isinstance(module, (nn.Conv2d, nn.Linear)):
                 values[node] = layer(module, x, quantized.tensors[node.target])
+            elif isinstance(module, nn.ReLU6):
+                values[node] = (x[0], 6) if isinstance(x, tuple) else Sums(x.total, x.scales, 6, x.axis)
             elif isinstance(module, nn.ReLU):
                 if isinstance(x, Codes):
                     values[node] = Codes(np.maximum(x.q, x.zero_point), x.scale, x.zero_point)
                 else:
-                    values[node] = (x[0], True) if isinstance(x, tuple) else Sums(x.total, x.scales, True)
+                    values[node] = (x[0], True) if isinstance(x, tuple) else Sums(x.total, x.scales, True, x.axis)
             elif isinstance(module, nn.MaxPool2d):
                 values[node] = Codes(pool(x.q, module.kernel_size, module.stride, module.padding), x.scale, x.zero_point)
             elif isinstance(module, nn.Flatten):

@@ -203,3 +203,32 @@ def test_every_architecture_of_the_zoo_converts_untrained():
     for make in MODELS.values():
         network = integer.convert(ptq.quantize(make(), IMAGES))
         assert network(IMAGES).shape == (4, 10) and network.nbytes > 0
+
+
+def test_relu6_ends_at_the_code_of_six():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU6(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU6(), nn.Flatten(), nn.Linear(24, 3))
+    for layer in (net[0], net[2]):
+        layer.weight.data *= 9  # so that many values lie beyond 6
+    images = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    quantized = ptq.quantize(net, images)
+    assert (net[:2](images) == 6).float().mean() > 0.1
+    network = same_as_numpy(quantized, images, (1, 6, 6))
+    # A range beyond 6, as training may leave it: the codes above that of 6.0 must not be reached.
+    fake = next(m for name, m in quantized.model.named_modules() if type(m).__name__ == "FakeQuantize" and name.startswith("_1"))
+    fake.scale.fill_(10 / 255)
+    wide = same_as_numpy(quantized, images, (1, 6, 6))
+    assert network.steps[0].grids[-1].high == 127 and wide.steps[0].grids[-1].high == -128 + 153
+
+
+def test_a_relu6_alone_is_refused_by_name():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.ReLU6(), nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(ValueError, match="a ReLU6, must directly follow a layer, a sum or a mean that nothing else reads"):
+        integer.convert(ptq.quantize(net, torch.rand(4, 1, 6, 6)), (1, 6, 6))
+
+
+def test_a_linear_layer_may_read_a_map():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 7, 2))
+    images = torch.randn(8, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    same_as_numpy(ptq.quantize(net, images, weights=lambda w: linear.quantize(w, 8, "symmetric", axis=0)), images, (3, 4, 5))

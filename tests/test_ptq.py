@@ -85,7 +85,7 @@ class Product(nn.Module):
 @pytest.mark.parametrize("net, said", [
     (Control(), "cannot be read as a graph"), (Two(), "takes several inputs"), (Both(), "returns several values"),
     (Product(), "mul, a call of mul, cannot be quantized"), (nn.Sequential(nn.Sigmoid()), "0, a Sigmoid, cannot be quantized"),
-    (nn.Sequential(nn.Linear(2, 2), nn.ReLU6()), "1, a ReLU6"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Hardswish()), "1, a Hardswish"),
 ])
 def test_what_is_no_network_for_integers_is_refused_in_one_sentence(net, said):
     with pytest.raises(ValueError, match=said) as error:

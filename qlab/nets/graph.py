@@ -16,11 +16,11 @@ from torch import fx, nn
 
 LAYERS = (nn.Conv2d, nn.Linear)
 KINDS = {
-    nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "batchnorm", nn.ReLU: "relu", nn.MaxPool2d: "maxpool",
-    nn.AvgPool2d: "mean", nn.AdaptiveAvgPool2d: "mean", nn.Flatten: "flatten",
+    nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "batchnorm", nn.ReLU: "relu", nn.ReLU6: "relu6",
+    nn.MaxPool2d: "maxpool", nn.AvgPool2d: "mean", nn.AdaptiveAvgPool2d: "mean", nn.Flatten: "flatten",
 }
 MODULES = {  # functions that forward may call, as the layers that they are
-    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d,
+    F.relu: nn.ReLU, F.relu6: nn.ReLU6, torch.relu: nn.ReLU, "relu": nn.ReLU, F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d, torch.flatten: nn.Flatten, "flatten": nn.Flatten,
 }
 DEFAULTS = {nn.Flatten: {"start_dim": 0}}                                                   # where the function's is not the module's
@@ -66,7 +66,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
     made = MODULES[node.target]
     options = DEFAULTS.get(made, {}) | {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
-    positional = () if made is nn.ReLU else node.args[1:]
+    positional = () if made in (nn.ReLU, nn.ReLU6) else node.args[1:]
     if positional and made is nn.Flatten:
         options.pop("start_dim")
     name = f"{node.name}_layer"
@@ -121,9 +121,9 @@ def points(traced: fx.GraphModule) -> list[fx.Node]:
 
 
 def after(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The ReLU that alone reads the node, which is then computed with it in one step; else the node itself."""
+    """The ReLU or ReLU6 that alone reads the node, which is then computed with it in one step; else the node itself."""
     user = only_user(node)
-    fused = kind(traced, node) != "input" and user is not None and kind(traced, user) == "relu"
+    fused = kind(traced, node) != "input" and user is not None and kind(traced, user) in ("relu", "relu6")
     return user if fused else node
 
 

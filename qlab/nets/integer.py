@@ -156,7 +156,8 @@ def _finish(step: Step, scaled: torch.Tensor) -> torch.Tensor:
 def _layer(step: Step, codes: torch.Tensor) -> torch.Tensor:
     x, w = _centred(codes, step.grids[0]), step.weight.to(torch.int32)                      # padding with 0 now pads with the zero-point
     total = _convolve(x, w, step.bias, **step.options) if step.kind == "conv" else x @ w.T + step.bias
-    return _finish(step, multiply(total, _per_channel(step.m, total.dim()), _per_channel(step.n, total.dim())))
+    m, n = (_per_channel(t, total.dim()) if step.kind == "conv" else t for t in (step.m, step.n))  # a linear layer's outputs are last
+    return _finish(step, multiply(total, m, n))
 
 
 def _convolve(x, w, bias, stride, padding, dilation, groups) -> torch.Tensor:
@@ -215,13 +216,21 @@ def convert(quantized: Quantized, image_shape: tuple[int, ...] = (1, 28, 28)) ->
         if what in MAKES:
             last = after(plain, node)
             fused.add(last)
+            grids[last.name] = _limited(plain, last, grids[last.name])
             step = _step(plain, node, what, known, grids[last.name], sizes, quantized.tensors)
             steps.append(replace(step, inputs=inputs, output=last.name, relu=last is not node))
+        elif what == "relu6":
+            raise ValueError(f"{node.name}, a ReLU6, must directly follow a layer, a sum or a mean that nothing else reads.")
         else:  # hands on the codes that it gets
             grids[node.name] = known[0]
             steps.append(Step(what, node.name, inputs, node.name, (known[0], known[0]), options=_options(plain, node, what)))
     source, sink = calls(plain, "input")[0].name, calls(plain, "output")[0].args[0].name
     return IntegerNetwork(tuple(steps), source, sink, grids[source], grids[sink])
+
+
+def _limited(plain: fx.GraphModule, last: fx.Node, grid: Grid) -> Grid:
+    """The grid after a ReLU6 ends at the code of 6.0."""
+    return replace(grid, high=min(grid.high, grid.zero_point + round(6 / grid.scale))) if kind(plain, last) == "relu6" else grid
 
 
 def _without_codes(traced: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Grid]]:
@@ -266,13 +275,14 @@ def _step(plain: fx.GraphModule, node: fx.Node, what: str, known: list[Grid], ou
     grid, module = known[0], plain.get_submodule(node.target)
     if what == "mean":
         options = _mean_options(module, node.target, sizes[node.args[0]][-2:])
-        m, n = multiplier([grid.scale / (math.prod(options["kernel_size"]) * out.scale)])
+        share = torch.tensor(1 / math.prod(options["kernel_size"])).item()                  # float32, as every scale in a file
+        m, n = multiplier([grid.scale * share / out.scale])
         return Step(what, node.name, (), "", (grid, out), m=m, n=n, options=options)
     codes, scale = _weight(tensors[node.target], node.target)
     bias = torch.zeros(len(codes), dtype=torch.float64) if module.bias is None else module.bias.detach().double()
     # Where a channel's weights are next to nothing, its bias would not fit: such a channel gets the scale that its bias needs.
     needed = bias.abs() / (grid.scale * 2**30)
-    wider = torch.maximum(scale, needed)
+    wider = torch.maximum(scale, needed).float().double()                                   # float32, as every scale in a file
     codes = (codes * (scale / wider).view(-1, *[1] * (codes.dim() - 1))).round().to(torch.int8)
     if codes[0].numel() > 2**30 // (128 * 256):
         raise ValueError(f"{node.target} sums {codes[0].numel()} products an output, and int32 holds the sum of at most 32768.")
