@@ -6,7 +6,7 @@ ifeq ($(OS),Windows_NT)
 QLAB = .venv/Scripts/qlab
 endif
 
-.PHONY: help setup lab test bench zoo notebooks lint doctor clean
+.PHONY: help setup lab test bench zoo notebooks lint doctor build grade release tflite-keras clean
 
 help:
 	@echo "make lab        open the course in JupyterLab            make lab PORT=8890, make lab ARGS=02"
@@ -16,6 +16,10 @@ help:
 	@echo "make bench      measure speeds and write the record"
 	@echo "make zoo        train the networks again                 make zoo ARGS=cnn"
 	@echo "make notebooks  execute the notebooks and store their outputs"
+	@echo "make build      make exercises/ and the grader's bundles from solutions/"
+	@echo "make grade      grade what was handed in                 make grade ARGS='submitted --assignment 02'"
+	@echo "make release    make a zip for students                  make release ARGS=students.zip"
+	@echo "make tflite-keras  run the source document's TensorFlow Lite code in an environment of its own (1.5 GB), and write its record"
 	@echo "make lint       check the code's style"
 	@echo "make clean      remove caches; .venv stays"
 
@@ -26,8 +30,13 @@ setup:
 lab: setup
 	@$(QLAB) lab $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test bench zoo notebooks lint doctor: setup
+test bench zoo notebooks lint doctor build grade release: setup
 	@$(QLAB) $@ $(ARGS)
+
+tflite-keras: setup
+	@test -x .venv-keras/bin/python || "$(PYTHON)" -m venv .venv-keras
+	@.venv-keras/bin/python -m pip install -q tensorflow-cpu==2.21.0
+	@.venv/bin/python -m qlab.lab.experiments.tflite_keras .venv-keras/bin/python
 
 clean:
 	@find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

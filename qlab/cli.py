@@ -159,6 +159,30 @@ def notebooks(args: argparse.Namespace) -> int:
     return 0
 
 
+def build(args: argparse.Namespace) -> int:
+    from qlab.grading.build import build
+
+    problems = build(clone(), args.names, args.seed, args.check)
+    for problem in problems:
+        print("qlab:", problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def release(args: argparse.Namespace) -> int:
+    from qlab.grading.release import release
+
+    out = Path(args.zip)
+    count = release(clone(), out)
+    print(f"{out}: {count} files, {out.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def grade(args: list[str]) -> int:
+    from qlab.grading import grade
+
+    return grade.main(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     from qlab.doctor import report
 
@@ -178,7 +202,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-PASSED_ON = {"test": run_tests, "bench": bench, "lint": lint}  # commands whose arguments, -h included, belong to another program
+PASSED_ON = {"test": run_tests, "bench": bench, "lint": lint, "grade": grade}  # commands that read their arguments, -h included, themselves
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,6 +233,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02 (default: all)")
     command.set_defaults(run=notebooks)
 
+    command = commands.add_parser("build", help="make exercises/ and the grader's bundles from solutions/")
+    command.add_argument("names", nargs="*", metavar="SET", help="a name or a number such as 02 (default: all)")
+    command.add_argument("--check", action="store_true", help="write nothing; say whether everything holds and exercises/ is up to date")
+    command.add_argument("--seed", help="of the hidden cases (default: QLAB_SEED, or the teacher's own in ~/.config/qlab/seed)")
+    command.set_defaults(run=build)
+
+    command = commands.add_parser("release", help="make a zip for students, without solutions, bundles and seeds")
+    command.add_argument("zip", metavar="OUT.zip", help="the file to write")
+    command.set_defaults(run=release)
+
+    commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")
     commands.add_parser("lint", help="check the code's style; arguments are ruff's: qlab lint --fix")
     return top
 

@@ -414,11 +414,12 @@ def test_every_dependency_is_pinned_to_one_version_that_it_allows():
 
 
 def test_every_import_is_declared():
-    comes_as = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    comes_as = {"pillow": "PIL", "scikit-learn": "sklearn", "ipython": "IPython", "pyyaml": "yaml"}
     core, extra = ({comes_as.get(r.name, r.name.replace("-", "_")) for r in group} for group in (CORE, EXTRAS))
+    elsewhere = {"tensorflow"}  # make tflite-keras gives it an environment of its own
     for path in sorted((ROOT / "qlab").rglob("*.py")):
         for name in {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"qlab"}:
-            assert name in core | extra, f"{path.relative_to(ROOT)} imports {name}: add it to pyproject.toml"
+            assert name in core | extra | elsewhere, f"{path.relative_to(ROOT)} imports {name}: add it to pyproject.toml"
 
 
 def test_conda_installs_the_same_lists():

@@ -1,0 +1,25 @@
+"""Out of the notebook: a trained network in somebody else's runtime.
+
+    tflite     full INT8 for LiteRT (once TensorFlow Lite) on a phone and tflite-micro on a microcontroller
+    c          one C99 file without dependencies
+    onnx       ONNX Runtime
+    pytorch    PyTorch's own quantization
+
+Each module has export(model, path), which writes a file and what it holds, and run(path, x), which runs it there. tflite and c take
+what qlab.nets.integer.convert made; onnx and pytorch take the float network and calibration images. Their libraries are optional, and
+each is imported by the function that needs it: pip install qlab[deploy].
+"""
+
+import importlib
+
+__all__ = ["c", "onnx", "pytorch", "tflite"]
+
+
+def __getattr__(name):
+    if name in __all__:
+        return importlib.import_module(f"qlab.deploy.{name}")
+    raise AttributeError(f"module 'qlab.deploy' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,119 @@
+"""A batch: every submission marked, each in a sandbox, one result file each, in any number of runs.
+
+As many threads as there are cores each lease a slot of one sandbox and mark one submission after the other. Without a sandbox nothing is
+graded, and nobody gets 0 for it: every result says "not graded" and why, and the next run tries again. Results stand as module results
+says, so a run that was killed is simply repeated.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from qlab.grading import results
+from qlab.grading.files import shown
+from qlab.grading.ingest import Submission
+
+Mark = Callable[[list[dict], dict], dict]                      # cells, bundle -> mark.grade_notebook's result; called by several threads
+OpenMark = Callable[[int], AbstractContextManager[Mark]]       # how many at a time -> where they can be marked
+Marked = tuple[Submission, dict | str, float]                  # the marks, or why there are none; seconds
+Run = Callable[[list[Submission], dict], Iterator[Marked]]
+
+
+@contextmanager
+def sandboxed(jobs: int) -> Iterator[Mark]:
+    """Marks in a sandbox of so many slots. Raises sandbox.SandboxUnavailable."""
+    from qlab.grading import mark, sandbox
+
+    with sandbox.Sandbox(jobs) as box:
+        yield partial(mark.grade_notebook, box)
+
+
+@contextmanager
+def trusted(jobs: int) -> Iterator[Mark]:
+    """Marks in plain processes, for a self-check of one's own work."""
+    from qlab.grading import mark
+
+    yield mark.grade_trusted
+
+
+def run_here(todo: list[Submission], bundle: dict, open_mark: OpenMark = sandboxed, jobs: int = 1) -> Iterator[Marked]:
+    """Mark on this machine, jobs at a time; yields each as it is done. Where nothing can be marked, each is yielded with the reason."""
+    if not todo:
+        return
+    with ExitStack() as stack:
+        try:
+            mark = stack.enter_context(open_mark(min(jobs, len(todo))))
+        except Exception as error:  # noqa: BLE001  whatever it is, without a sandbox there is no mark
+            yield from ((entry, f"there is no sandbox: {sentence(error)}", 0.0) for entry in todo)
+            return
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            for future in as_completed([pool.submit(mark_one, mark, entry, bundle) for entry in todo]):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the sandbox closes at once, and what runs in it ends
+
+
+def mark_one(mark: Mark, entry: Submission, bundle: dict) -> Marked:
+    """Mark one submission; if the grader fails on it, which is no student's fault, once more."""
+    start = time.perf_counter()
+    for _ in range(2):
+        try:
+            return entry, mark(list(entry.cells), bundle), time.perf_counter() - start
+        except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+            why = f"the grader failed on it: {sentence(error)}"
+    return entry, why, time.perf_counter() - start
+
+
+def batch(entries: list[Submission], bundle: dict, folder: Path, run: Run,
+          tick: Callable[[int], None] = lambda done: None) -> tuple[list[dict], int]:
+    """Grade what has no standing result yet; returns all results in the order of entries, and how many stood before.
+
+    run(todo, bundle) marks; tick(n) is told how many results there are so far. A result that cannot be written becomes "not graded",
+    with the reason; the others go on. Raises OSError if the folder cannot be made or another grader is at work in it.
+    """
+    made, todo = {}, []
+    with results.alone_in(folder):
+        for entry in entries:
+            old = results.read(folder / f"{entry.id}.json")
+            if results.stands(old, entry, bundle):
+                made[entry.id] = _store(folder, entry, bundle, results.renew(old, entry), old)
+            elif entry.status:
+                made[entry.id] = _store(folder, entry, bundle, results.make(entry, bundle), old)
+            else:
+                todo.append(entry)
+        stood = sum(result["status"] == "graded" for result in made.values())
+        tick(len(made))
+        for entry, marks, seconds in run(todo, bundle):
+            made[entry.id] = _store(folder, entry, bundle, result_of(entry, bundle, marks, seconds), None)
+            tick(len(made))
+    return [made[entry.id] for entry in entries], stood
+
+
+def result_of(entry: Submission, bundle: dict, marks: dict | str, seconds: float) -> dict:
+    """The result of one that was run: its marks, or "not graded" and why."""
+    if isinstance(marks, str):
+        return results.make(entry, bundle, None, "not graded", marks, seconds)
+    return results.make(entry, bundle, marks, seconds=seconds)
+
+
+def _store(folder: Path, entry: Submission, bundle: dict, result: dict, old: dict | None) -> dict:
+    try:
+        if result != old:
+            results.write(folder / f"{entry.id}.json", results.to_json(result))
+        return result
+    except (OSError, ValueError) as error:
+        return results.make(entry, bundle, None, "not graded", f"its result could not be written: {sentence(error)}")
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, in one line without a full stop.
+
+    >>> sentence(OSError(28, "No space left on device", "x.json"))
+    'No space left on device'
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    return shown(text or type(error).__name__).rstrip(".")[:500]

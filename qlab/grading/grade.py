@@ -1,0 +1,178 @@
+"""The command that grades what was handed in.
+
+    qlab grade FOLDER --assignment 02 --export csv html
+
+reads FOLDER (module ingest), marks what has no standing result (module batch), says what came of it, and writes exports (module report).
+"""
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from qlab.grading import ingest, results
+from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
+from qlab.grading.owners import parse_time
+
+EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics")
+
+
+def find_bundle(assignment: str, given: str | None = None) -> Path:
+    """The bundle file: the one given, or bundles/NN_topic.json.gz here or in the clone that qlab is installed from."""
+    if given:
+        return Path(given)
+    places = [Path.cwd() / "bundles", Path(__file__).resolve().parents[2] / "bundles"]
+    patterns = f"{assignment}.json.gz", f"{assignment}_*.json.gz"
+    found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
+    if not found:
+        raise FileNotFoundError(f"there is no bundle of {assignment} in {places[0]}: make it with qlab build {assignment}.")
+    return found[0]
+
+
+def load_bundle(path: Path) -> dict:
+    """A bundle that qlab build wrote. Raises FileNotFoundError, or ValueError if it is something else."""
+    from qlab.grading.build import digest
+
+    try:
+        bundle = json.loads(gzip.decompress(path.read_bytes()))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no bundle {path}: make it with qlab build.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError):
+        raise ValueError(f"{path} is not a bundle, or is damaged: make it again with qlab build.") from None
+    if not isinstance(bundle, dict) or bundle.get("format") != 1 or not {"assignment", "digest", "questions"} <= bundle.keys():
+        raise ValueError(f"{path} is not a bundle of format 1: make it again with qlab build.")
+    if digest(bundle) != bundle["digest"]:
+        raise ValueError(f"{path} is damaged, for its digest is another: make it again with qlab build.")
+    return bundle
+
+
+def summary(made: list[dict], stood: int = 0) -> str:
+    """What a teacher reads at the end: how many of each kind, the mean, and one line for each submission that is not simply graded."""
+    aside = [result for result in made if result["submission"]["duplicate_of"]]
+    counts = [result for result in made if not result["submission"]["duplicate_of"]]
+    by = {status: [result for result in counts if result["status"] == status] for status in ("graded", "unreadable", "not graded")}
+    lines = [f"{len(made)} handed in by {len(counts)} students"]
+    lines += [f"  graded      {len(by['graded']):5}" + (f"  ({stood} of them in an earlier run)" if stood else "")]
+    lines += [f"  unreadable  {len(by['unreadable']):5}  (0 points)"] if by["unreadable"] else []
+    lines += [f"  not graded  {len(by['not graded']):5}  (no score)"] if by["not graded"] else []
+    lines += [f"  set aside   {len(aside):5}  (another one of the same student counts)"] if aside else []
+    late = sum(result["submission"]["late"] for result in counts)
+    lines += [f"  late        {late:5}  (nothing is subtracted)"] if late else []
+    if by["graded"]:
+        scores = [result["score"] for result in by["graded"]]
+        most = by["graded"][0]["max_score"]
+        lines += [f"  mean        {statistics.fmean(scores):5.2f} of {most:g}, median {statistics.median(scores):g}"]
+    for heading, group in (("unreadable", by["unreadable"]), ("not graded", by["not graded"]), ("set aside", aside)):
+        lines += [f"{heading}: {_named(result)}: {result['reason']}" for result in group]
+    lines += [f"note: {_named(result)}: {note}" for result in counts for note in result["notes"]]
+    return "\n".join(lines)
+
+
+def _named(result: dict) -> str:
+    return f"{result['submission']['student']} ({result['submission']['source']})"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of qlab grade."""
+    command = argparse.ArgumentParser(prog="qlab grade", description="Mark what was handed in, each in a sandbox.")
+    command.add_argument("folder", help="a folder, a zip or a notebook: a download of Canvas, Moodle, Gradescope, nbgrader, or plain files")
+    command.add_argument("--assignment", required=True, metavar="NN", help="its number or name: 02 or 02_linear_quantization")
+    command.add_argument("--bundle", metavar="FILE", help="made by qlab build (default: bundles/NN_topic.json.gz)")
+    command.add_argument("--out", default="results", metavar="DIR", help="where the results go (default: results)")
+    command.add_argument("--jobs", type=int, metavar="N", help="how many at a time (default: one for each core)")
+    command.add_argument("--deadline", metavar="TIME", help="2026-11-23T18:00, local, or with a zone: 2026-11-23T18:00+01:00")
+    command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS))
+    command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')
+    command.add_argument("--dask", metavar="ADDRESS", help="mark on a Dask cluster: tcp://host:8786")
+    command.add_argument("--unsafe-local", action="store_true", help="a self-check without a sandbox, for your own work: writes nothing")
+    return command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if everything that counts is graded or unreadable for a stated reason, 1 if something is left to do."""
+    args = parser().parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f"jobs is {args.jobs}, and must be 1 or more.")
+    if args.unsafe_local and (args.export or args.dask):
+        raise ValueError("--unsafe-local is a self-check without a sandbox: it makes no gradebook or other export, and uses no cluster.")
+    deadline = parse_time(args.deadline) if args.deadline else None
+    bundle = load_bundle(find_bundle(args.assignment, args.bundle))
+    entries = ingest.collect(Path(args.folder), bundle["assignment"], deadline, [q["answer_cell"] for q in bundle["questions"]])
+    jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if args.unsafe_local:
+        return _self_check(entries, bundle, jobs)
+    if args.dask:
+        from qlab.grading import cluster
+
+        run = partial(cluster.run, args.dask)
+    else:
+        run = partial(run_here, jobs=jobs)
+    folder = Path(args.out) / bundle["assignment"]
+    try:
+        with _progress(bundle["assignment"], len(entries)) as tick:
+            made, stood = batch(entries, bundle, folder, run, tick)
+    except KeyboardInterrupt:
+        _say("stopped; what is graded is kept: repeat the command to go on.", sys.stderr)
+        raise
+    _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
+    failed = _export(made, bundle, folder, args)
+    return int(failed or _unfinished(made))
+
+
+def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace) -> bool:
+    from qlab.grading import report
+
+    failed = False
+    for name in dict.fromkeys(args.export):
+        try:
+            _say(f"{name}: {report.export(name, made, bundle, folder / 'export', args.canvas_column)}")
+        except OSError as error:
+            failed = True
+            _say(f"{name}: not written: {sentence(error)}", sys.stderr)
+    return failed
+
+
+def _self_check(entries: list[ingest.Submission], bundle: dict, jobs: int) -> int:
+    todo = [entry for entry in entries if not entry.status]
+    made = {entry.id: results.make(entry, bundle) for entry in entries if entry.status}
+    for entry, marks, seconds in run_here(todo, bundle, trusted, jobs):
+        made[entry.id] = result_of(entry, bundle, marks, seconds)
+    ordered = [made[entry.id] for entry in entries]
+    for result in ordered:
+        for question in result["questions"]:
+            told = f": {question['reason']}" if question["reason"] else ""
+            _say(f"{_named(result)} {question['id']}: {question['score']:g} of {question['points']:g}{told}")
+    _say(f"{bundle['assignment']}: {summary(ordered)}")
+    _say("A self-check without a sandbox: nothing was written, and no gradebook can be made of it.")
+    return int(_unfinished(ordered))
+
+
+def _say(text: str, to=None) -> None:
+    to = to or sys.stdout
+    try:
+        print(text, file=to, flush=True)
+    except UnicodeEncodeError:  # a terminal that cannot show a student's name
+        print(text.encode(to.encoding, "backslashreplace").decode(to.encoding), file=to, flush=True)
+
+
+def _unfinished(made: list[dict]) -> bool:
+    return any(result["status"] == "not graded" and not result["submission"]["duplicate_of"] for result in made)
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)

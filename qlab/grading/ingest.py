@@ -1,0 +1,162 @@
+"""What was handed in, and which of it counts.
+
+Whose a notebook is, is told by its path (module owners). Two students of one name are both graded, and both results say so.
+
+When: Canvas's LATE mark; Gradescope's created_at; nbgrader's timestamp.txt; else the file's own time, local where it has no zone.
+Which counts: the last one before the deadline; if all are late, the first late one, flagged as late. What cannot be read never
+counts while something else of the same student can. Nothing is subtracted for being late: that is the teacher's to decide.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from qlab.grading import files, notebook
+from qlab.grading.owners import Owner, gradescope_people, owners, platform_owners, stem_of
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One notebook of one student. status is "" for one that counts and can be graded, else "unreadable" or "not graded" with a reason.
+
+    id: names the result's file, made of the student's name and a hash of the path; number: the platform's for this student;
+    cells: as notebook.cells_of returns them; duplicate_of: id of the submission of the same student that counts, None for that one.
+    """
+
+    id: str
+    student: str
+    source: str
+    sha256: str = ""
+    email: str | None = None
+    number: str = ""
+    platform: str = "plain"
+    late: bool = False
+    duplicate_of: str | None = None
+    status: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    cells: tuple[dict, ...] = ()
+
+    def header(self) -> dict:
+        """What a result file keeps of it."""
+        names = ("id", "student", "email", "number", "platform", "source", "sha256", "late", "duplicate_of")
+        return {name: getattr(self, name) for name in names}
+
+
+def collect(place: Path, assignment: str, deadline: datetime | None = None, answers: Iterable[str] = ()) -> list[Submission]:
+    """Everything handed in at place (a folder, a zip, a notebook) for the assignment "02_linear_quantization", in a fixed order.
+
+    answers: grade ids of the answer cells, for the remarks. Raises FileNotFoundError or ValueError if place holds nothing to grade;
+    whatever is wrong with a submission is its status and reason.
+    """
+    found = [_read(file) for file in files.walk(place)]
+    whose = owners([item.file for item in found], assignment)
+    candidates, taken = defaultdict(list), Counter()
+    for item, its_owners in zip(found, whose):
+        for owner in its_owners:
+            candidates[owner.key].append((owner, item.file.time, _submission(item, owner, deadline, tuple(answers), taken)))
+    for owner, entry in _without_notebook([item.file for item in found], whose, assignment):
+        if owner.key not in candidates:
+            candidates[owner.key].append((owner, None, entry))
+    if not candidates:
+        raise ValueError(f"{place} holds no notebook (.ipynb) of {assignment}.")
+    chosen = [entry for group in candidates.values() for entry in _which_counts(group)]
+    return sorted(_with_namesakes(chosen), key=lambda entry: (entry.student.casefold(), entry.source, entry.id))
+
+
+def _without_notebook(found: list[files.File], whose: list, assignment: str) -> Iterable[tuple[Owner, Submission]]:
+    """Those who handed in no notebook of this assignment: the outermost folders without one, and other files of a platform's name."""
+    held = {file.parts[:k] for file, of in zip(found, whose) if of for k in range(len(file.parts) + 1)}
+    people, there = gradescope_people(found), defaultdict(set)
+    students = {owner.key[1:] for of in whose for owner in of if owner.key[0] == "path"}
+    for file, of in zip(found, whose):
+        if of or file.kind == "metadata" or not file.parts:
+            continue
+        folder = file.parts if file.kind == "empty" else file.parts[:-1]
+        top = next((folder[:k] for k in range(1, len(folder) + 1) if folder[:k] not in held), None)
+        if top and any(top[:k] in students for k in range(1, len(top))):
+            continue
+        if top or platform_owners(file.parts, people):
+            there[top or file.parts] |= set() if file.kind == "empty" else {file.parts[-1]}
+    for parts, names in there.items():
+        reason = f"there is no notebook of {assignment} in it, only {', '.join(sorted(names))}" if names else "it is empty"
+        for owner in platform_owners((*parts, ""), people) or (Owner(("path", *parts), stem_of(parts[-1])),):
+            source = "/".join(parts)
+            yield owner, Submission(_id(owner.name, source, 0), owner.name, source, email=owner.email, number=owner.number,
+                                    platform=owner.platform, late=bool(owner.late), status="unreadable", reason=reason)
+
+
+# Which counts
+
+
+def _id(name: str, source: str, turn: int) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "student"
+    unique = f"{name}\0{source}" + (f"\0{turn}" if turn else "")
+    return f"{slug}-{hashlib.sha256(unique.encode()).hexdigest()[:10]}"
+
+
+@dataclass(frozen=True)
+class _Item:
+    file: files.File  # without its content, so that a class's notebooks are not all held in memory
+    sha256: str = ""
+    cells: tuple[dict, ...] = ()
+    reason: str = ""
+
+
+def _read(file: files.File) -> _Item:
+    if file.kind != "notebook" or file.refused:
+        return _Item(file, reason=file.refused)
+    item = _Item(replace(file, content=None), hashlib.sha256(file.content).hexdigest())
+    try:
+        return replace(item, cells=tuple(notebook.cells_of(file.content)))
+    except ValueError as error:
+        return replace(item, reason=str(error))
+
+
+def _submission(item: _Item, owner: Owner, deadline: datetime | None, answers: tuple[str, ...], taken: Counter) -> Submission:
+    source = "/".join(item.file.parts)
+    turn = taken[owner.name, source]  # a zip may hold one path twice
+    taken[owner.name, source] += 1
+    when = item.file.time if owner.time is None else owner.time
+    late = owner.late if owner.late is not None else deadline is not None and when is not None and when > deadline.timestamp()
+    status = "" if not item.reason else "not graded" if item.file.ours else "unreadable"
+    notes = () if status else tuple(notebook.remarks(list(item.cells), list(answers)))
+    return Submission(_id(owner.name, source, turn), owner.name, source, item.sha256, owner.email, owner.number, owner.platform, late,
+                      None, status, item.reason, notes, item.cells)
+
+
+def _which_counts(group: list[tuple[Owner, float | None, Submission]]) -> list[Submission]:
+    def order(member):
+        owner, time, entry = member
+        when = time if owner.time is None else owner.time
+        return owner.order, float("-inf") if when is None else when, entry.source, entry.id
+
+    readable = [member for member in group if not member[2].status] or group
+    in_time = [member for member in readable if not member[2].late]
+    counts = (max(in_time, key=order) if in_time else min(readable, key=order))[2]
+    others = [entry for _, _, entry in group if entry is not counts]
+    told = (f"{len(others)} more handed in by the same student: this one counts",) if others else ()
+    return [replace(counts, notes=counts.notes + told)] + [_set_aside(entry, counts) for entry in others]
+
+
+def _set_aside(entry: Submission, counts: Submission) -> Submission:
+    instead = f"the same student's {counts.source} counts"
+    return replace(entry, duplicate_of=counts.id, status=entry.status or "not graded", cells=(),
+                   reason=f"{entry.reason}; {instead}" if entry.reason else instead)
+
+
+def _with_namesakes(entries: list[Submission]) -> list[Submission]:
+    named = defaultdict(list)
+    for entry in entries:
+        if entry.duplicate_of is None:
+            named[entry.student.casefold()].append(entry)
+    told = {}
+    for same in named.values():
+        for entry in same if len(same) > 1 else ():
+            others = ", ".join(sorted(other.source for other in same if other is not entry)[:5])
+            told[entry.id] = f"another student is called {entry.student} too: {others}"
+    return [replace(entry, notes=(*entry.notes, told[entry.id])) if entry.id in told else entry for entry in entries]

@@ -1,0 +1,106 @@
+"""A student's notebook, taken for what it is: text from a stranger. Only its code cells' sources and their grade ids are read.
+
+A notebook is JSON: {"nbformat": 4, "metadata": {...}, "cells": [{"cell_type": "code", "source": ..., "metadata": {...}}, ...]}.
+nbformat 4 with any minor version is read as it is, nbformat 3 is converted, others are refused by name. A byte-order mark is
+passed over. All code cells are run in their order, as a kernel would: of an answer given twice the last one counts.
+"""
+
+import json
+from collections import Counter
+
+from qlab.grading.files import shown, size_text
+
+SOURCE_BYTES = 4 * 2**20
+
+
+def cells_of(content: bytes) -> list[dict]:
+    """The code cells of a notebook: {"source": str, "grade_id": str or None, "grade": bool}, grade being True for test cells.
+
+    Raises ValueError whose text says what it is instead, in half a sentence that begins with "it".
+
+    >>> cells_of(b'{"nbformat": 4, "cells": [{"cell_type": "code", "source": ["x = 1\\\\n", "x"], "metadata": {}}]}')
+    [{'source': 'x = 1\\nx', 'grade_id': None, 'grade': False}]
+    """
+    notebook = _parsed(content)
+    version = notebook.get("nbformat")
+    if version == 3:
+        notebook = _from_3(notebook)
+    elif version != 4:
+        raise ValueError(f"it is of nbformat {_number(version)}, and 3 and 4 can be read" if "nbformat" in notebook else
+                         "it is JSON, but not a notebook: it has no nbformat")
+    cells = notebook.get("cells")
+    if not isinstance(cells, list):
+        raise ValueError("it is JSON, but not a notebook: it has no list of cells")
+    if language := _other_language(notebook.get("metadata")):
+        raise ValueError(f"it is written for {language}, and Python was asked for")
+    found = [_cell(cell, k) for k, cell in enumerate(cells) if not isinstance(cell, dict) or cell.get("cell_type") == "code"]
+    size = sum(len(cell["source"]) for cell in found)
+    if size > SOURCE_BYTES:
+        raise ValueError(f"its code has {size_text(size)}, and {size_text(SOURCE_BYTES)} are allowed")
+    return found
+
+
+def remarks(cells: list[dict], answers: list[str]) -> list[str]:
+    """What a teacher should know of the answer cells; answers are the ids that the assignment has.
+
+    >>> remarks([{"source": "", "grade_id": "q1", "grade": False}] * 2, ["q1", "q2"])
+    ['answer cell q1 is there 2 times: the last definition counts', 'there is no answer cell q2: its function is looked for by name']
+    """
+    count = Counter(cell["grade_id"] for cell in cells if not cell["grade"])
+    if answers and not any(count[name] for name in answers):
+        return ["none of the assignment's answer cells is there: functions are looked for by name"]
+    return [f"answer cell {name} is there {count[name]} times: the last definition counts" for name in answers if count[name] > 1] + \
+           [f"there is no answer cell {name}: its function is looked for by name" for name in answers if not count[name]]
+
+
+def _parsed(content: bytes) -> dict:
+    if not content.strip():
+        raise ValueError("it is empty")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text (byte {content[error.start]:#04x} at position {error.start:,})") from None
+    try:
+        notebook = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits; brackets thousands deep
+        raise ValueError("it is not valid JSON (a number too long or brackets too deep)") from None
+    if not isinstance(notebook, dict):
+        raise ValueError("it is JSON, but not a notebook: it has no list of cells")
+    return notebook
+
+
+def _number(version) -> str:
+    return str(version)[:20] if isinstance(version, int | float) else "unknown"
+
+
+def _from_3(notebook: dict) -> dict:
+    import nbformat
+
+    try:
+        return nbformat.convert(nbformat.from_dict(notebook), 4)
+    except Exception:  # noqa: BLE001  the converter meets what no validator has seen
+        raise ValueError("it is of nbformat 3, and cannot be converted to nbformat 4") from None
+
+
+def _other_language(metadata) -> str:
+    """The language of a kernel that is not Python's; "" for Python or where nothing is said."""
+    places = metadata if isinstance(metadata, dict) else {}
+    info, spec = (places.get(key) if isinstance(places.get(key), dict) else {} for key in ("language_info", "kernelspec"))
+    language = info.get("name") or spec.get("language") or ""
+    return "" if not isinstance(language, str) or language.lower() in ("", "python", "ipython") else shown(language)[:40]
+
+
+def _cell(cell, k: int) -> dict:
+    source = cell.get("source", "") if isinstance(cell, dict) else None
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        source = "".join(source)
+    if not isinstance(source, str):
+        raise ValueError(f"it is not a notebook that can be read: cell {k + 1} has no source")
+    metadata = cell.get("metadata")
+    grading = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    grading = grading if isinstance(grading, dict) else {}
+    grade_id = grading.get("grade_id")
+    return {"source": source, "grade_id": grade_id if isinstance(grade_id, str) else None,
+            "grade": grading.get("grade") is True and grading.get("solution") is not True}

@@ -1,0 +1,77 @@
+"""qlab release: a zip for students. The course, the library and the exercises; no solutions, no bundles, no results, no tests, no seed.
+
+It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can.
+"""
+
+import os
+import zipfile
+from pathlib import Path
+
+import qlab
+from qlab.grading import student
+
+FILES = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml")
+FOLDERS = ("qlab", "notebooks", "exercises")
+
+
+def release(root: Path, out: Path) -> int:
+    """Writes the zip, whole or not at all; the number of files in it.
+
+    Raises ValueError where exercises/ is not what solutions/ generates, a hidden line or the teacher's seed stands in a file, or out is no
+    .zip; FileNotFoundError where something of the course is missing.
+    """
+    if out.suffix != ".zip":
+        raise ValueError(f"{out} must end with .zip.")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent}.")
+    contents = {name: (root / name).read_bytes() for name in sorted(_names(root))}
+    _check(root, contents)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, content in contents.items():
+                    entry = zipfile.ZipInfo(f"qlab-{qlab.__version__}/{name}")  # of 1980: the same files, the same bytes
+                    entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+                    archive.writestr(entry, content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(contents)
+
+
+def _names(root: Path):
+    for name in FILES:
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"there is no {name} in {root}: this is not a clone of qlab.")
+        yield name
+    for folder in FOLDERS:
+        for path in (root / folder).rglob("*"):
+            parts = path.relative_to(root).parts
+            left_out = any(part.startswith(".") or part == "__pycache__" for part in parts) or path.suffix in (".zip", ".pyc")
+            if path.is_file() and not path.is_symlink() and not left_out:
+                yield "/".join(parts)
+
+
+def _check(root: Path, contents: dict[str, bytes]) -> None:
+    """What students get must be what the solutions generate, without a line that is hidden and without the teacher's seed."""
+    solutions = sorted((root / "solutions").glob("*.ipynb"))
+    if not solutions:
+        raise FileNotFoundError(f"there are no notebooks in {root / 'solutions'}: a release is made from a teacher's clone.")
+    handed_out = {name: content.decode(errors="replace") for name, content in contents.items() if name.startswith("exercises/")}
+    notebooks = {path.stem: student.read(path) for path in solutions}
+    expected = {f"exercises/{name}.ipynb": student.text(student.student_notebook(notebook)) for name, notebook in notebooks.items()}
+    for name in sorted(expected.keys() | {name for name in handed_out if name.endswith(".ipynb")}):
+        if expected.get(name) != handed_out.get(name):
+            raise ValueError(f"{name} is not what solutions/ generates: run qlab build first.")
+    if problems := student.leaks(notebooks, handed_out):
+        raise ValueError(problems[0])
+    seeds = [os.environ.get("QLAB_SEED", "")]
+    if (kept := Path.home() / ".config" / "qlab" / "seed").is_file():
+        seeds.append(kept.read_text())
+    for seed in filter(lambda seed: len(seed) >= 8, map(str.strip, seeds)):  # a seed such as 1 stands in every file
+        for name, content in contents.items():
+            if seed.encode() in content:
+                raise ValueError(f"the seed of the hidden tests is in {name}.")

@@ -1,0 +1,99 @@
+"""The result files of a batch: results/ASSIGNMENT/ID.json, one a submission, each whole or not there.
+
+A result is written to a temporary file of the same folder, flushed to the disk, and renamed: whoever kills the grader at any moment
+finds results that are complete, and the next run goes on with the rest. A result stands as long as the notebook's sha256 and the
+bundle's digest are the ones it was made from.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qlab.grading.ingest import Submission
+
+FORMAT = 1
+
+
+def max_score(bundle: dict) -> float:
+    """The points that all questions of a bundle give together.
+
+    >>> max_score({"questions": [{"points": 2}, {"points": 3}]})
+    5
+    """
+    return sum(question["points"] for question in bundle["questions"])
+
+
+def make(entry: Submission, bundle: dict, marks: dict | None = None, status: str = "", reason: str = "", seconds: float = 0.0) -> dict:
+    """A submission's result; marks as mark.grade_notebook gives them, or None where there are none.
+
+    status: "graded"; "unreadable": what was handed in is no notebook that can be run, 0 points; "not graded": no score.
+    """
+    status = status or entry.status or "graded"
+    score = 0 if status == "unreadable" else None
+    none = {"questions": [], "score": score, "max_score": max_score(bundle), "limits": {}, "stdout_tail": ""}
+    return {"format": FORMAT, "assignment": bundle["assignment"], "submission": entry.header(), "bundle": bundle["digest"],
+            "status": status, "reason": reason or entry.reason, "notes": list(entry.notes), **(marks or none), "seconds": round(seconds, 3)}
+
+
+def stands(result: dict | None, entry: Submission, bundle: dict) -> bool:
+    """Whether an earlier result is still this submission's: marked, of the same notebook, with the same bundle."""
+    return (result is not None and result["status"] == "graded" and not entry.status
+            and result["submission"].get("sha256") == entry.sha256 and result.get("bundle") == bundle["digest"])
+
+
+def renew(result: dict, entry: Submission) -> dict:
+    """An earlier result that stands, with what this run says of the hand-in: late or not, the notes."""
+    return {**result, "submission": entry.header(), "notes": list(entry.notes)}
+
+
+def read(path: Path) -> dict | None:
+    """A result file; None if there is none, or if it is damaged and must be made again."""
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(result, dict) and result.get("format") == FORMAT and isinstance(result.get("submission"), dict)
+    return result if whole and {"status", "questions", "score", "max_score", "seconds"} <= result.keys() else None
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; raises OSError, after which the old file, if there was one, is still there."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def to_json(result: dict) -> str:
+    """The text of a result file: the same for the same result, ASCII, a line a value."""
+    return json.dumps(result, indent=1, allow_nan=False) + "\n"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder, keep other graders out of it, and remove what a killed one left half-written. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            import fcntl  # the sandbox needs Linux, so nothing is graded where this is missing
+        except ImportError:
+            fcntl = None
+        if fcntl:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the grader dies, however it dies
+            except OSError:
+                raise OSError(f"another qlab grade is at work in {folder}: wait for it, or name another folder with --out.") from None
+        for partial in folder.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        yield

@@ -1,0 +1,145 @@
+"""The zygote: a process that imports torch once, runs no student's code, and forks a worker for each submission.
+
+    grader -> zygote     four pipe ends: requests, answers, output, and a lifeline that the grader closes to end the run
+    zygote -> grader     {"ready": true} once; {"code": n} when all of a run's processes are gone (128 + n: ended by signal n)
+
+    zygote -- fork --> keeper -- fork --> process 1 of a new process namespace -- fork --> worker, the student's code
+              waits    holds the lifeline  confined; when it ends, the kernel ends all that the worker has started
+
+A fork costs milliseconds where an import of torch costs seconds, and a worker has a copy of the zygote's memory, so nothing it does
+reaches another submission.
+"""
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+from qlab.grading import worker
+
+PRELOAD = ("matplotlib.pyplot", "qlab.grading", "qlab.quant")  # what many submissions import
+
+
+def main() -> None:
+    """`python -m qlab.grading.zygote SETTINGS`, a JSON object: control (file descriptor), uid, cpu, confine (None, or limits)."""
+    settings = json.loads(sys.argv[1])
+    control = socket.socket(fileno=settings["control"])
+    if settings["cpu"] is not None:
+        os.sched_setaffinity(0, {settings["cpu"]})
+    shell = worker.make_shell()
+    if settings["uid"] is not None:
+        from qlab.grading import confine
+
+        confine.drop_uid(settings["uid"])
+    import torch
+
+    for name in PRELOAD:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # a submission that needs it will say so
+            pass
+    if not os.access(torch.__file__, os.R_OK):
+        raise PermissionError(f"{torch.__file__} cannot be read by another user: chmod -R go+rX the environment's folder.")
+    worker.run_cell(shell, "pass")  # what is done for the first time takes long: better here than in each worker
+    worker.answer({"torch": torch}, {"call": "torch.zeros(2, 2) @ torch.zeros(2, 2) + 1", "inputs": {}})
+    gc.freeze()  # so that the workers' collector leaves these pages shared
+    control.sendall(b'{"ready": true}\n')
+    while True:
+        message, pipes, _, _ = socket.recv_fds(control, 16, 4)
+        if not message:  # the grader has gone
+            os._exit(0)
+        keeper = os.fork()
+        if keeper == 0:
+            code = 125
+            try:
+                control.close()
+                code = _keep(*pipes, shell, settings)
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(code)
+        for pipe in pipes:
+            os.close(pipe)
+        control.sendall(json.dumps({"code": _code(os.waitpid(keeper, 0)[1])}).encode() + b"\n")
+
+
+def _code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _keep(requests: int, answers: int, output: int, lifeline: int, shell, settings: dict) -> int:
+    """The keeper: starts the run, and ends it when the lifeline closes. Returns how it ended."""
+    if settings["confine"]:
+        from qlab.grading import confine
+
+        confine.die_with_parent()
+        confine.enter_namespaces()
+    first = os.fork()
+    if first == 0:
+        os.close(lifeline)
+        try:
+            if settings["confine"]:
+                _confined(requests, answers, output, shell, settings["confine"])
+            _work(requests, answers, output, shell)
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(125)
+    for pipe in (requests, answers, output):
+        os.close(pipe)
+    ended = os.pidfd_open(first)
+    select.select([lifeline, ended], [], [])
+    for kill, process in ((os.kill, first), *([] if settings["confine"] else [(os.killpg, first)])):
+        try:
+            kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return _code(os.waitpid(first, 0)[1])
+
+
+def _confined(requests: int, answers: int, output: int, shell, limits: dict) -> None:
+    """Process 1: confines itself, starts the worker, and ends with it."""
+    from qlab.grading import confine
+
+    confine.die_with_parent()
+    with open("/proc/self/oom_score_adj", "w") as file:  # out of memory, the kernel shall choose the student's process, not the zygote
+        file.write("1000")
+    address_space = limits["address_space"]
+    if address_space is not None:
+        with open("/proc/self/statm") as file:
+            address_space += int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    confine.hide_files(limits["tmp_mib"])
+    confine.drop_rights()
+    child = os.fork()
+    if child == 0:
+        confine.limit(limits["processes"], 256, limits["tmp_mib"] * 2**20, address_space)
+        confine.refuse_system_calls()
+        _work(requests, answers, output, shell)
+    os.closerange(0, 256)
+    while True:
+        process, status = os.wait()  # orphans come here too
+        if process == child:
+            os._exit(_code(status))
+
+
+def _work(requests: int, answers: int, output: int, shell) -> None:
+    os.setsid()  # a signal to its process group reaches neither the zygote nor the grader
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for other in set(range(3, 256)) - {requests, answers}:
+        try:
+            os.close(other)
+        except OSError:
+            pass
+    worker.work(requests, answers, shell)
+    os._exit(0)  # whatever threads the student left running
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,592 @@
+"""The sandbox under attack: each submission, and the exact marks that it must get."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grading_helpers as small
+import pytest
+
+import qlab
+from qlab.grading import attack, cgroups, confine, drive, mark, sandbox, slot
+
+pytestmark = pytest.mark.skipif(
+    sys.platform.startswith("linux") and shutil.which("bwrap") is None, reason="the sandbox needs bubblewrap: apt install bubblewrap"
+)
+if not sys.platform.startswith("linux"):
+    pytest.skip("the sandbox needs Linux", allow_module_level=True)
+
+PLENTY, SHORT = 20.0, 1.0  # seconds for a question; the short ones are for those that never end
+
+
+@pytest.fixture(scope="module")
+def box():
+    with sandbox.Sandbox(jobs=2, memory_mib=512, processes=40, tmp_mib=16) as opened:
+        yield opened
+        groups, processes = opened._groups, [slot._process.pid for slot in opened._slots]
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)  # nothing stays on the host
+    assert not any(folder and folder.exists() for group in groups for folder in (group.memory, group.processes))
+
+
+def grade(box, seconds=PLENTY, **answers):
+    return mark.grade_notebook(box, small.cells(**answers), small.bundle(seconds), cell_seconds=seconds)
+
+
+def scores(result):
+    return [question["score"] for question in result["questions"]]
+
+
+def states(result):
+    return [question["state"] for question in result["questions"]]
+
+
+Q1 = "def codes(x, lo, hi, bits):\n    "  # and a body of one's own
+Q2 = "def nbytes(shape, bits):\n    "
+MAGICS = "%matplotlib inline\n%timeit -n1 -r1 1 + 1\n!echo hello\n%nosuchmagic\n%pip install nothing\nx = !ls\n%%nosuchcell"
+CHANGES_INPUTS = small.CODES + """
+kept = codes
+def codes(x, lo, hi, bits):
+    y = kept(x, lo, hi, bits)
+    x.zero_()
+    return y"""
+
+# Each: a name, what is answered, the scores of q1 and q2, which have 2 and 3 points.
+HONEST = [
+    ("correct", {}, [2, 3]),
+    ("blank", {"q1": Q1 + "raise NotImplementedError()", "q2": Q2 + "raise NotImplementedError()"}, [0, 0]),
+    ("blank cells", {"q1": small.BLANK, "q2": small.BLANK}, [0, 0]),
+    ("one wrong", {"q1": small.CODES.replace("round", "floor")}, [0, 3]),
+    ("warns", {"before": "import warnings", "q2": small.NBYTES.replace("count = 1", "count = 1; warnings.warn('slow')")}, [2, 3]),
+    ("prints", {"q2": small.NBYTES.replace("count = 1", "count = 1; print(shape, bits)"), "after": "nbytes((1,), 1)"}, [2, 3]),
+    ("magics", {"before": MAGICS, "q1": "%config nosuch\n" + small.CODES}, [2, 3]),
+    ("a cell magic around the answer", {"q1": "%%time\n" + small.CODES}, [2, 3]),
+    ("a broken cell of its own", {"before": "1 / 0", "after": "this is no Python"}, [2, 3]),
+    ("a syntax error in one answer", {"q1": "def codes(x:\n    return 1"}, [0, 3]),
+    ("calls check itself", {"after": "check('q1')\ncheck()"}, [2, 3]),
+    ("draws", {"after": "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"}, [2, 3]),
+    ("changes its inputs", {"q1": CHANGES_INPUTS}, [2, 3]),
+    ("answers before an error in the same cell", {"q2": small.NBYTES + "\nnbytes(None, None)"}, [2, 3]),
+    ("waits for input", {"q2": Q2 + "return int(input('bytes? '))"}, [2, 0]),
+]
+
+EQUAL = """
+class Yes:
+    def __eq__(self, other):
+        return True
+    def __getattr__(self, name):
+        return self
+    def __call__(self, *a, **k):
+        return self
+class Int(int):
+    def __eq__(self, other):
+        return True
+    __hash__ = int.__hash__
+"""
+SUBCLASS = "class Mine(torch.Tensor):\n    pass\n" + small.CODES + ".as_subclass(Mine)"
+PRETENDS = """
+class Fake:
+    @property
+    def __class__(self):
+        return torch.Tensor
+    dtype, shape, layout = torch.int32, (1,), torch.strided
+"""
+PATCHES_TORCH = "torch.equal = torch.allclose = lambda *a, **k: True\ntorch.Tensor.__eq__ = lambda a, b: True\n"
+PATCHES_QLAB = """
+import builtins, qlab.grading
+from qlab.grading import drive, mark, values, worker
+qlab.grading.check = lambda *a: True
+builtins.AssertionError = type("Quiet", (Exception,), {})
+values.compare = lambda *a, **k: ""
+mark._why = lambda *a: ""
+drive._valid = lambda *a: True
+worker.answer = lambda names, case: {"t": "bool", "v": True}
+values.encode = lambda value: {"t": "passed"}
+"""
+UNSHOWN = "class E(Exception):\n    def __str__(self):\n        raise SystemExit\n"
+
+LIES = [
+    ("wrong dtype", {"q1": small.CODES.replace("int32", "int64")}, [0, 3]),
+    ("wrong shape", {"q1": small.CODES + ".reshape(-1, 1)"}, [0, 3]),
+    ("NaN", {"q1": Q1 + "return torch.full_like(x, float('nan'))"}, [0, 3]),
+    ("an array for a tensor", {"q1": small.CODES + ".numpy()"}, [0, 3]),
+    ("a float for an int", {"q2": small.NBYTES.replace("// 8", "/ 8")}, [2, 0]),
+    ("True for 1", {"q2": Q2 + "return True"}, [2, 0]),
+    ("equal to everything", {"before": EQUAL, "q1": Q1 + "return Yes()", "q2": Q2 + "return Int(5)"}, [0, 0]),
+    ("a subclass of Tensor", {"q1": SUBCLASS}, [0, 3]),
+    ("pretends to be a Tensor", {"before": PRETENDS, "q1": Q1 + "return Fake()"}, [0, 3]),
+    ("patches torch", {"q1": PATCHES_TORCH + Q1 + "return torch.zeros(7)"}, [0, 3]),
+    ("patches the checker", {"before": PATCHES_QLAB, "q1": Q1 + "return 1", "q2": Q2 + "return 1"}, [0, 0]),
+    ("raises everything", {"q1": Q1 + "raise SystemExit(0)", "q2": Q2 + "raise KeyboardInterrupt"}, [0, 0]),
+    ("an error that cannot be shown", {"q2": UNSHOWN + Q2 + "raise E"}, [2, 0]),
+    ("an endless recursion", {"q2": Q2 + "return nbytes(shape, bits)"}, [2, 0]),
+    ("a list that holds itself", {"q2": Q2 + "a = []; a.append(a); return a"}, [2, 0]),
+    ("a huge answer", {"q1": Q1 + "return torch.zeros(1).expand(10**12)", "q2": Q2 + "return 1 << 10**7"}, [0, 0]),
+    ("a long answer", {"q2": Q2 + "return [0] * 10**6"}, [2, 0]),
+]
+
+
+@pytest.mark.parametrize(("answers", "expected"), [pytest.param(*rest, id=name) for name, *rest in HONEST + LIES])
+def test_marks(box, answers, expected):
+    assert scores(grade(box, **answers)) == expected
+
+
+IGNORES_SIGINT = """import signal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass"""
+KILLS = """import os, signal
+    for pid in (0, 1, -1, os.getppid(), os.getpid()):
+        os.kill(pid, signal.SIGKILL)"""
+CHILDREN = """import os, time
+    for _ in range(8):
+        if not os.fork():
+            kept = bytearray(2**27); kept[::4096] = b'x' * 2**15; time.sleep(100)
+    time.sleep(100)"""
+FORK_BOMB = """import os
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            pass"""
+THREAD_BOMB = """import threading, time
+    while True:
+        try:
+            threading.Thread(target=time.sleep, args=(99,)).start()
+        except RuntimeError:
+            pass"""
+
+# These end the process, or would run for ever: only their own question is lost.
+VIOLENT = [
+    ("an endless loop", "while True: pass", "timeout"),
+    ("a loop that ignores SIGINT", IGNORES_SIGINT, "timeout"),
+    ("sleeps", "import time; time.sleep(1000)", "timeout"),
+    ("a loop inside C", "return 7 ** 7 ** 10", "timeout"),
+    ("os._exit", "import os; os._exit(0)", "killed"),
+    ("a segmentation fault", "import ctypes; ctypes.string_at(0)", "killed"),
+    ("abort", "import os; os.abort()", "killed"),
+    ("kills all it can", KILLS, "killed"),
+    ("closes all files", "import os; os.closerange(0, 256)", "killed"),
+    ("a memory bomb", "kept = [bytearray(2**26) for _ in range(100)]\n    return len(kept)", "killed"),
+    ("a memory bomb of tensors", "return [torch.ones(2**24) for _ in range(100)]", "killed"),
+    ("a memory bomb of children", CHILDREN, "timeout"),
+    ("a fork bomb", FORK_BOMB, "timeout"),
+    ("a thread bomb", THREAD_BOMB, "timeout"),
+]
+
+
+@pytest.mark.parametrize(("body", "state"), [pytest.param(*rest, id=name) for name, *rest in VIOLENT])
+def test_one_bad_question_never_zeroes_the_rest(box, request, body, state):
+    before = time.monotonic()
+    result = grade(box, seconds=PLENTY if state == "killed" else SHORT, q1=Q1 + body)
+    by_rlimit = {"a memory bomb": "error", "a memory bomb of tensors": "error", "a thread bomb": states(result)[0]}
+    if "rlimit" in box.limits_that_hold["memory"]:  # then it is refused the memory, and Python says so, or gives up
+        state = by_rlimit.get(request.node.callspec.id, state)
+    assert (scores(result), states(result)) == ([0, 3], [state, "passed"])
+    assert time.monotonic() - before < PLENTY
+
+
+def test_a_cell_that_never_ends_or_ends_the_process_is_left_out(box):
+    result = grade(box, seconds=2.0, before="while True: pass", after="import os; os._exit(1)")
+    assert scores(result) == [2, 3]
+    result = grade(box, seconds=2.0, q1=small.CODES + "\nwhile True: pass", q2=small.NBYTES + "\nimport os; os._exit(1)")
+    assert (scores(result), states(result)) == ([0, 0], ["timeout", "killed"])
+
+
+def test_the_whole_notebook_has_a_limit_too(box):
+    slow = small.cells(before="import time; time.sleep(3)")
+    result = mark.grade_notebook(box, slow, small.bundle(), total_seconds=1.0)
+    assert (scores(result), states(result)) == ([0, 0], ["timeout", "timeout"])
+    assert "whole notebook" in result["questions"][0]["reason"]
+
+
+def test_copies_of_the_test_cells_do_not_matter(box):
+    cells = small.cells()
+    without = [cell for cell in cells if not cell["grade"]]
+    twice = cells + [{"source": "raise SystemExit('changed')", "grade_id": "q1_test", "grade": True}] * 2
+    assert scores(mark.grade_notebook(box, without, small.bundle())) == [2, 3]
+    assert scores(mark.grade_notebook(box, twice, small.bundle())) == [2, 3]
+    assert scores(mark.grade_notebook(box, [], small.bundle())) == [0, 0]
+    redefined = cells + [{"source": small.CODES.replace("round", "floor"), "grade_id": "q1", "grade": False}]
+    assert scores(mark.grade_notebook(box, redefined, small.bundle())) == [0, 3]  # as in a kernel: the last definition is the one
+
+
+def test_output_is_cut_off(box):
+    flood = "import os\nfor _ in range(200): os.write(1, b'x' * 2**20)\nprint('the end')"
+    result = grade(box, before=flood)
+    assert scores(result) == [2, 3]
+    assert len(result["stdout_tail"]) <= 4096 and result["stdout_tail"].endswith("x" * 100 + "the end\n")
+    assert scores(grade(box, before="import sys; sys.stdout.close(); sys.stdout = sys.stderr = None")) == [2, 3]
+
+
+def test_nothing_is_searched_found_reached_or_rewritten(box, tmp_path):
+    """A submission that would answer from a stolen bundle, rewrite results or call home finds nothing to do it with."""
+    bundle = tmp_path / "bundles" / "99_small.json"
+    bundle.parent.mkdir()
+    bundle.write_text(json.dumps(small.bundle()))
+    results = tmp_path / "results.json"
+    results.write_text("{}")
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        if folder.stat().st_uid == os.getuid() and str(folder) != "/tmp":
+            folder.chmod(0o755)
+    here = Path(qlab.__file__).resolve().parent.parent
+    hunt = f"""
+import os, json
+found = []
+for path in ({str(bundle)!r}, {str(results)!r}, {str(here / "solutions")!r}, {str(here / "bundles")!r}, {str(here / "tests")!r}):
+    if os.path.exists(path): found.append(path)
+for top, folders, files in os.walk("/"):
+    folders[:] = [name for name in folders if name not in ("site-packages", "usr")]
+    found += [os.path.join(top, name) for name in files if name.startswith("99_small") or name == "results.json" or "CODES" == name]
+for path in ({str(results)!r},):
+    try:
+        open(path, "w").write("full marks"); found.append("rewrote " + path)
+    except OSError: pass
+import gc, sys
+for thing in gc.get_objects():
+    if type(thing) is dict and ("expect" in thing or "points" in thing): found.append(repr(thing)[:200])
+print("FOUND", sorted(set(found)))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        call = f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}))\nprint('CONNECTED')"
+        result = grade(box, before=hunt, after=call)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert scores(result) == [2, 3]
+    assert "FOUND []" in result["stdout_tail"] and "CONNECTED" not in result["stdout_tail"]
+    assert results.read_text() == "{}"
+
+
+def test_nothing_stays_for_the_next_submission(box):
+    leave = """
+import os, sys, torch, subprocess, builtins, threading, time, qlab.grading.values as v, qlab.grading.worker as w
+for place in ("/tmp/left", "/dev/shm/left"):
+    open(place, "w").write("here")
+torch.left = builtins.left = sys.left = 1
+v.compare = v.encode = w.answer = None
+os.environ["LEFT"] = "1"
+threading.Thread(target=time.sleep, args=(1000,)).start()
+"""
+    look = """
+import os, sys, torch, builtins
+print("LEFT", os.listdir("/tmp"), os.listdir("/dev/shm"), [hasattr(m, "left") for m in (torch, builtins, sys)], os.environ.get("LEFT"))
+"""
+    before = time.monotonic()
+    assert scores(grade(box, after=leave)) == [0, 0]  # it has broken its own worker, nobody else's
+    assert time.monotonic() - before < 15
+    result = grade(box, after=look)
+    assert scores(result) == [2, 3]
+    assert "LEFT [] [] [False, False, False] None" in result["stdout_tail"]
+
+
+def test_the_installed_qlab_cannot_be_patched_on_disk(box):
+    patch = """
+import glob, os, qlab, torch
+for folder in (os.path.dirname(qlab.__file__), os.path.dirname(torch.__file__), os.path.dirname(os.__file__)):
+    for path in glob.glob(folder + "/*.py") + [folder + "/new.py"] + glob.glob(folder + "/grading/*.py"):
+        for action, *rest in ((open, "a"), (os.unlink,), (os.rename, path + "x"), (os.chmod, 0o777)):
+            try:
+                action(path, *rest)
+                print("PATCHED", path)
+            except OSError:
+                pass
+"""
+    source = Path(mark.__file__).read_bytes()
+    result = grade(box, before=patch, q1=Q1 + "return 1")
+    assert scores(result) == [0, 3] and "PATCHED" not in result["stdout_tail"]
+    assert Path(mark.__file__).read_bytes() == source
+
+
+def test_threads_and_orphans_are_ended(box):
+    leave = """
+import subprocess, threading, time, os, signal
+for _ in range(10):
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+for _ in range(20):
+    subprocess.Popen(["setsid", "nohup", "sleep", "86398.25"], stdout=subprocess.DEVNULL)
+"""
+    before = time.monotonic()
+    assert scores(grade(box, before=leave)) == [2, 3]
+    assert time.monotonic() - before < 10
+    left = [p for p in Path("/proc").iterdir() if p.name.isdigit() and b"86398.25" in _command(p)]
+    assert left == []
+
+
+def _command(process):
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_full_tmp_harms_only_itself(box):
+    fill = """
+try:
+    with open("/tmp/full", "wb", buffering=0) as file:
+        while True: file.write(bytes(2**20))
+except OSError as error:
+    print("FULL", error.errno)
+"""
+    result = grade(box, before=fill)
+    assert scores(result) == [2, 3] and "FULL" in result["stdout_tail"]
+    assert scores(grade(box, before="open('/tmp/x', 'wb').write(bytes(2**20))")) == [2, 3]
+
+
+# Writes a line into every pipe that it can find, before the worker writes its own.
+FORGE = """
+import os, json, stat
+def forge(*lines):
+    for fd in range(3, 256):
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.write(fd, b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\\n" for line in lines))
+        except OSError:
+            pass
+"""
+
+
+def test_forged_lines_are_no_answers(box):
+    """They may say what the function could have returned, and nothing else: a wrong answer is wrong on whatever way it comes."""
+    wrong = {"t": "int", "v": "1"}
+    lines = [{"question": "q1", "case": 0, "value": wrong}, {"question": "q1", "score": 2}, {"question": "q2", "case": 7, "value": wrong}]
+    forging = f"\nreal = codes\ndef codes(*a):\n    forge(*{lines!r})\n    return real(*a)"
+    result = grade(box, before=FORGE, q1=small.CODES + forging)
+    assert scores(result) == [0, 3]
+    assert "answered a case twice" in result["questions"][0]["note"]
+    assert "which were ignored" in result["questions"][0]["note"]
+    garbage = [
+        "b'\\xff\\xfe\\n'", "b'[' * 10**5 + b'\\n'", "b'{\"a\":' * 10**4 + b'\\n'", "b'9' * 10**5 + b'\\n'", "b'null\\n'",
+        '{"question": "q1", "case": 0, "value": {"t": "tensor"}}', '{"question": "q1", "case": [], "value": {}}', '{"ready": True}',
+        '{"cell": 99, "error": "x"}', '{"done": 1}', '{"done": True}', '{"passed": True, "score": 5}',
+    ]  # fmt: skip
+    result = grade(box, before=FORGE, q1=small.CODES.replace("scale =", f"forge({', '.join(garbage)})\n    scale =", 1))
+    assert scores(result) == [2, 3]
+
+
+def test_a_flood_of_forged_lines_ends_the_run(box):
+    result = grade(box, before=FORGE, q1=Q1 + "while True: forge(*[{'passed': True}] * 50)")
+    assert (scores(result), states(result)) == ([0, 0], ["killed", "killed"])
+    result = grade(box, seconds=5.0, before=FORGE, q1=Q1 + "while True: forge(b'x' * 60000)")
+    assert scores(result)[0] == 0 and states(result)[0] in ("killed", "timeout")
+
+
+def _student_text(result):
+    """All of a result that a student may read."""
+    return json.dumps([{key: value for key, value in question.items() if key != "note"} for question in result["questions"]])
+
+
+EXFILTRATE = """
+import gc, sys, os
+def loot():
+    texts = []
+    frame = sys._getframe()
+    while frame:
+        texts.append(repr({k: v for k, v in frame.f_locals.items() if k not in ("texts", "frame")})[:20000])
+        frame = frame.f_back
+    for thing in gc.get_objects():
+        if type(thing) is dict and ("inputs" in thing or "cases" in thing): texts.append(repr(thing)[:20000])
+    return " ".join(texts)
+"""
+
+
+@pytest.mark.parametrize("leak", [
+    "raise ValueError(loot())",
+    "return loot()",
+    "print(loot()); print(loot(), file=sys.stderr); return 1",
+    "raise type('E' + loot().encode().hex()[:4000], (Exception,), {})('x')",
+    "return type('T' + loot().encode().hex()[:4000], (), {})()",
+    "os._exit(bits)",
+    "open('/tmp/loot', 'w').write(loot()); os._exit(1)",
+])  # fmt: skip
+def test_hidden_inputs_leave_neither_in_answers_nor_in_errors(box, leak):
+    """All of the process's memory may be read and sent: at the public cases there is nothing hidden in it, later nothing is shown."""
+    result = grade(box, before=EXFILTRATE, q1=Q1 + leak, q2=Q2 + leak)
+    text = _student_text(result)
+    assert scores(result) == [0, 0]
+    for number in (987654321, small.SECRET):
+        assert str(number) not in text and str(number).encode().hex() not in text
+    late = "\ndef nbytes(shape, bits):\n    if shape == (2, 3): return right(shape, bits)\n    "
+    result = grade(box, before=EXFILTRATE, q2=small.NBYTES.replace("def nbytes", "def right") + late + leak)
+    assert scores(result) == [2, 0] and "987654321" not in _student_text(result)
+    assert result["questions"][1]["public_failed"] is None
+    assert result["questions"][1]["reason"] in (
+        "The public tests pass; a hidden test fails.",
+        "The process ended while this question was tested: it left Python, crashed, or used too much memory.",
+    )
+
+
+def test_reasons_help_the_student(box):
+    result = grade(box, q1=small.CODES.replace("round(", "floor(").replace("- lo", "- hi"))
+    failed = result["questions"][0]["public_failed"]
+    assert (failed["call"], failed["inputs"]["bits"], failed["hint"]) == ("codes(x, lo, hi, bits)", "8", "(0.5 + 1) / s is 191.25")
+    assert failed["expect"] == "tensor([191], dtype=int32)" and failed["got"] == "tensor([0], dtype=int32)"
+    floor = grade(box, q1=small.CODES.replace("round(", "floor("))["questions"][0]
+    assert (floor["reason"], floor["failed_case"], floor["answers_like"]) == ("The public tests pass; a hidden test fails.", 1, None)
+    bits = grade(box, q2=Q2 + "import math\n    return math.prod(shape) * bits")["questions"][1]
+    assert (bits["state"], bits["failed_case"], bits["answers_like"]) == ("failed", 0, "bits, not bytes")
+    blank = grade(box, q1=Q1 + "raise NotImplementedError()")["questions"][0]
+    assert (blank["state"], blank["reason"]) == ("missing", "Not answered yet.")
+    absent = grade(box, q1="def other(): pass")["questions"][0]
+    assert (absent["state"], absent["reason"]) == ("missing", "What this question asks for is not defined.")
+    broken = grade(box, q1="def codes(x:\n    return 1")["questions"][0]
+    assert broken["state"] == "missing" and broken["reason"].startswith("The cell of this question stopped: SyntaxError: ")
+
+
+def test_three_runs_give_the_same_bytes(box):
+    chance = "import random, numpy, torch\nprint(random.random(), numpy.random.rand(), torch.rand(1), hash('a'), set('abcdef'))"
+    attack = {"before": chance, "q1": Q1 + "return torch.rand(3)", "after": FORGE + "forge(b'junk\\n')"}
+    violent = {"q1": Q1 + "import os; os._exit(3)", "q2": Q2 + "return [0] * shape[0]"}
+    for answers in ({}, attack, violent):
+        assert len({json.dumps(grade(box, **answers)) for _ in range(3)}) == 1
+
+
+def test_two_slots_do_not_meet(box):
+    """A submission that takes all the processor time it can get does not make another one fail, and both are graded at once."""
+    hog = "import os, threading\nfor _ in range(10):\n    if os.fork() == 0:\n        while True: pass"
+    results = {}
+    jobs = {"hog": {"before": hog, "q1": Q1 + "while True: pass"}, "fair": {}}
+
+    def work(name):
+        results[name] = scores(grade(box, seconds=3.0, **jobs[name]))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results["fair"] == [2, 3] and results["hog"][0] == 0
+
+
+def test_every_attack_of_the_doctor_is_repelled(box):
+    report = attack.report(box)
+    assert [line for line in report if not line[1]] == []
+    assert len(report) >= 14
+
+
+def test_the_doctors_attacks_have_teeth(tmp_path):
+    """Without a sandbox they succeed."""
+    (tmp_path / "secret").write_text("found it")
+    open_door = slot.Trusted()
+    assert attack._run(open_door, attack.READ, str(tmp_path / "secret"), 10.0).answer.endswith("found it")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "connected" in attack._run(open_door, attack.NETWORK, server.getsockname()[1], 10.0).answer
+    assert attack._run(open_door, attack.SEEING, 0, 10.0).answer > 0
+
+
+def test_limits_are_recorded(box):
+    limits = grade(box)["limits"]
+    assert limits["network"] == "none" and limits["memory"].startswith("512 MiB by ") and limits["processes"].startswith("40 by ")
+
+
+def test_it_fails_closed(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda *a, **k: None)
+    with pytest.raises(sandbox.SandboxUnavailable, match="apt install bubblewrap"):
+        sandbox.Sandbox().__enter__()
+    fake = tmp_path / "bwrap"
+    monkeypatch.setattr(shutil, "which", lambda *a, **k: str(fake))
+    for said, told in (
+        ("bwrap: setting up uid map: Permission denied", "forbids the sandbox's namespaces .*apparmor_restrict_unprivileged_userns"),
+        ("bwrap: Unknown option --perms", "the sandbox did not start .*Unknown option"),
+    ):
+        fake.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        fake.chmod(0o755)
+        with pytest.raises(sandbox.SandboxUnavailable, match=told):
+            sandbox.Sandbox().__enter__()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(sandbox.SandboxUnavailable, match="needs Linux"):
+        sandbox.Sandbox().__enter__()
+    with pytest.raises(ValueError, match="jobs is at least 1, not 0"):
+        sandbox.Sandbox(jobs=0)
+
+
+def test_a_host_that_forbids_namespaces_inside_is_told_apart(box, monkeypatch):
+    """Bubblewrap starts there, but no worker can confine itself; what the zygote then writes was seen in a changed root."""
+
+    def refuse(*args):
+        raise drive.WorkerFailed("the worker did not start.")
+
+    monkeypatch.setattr(sandbox, "drive", refuse)
+    monkeypatch.setattr(slot.Slot, "said", lambda self: "PermissionError: [Errno 1] unshare: Operation not permitted")
+    with pytest.raises(sandbox.SandboxUnavailable, match="forbids the sandbox's namespaces .*unshare.*apparmor"):
+        box._prove()
+
+
+def test_a_door_left_open_is_noticed(box, monkeypatch):
+    """What the probe meets inside decides, not what was asked for."""
+    doors = [("AF_INET", "AF_UNIX", "a network socket can be made"), ('"/usr",', '"/tmp",', "files can be written outside /tmp")]
+    for right, other, door in doors:
+        with monkeypatch.context() as patch:
+            patch.setattr(sandbox, "PROBE", sandbox.PROBE.replace(right, other))
+            with pytest.raises(sandbox.SandboxUnavailable, match=f"does not hold here: {door}"):
+                box._prove()
+    assert box._prove() == box.limits_that_hold
+
+
+def test_a_killed_grader_leaves_nothing(box):
+    """Its sandbox ends with it; its cgroup's folder goes when the next one is made."""
+    group = box._groups[0]
+    script = "import sys, os, signal\nfrom qlab.grading import sandbox\nopened = sandbox.Sandbox().__enter__()\n"
+    script += "print(opened._slots[0]._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    for _ in range(100):
+        if not _command(Path(f"/proc/{int(told.stdout)}")):
+            break
+        time.sleep(0.05)
+    assert _command(Path(f"/proc/{int(told.stdout)}")) == b""
+    cgroups.make().remove()  # whoever makes the next group sweeps up what the dead left
+    if group.memory:
+        alive = [folder.name for folder in group.memory.parent.glob("qlab-*") if not Path("/proc", folder.name.split("-")[1]).exists()]
+        assert alive == []
+
+
+def test_seccomp_filter_is_a_program_the_kernel_would_take():
+    """Emulated step by step: the calls that are refused, and the ones that must work."""
+    import struct
+
+    def decide(machine, number, argument=0):
+        program = list(struct.iter_unpack("HBBI", confine.seccomp_filter(machine)))
+        data, at, held = {0: number, 4: confine.ARCHITECTURES[machine][1], 16: argument}, 0, 0
+        while True:
+            code, yes, no, value = program[at]
+            at += 1
+            if code == 0x20:
+                held = data[value]
+            elif code == 0x06:
+                return value
+            else:
+                at += yes if {0x15: held == value, 0x35: held >= value, 0x45: held & value != 0}[code] else no
+
+    allow, denied = 0x7FFF0000, 0x00050001
+    for machine, calls in {"x86_64": (0, 56, 41, 272, 101, 165), "aarch64": (63, 220, 198, 97, 117, 40)}.items():
+        read, clone, sockets, *refused = calls
+        assert decide(machine, read) == allow
+        assert [decide(machine, number) for number in refused] == [denied] * 3
+        assert decide(machine, clone, 0x3D0F00) == allow and decide(machine, clone, 0x10000000) == denied
+        assert decide(machine, sockets, 1) == allow and decide(machine, sockets, 2) == 0x0005000D
+        assert decide(machine, 435) == 0x00050026
+    assert decide("x86_64", 0x40000000 + 165) == 0x00050026
+    with pytest.raises(ValueError, match="not of riscv64"):
+        confine.seccomp_filter("riscv64")
+
+
+def test_cgroup_places(tmp_path):
+    """v1 below the grader's own group; v2 beside it where it holds processes; none where nothing is writable."""
+    proc, tree = tmp_path / "proc", tmp_path / "cgroup"
+    (tree / "a" / "b").mkdir(parents=True)
+    proc.mkdir()
+    (proc / "mountinfo").write_text(f"31 23 0:28 / {tree} rw,relatime - cgroup2 cgroup2 rw\n")
+    (proc / "cgroup").write_text("0::/a/b\n")
+    mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+    places = cgroups._places(mounts, [["0", "", "/a/b"]], "cgroup2", "")
+    assert places == [tree / "a" / "b", tree / "a", tree]
+    group = cgroups.make(proc)
+    assert (group.memory, group.processes, group.entries(), group.kills()) == (None, None, [], 0)
+    assert list(tree.rglob("qlab-*")) == []
