@@ -130,7 +130,7 @@ def test_outputs_and_ids_of_the_solution_change_nothing(again):
 
 
 def test_nbgrader_gives_students_the_same_cells(tmp_path):
-    pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e .[test]")
+    pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e '.[nbgrader]' -c constraints.txt")
     names = [path.stem for path in sorted((ROOT / "solutions").glob("*.ipynb"))]
     course(tmp_path)
     (tmp_path / "source" / "all").mkdir(parents=True)
