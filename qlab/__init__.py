@@ -3,7 +3,9 @@
     qlab.quant     numbers to codes: linear, logarithmic and k-means quantization
     qlab.nets      networks made small
     qlab.matmul    INT8 arithmetic and the roofline
+    qlab.deploy    out of the notebook: TensorFlow Lite, C, ONNX Runtime, PyTorch
     qlab.lab       data, trained networks, measurements, plots and widgets
+    qlab.grading   exercises and the grader
 
 `import qlab` imports none of them: each loads at its first use, so the command line answers at once.
 """
@@ -11,7 +13,7 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["quant", "nets", "matmul", "lab"]
+__all__ = ["quant", "nets", "matmul", "deploy", "lab", "grading"]
 
 
 def __getattr__(name):

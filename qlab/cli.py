@@ -183,10 +183,23 @@ def grade(args: list[str]) -> int:
     return grade.main(args)
 
 
-def doctor(args: argparse.Namespace) -> int:
-    from qlab.doctor import report
+def export(args: argparse.Namespace) -> int:
+    from qlab.nets.models import MODELS
 
-    return report()
+    if args.model not in MODELS:
+        raise ValueError(f"there is no network {args.model}: choose among {', '.join(MODELS)}.")
+    from qlab.lab.exporting import export
+
+    description = export(args.model, args.to, args.out)
+    print(f"{args.out}: {description.network} as {description.format}, {description.nbytes:,} bytes; "
+          f"{args.out}.json says what it holds.")
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from qlab import doctor
+
+    return max(doctor.report(), doctor.attack_the_sandbox())
 
 
 def one_line(error: Exception) -> str:
@@ -226,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--folder", help="where checkpoint and record go (default: the package's own, which they replace)")
     command.set_defaults(run=zoo)
 
-    command = commands.add_parser("doctor", help="say what this machine can do, and whether everything is in place")
+    command = commands.add_parser("doctor", help="say what this machine can do, what is in place, and whether the graders' sandbox holds")
     command.set_defaults(run=doctor)
 
     command = commands.add_parser("notebooks", help="execute the notebooks and store their outputs")
@@ -242,6 +255,12 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("release", help="make a zip for students, without solutions, bundles and seeds")
     command.add_argument("zip", metavar="OUT.zip", help="the file to write")
     command.set_defaults(run=release)
+
+    command = commands.add_parser("export", help="write a network of the zoo for another runtime")
+    command.add_argument("--to", required=True, choices=("tflite", "onnx", "c", "pytorch"), help="the runtime")
+    command.add_argument("model", metavar="MODEL", help="a network of the zoo, such as depthwise; it is quantized to INT8")
+    command.add_argument("out", metavar="OUT", help="the file to write; a description goes beside it")
+    command.set_defaults(run=export)
 
     commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")
     commands.add_parser("lint", help="check the code's style; arguments are ruff's: qlab lint --fix")

@@ -6,8 +6,9 @@
     dynamic       torchao quantize_, Int8DynamicActivationInt8WeightConfig: each image's range is found as it comes, products in int8.
                   Linear layers only, as in the document.
     static        pt2e: torch.export makes a graph, the X86InductorQuantizer says where codes go, calibration images give the ranges
-                  (prepare_pt2e, convert_pt2e; a histogram's least squared error). Convolutions too. Run as it is, it decodes and multiplies in float32: a simulation. Through
-                  torch.compile (load(path, compile=True)) oneDNN's integer kernels take over, for one batch size at a time.
+                  (prepare_pt2e, convert_pt2e; a histogram's least squared error). Convolutions too. Run as it is, it decodes and
+                  multiplies in float32: a simulation. Through torch.compile (load(path, compile=True)) oneDNN's integer kernels take
+                  over, for one batch size at a time.
     static-8bit   static has activations of 7 bits (reduce_range), this one of 8. Without VNNI an x86 processor adds two products
                   uint8 * int8 in 16 bits and saturates: 2 * 255 * 127 > 2**15 - 1 > 2 * 127 * 128. Compiled there, static-8bit computes
                   some wrong sums, silently. (ONNX Runtime takes the bit from the weights instead: qlab.deploy.onnx.)
@@ -16,7 +17,7 @@ The listing's torch.load(path) of a whole model fails since torch 2.6, which unp
 unpickling a file calls whatever functions the file names, so it hands the machine to whoever wrote it. Hence all kinds
 but the document's are .pt2 files (torch.export.save), which are also looked through before they are loaded (qlab.deploy.pt2).
 
-Of torchao 0.18's other configurations, Int4WeightOnlyConfig and the Float8 ones with dynamic activations need a GPU.
+Of torchao 0.18's other configurations, Int4WeightOnlyConfig and the Float8 ones with dynamic activations need a GPU or its kernels.
 
 Source: the source document, 5.2 and 6.3; torchao's documentation, "Quantization Overview" and "PyTorch 2 Export Quantization".
 """
