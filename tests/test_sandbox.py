@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 if not sys.platform.startswith("linux"):
     pytest.skip("the sandbox needs Linux", allow_module_level=True)
 
-PLENTY, SHORT = 20.0, 1.0  # seconds for a question; the short ones are for those that never end
+PLENTY, LONGER, SHORT = 20.0, 1.0, 0.4  # seconds for a question; the short ones are for those that never end
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,10 @@ def box():
     assert not any(folder and folder.exists() for group in groups for folder in (group.memory, group.processes))
 
 
-def grade(box, seconds=PLENTY, **answers):
-    return mark.grade_notebook(box, small.cells(**answers), small.bundle(seconds), cell_seconds=seconds)
+def grade(box, seconds=PLENTY, q1_seconds=None, **answers):
+    bundle = small.bundle(seconds)
+    bundle["questions"][0]["seconds"] = q1_seconds or seconds
+    return mark.grade_notebook(box, small.cells(**answers), bundle, cell_seconds=seconds)
 
 
 def scores(result):
@@ -185,7 +187,8 @@ VIOLENT = [
 @pytest.mark.parametrize(("body", "state"), [pytest.param(*rest, id=name) for name, *rest in VIOLENT])
 def test_one_bad_question_never_zeroes_the_rest(box, request, body, state):
     before = time.monotonic()
-    result = grade(box, seconds=PLENTY if state == "killed" else SHORT, q1=Q1 + body)
+    endless = LONGER if "bomb" in request.node.callspec.id else SHORT
+    result = grade(box, q1_seconds=endless if state == "timeout" else PLENTY, q1=Q1 + body)
     by_rlimit = {"a memory bomb": "error", "a memory bomb of tensors": "error", "a thread bomb": states(result)[0]}
     if "rlimit" in box.limits_that_hold["memory"]:  # then it is refused the memory, and Python says so, or gives up
         state = by_rlimit.get(request.node.callspec.id, state)
@@ -194,9 +197,9 @@ def test_one_bad_question_never_zeroes_the_rest(box, request, body, state):
 
 
 def test_a_cell_that_never_ends_or_ends_the_process_is_left_out(box):
-    result = grade(box, seconds=2.0, before="while True: pass", after="import os; os._exit(1)")
+    result = grade(box, seconds=LONGER, before="while True: pass", after="import os; os._exit(1)")
     assert scores(result) == [2, 3]
-    result = grade(box, seconds=2.0, q1=small.CODES + "\nwhile True: pass", q2=small.NBYTES + "\nimport os; os._exit(1)")
+    result = grade(box, seconds=LONGER, q1=small.CODES + "\nwhile True: pass", q2=small.NBYTES + "\nimport os; os._exit(1)")
     assert (scores(result), states(result)) == ([0, 0], ["timeout", "killed"])
 
 
@@ -216,6 +219,28 @@ def test_copies_of_the_test_cells_do_not_matter(box):
     assert scores(mark.grade_notebook(box, [], small.bundle())) == [0, 0]
     redefined = cells + [{"source": small.CODES.replace("round", "floor"), "grade_id": "q1", "grade": False}]
     assert scores(mark.grade_notebook(box, redefined, small.bundle())) == [0, 3]  # as in a kernel: the last definition is the one
+
+
+def test_answers_are_found_by_name_wherever_they_stand(box):
+    cells = small.cells()
+    renamed = [{**cell, "grade_id": None, "grade": False} for cell in cells if not cell["grade"]]
+    moved = [cells[0], *(cell for cell in reversed(cells[1:]) if not cell["grade"])]
+    merged = [{"source": "\n\n".join(cell["source"] for cell in cells if not cell["grade"]), "grade_id": "q2", "grade": False}]
+    for given in (renamed, moved, merged):
+        assert scores(mark.grade_notebook(box, given, small.bundle())) == [2, 3]
+
+
+def test_answers_without_end_cost_their_own_question(box, monkeypatch):
+    monkeypatch.setattr(drive, "MAX_BYTES", 2**20)
+    result = grade(box, q1=Q1 + "return torch.zeros(2**19)")
+    assert (scores(result), states(result)) == ([0, 3], ["killed", "passed"])
+    assert result["questions"][0]["reason"] == "What this question returns is too large to be compared."
+    assert scores(grade(box, q2=Q2 + "return 'x' * 2**19 if bits == 4 else 0")) == [2, 0]  # half a MiB is no flood
+
+
+def test_leaving_python_is_told_from_running_out_of_time(box):
+    question = grade(box, q1=Q1 + "import os; os._exit(0)")["questions"][0]
+    assert question["state"] == "killed" and question["note"].startswith("killed: it left Python; ")
 
 
 def test_output_is_cut_off(box):
@@ -249,7 +274,10 @@ for path in ({str(results)!r},):
     try:
         open(path, "w").write("full marks"); found.append("rewrote " + path)
     except OSError: pass
-import gc, sys
+import ctypes, gc, sys
+found += {{*os.listdir(sys.prefix)}} - set({sandbox.PARTS!r})  # a folder of the teacher's, in the environment's own
+watch = ctypes.CDLL(None).inotify_init1(0)
+if ctypes.CDLL(None).inotify_add_watch(watch, os.__file__.encode(), 0xFFF) >= 0: found.append("watches what others open")
 for thing in gc.get_objects():
     if type(thing) is dict and ("expect" in thing or "points" in thing): found.append(repr(thing)[:200])
 print("FOUND", sorted(set(found)))
@@ -362,20 +390,29 @@ def test_forged_lines_are_no_answers(box):
     assert scores(result) == [0, 3]
     assert "answered a case twice" in result["questions"][0]["note"]
     assert "which were ignored" in result["questions"][0]["note"]
+    halves = ['b\'{"question": "q1", "case": 0, "value": {"t": "error", "type": "\\\\ud800", "bases": [], "message": ""}}\\n\'',
+              "b'{\"question\": \"q1\", \"case\": 0, \"value\": {\"t\": \"str\", \"v\": \"\\xed\\xa0\\x80\"}}\\n'"]
     garbage = [
-        "b'\\xff\\xfe\\n'", "b'[' * 10**5 + b'\\n'", "b'{\"a\":' * 10**4 + b'\\n'", "b'9' * 10**5 + b'\\n'", "b'null\\n'",
+        *halves, "b'\\xff\\xfe\\n'", "b'[' * 10**5 + b'\\n'", "b'{\"a\":' * 10**4 + b'\\n'", "b'9' * 10**5 + b'\\n'", "b'null\\n'",
         '{"question": "q1", "case": 0, "value": {"t": "tensor"}}', '{"question": "q1", "case": [], "value": {}}', '{"ready": True}',
         '{"cell": 99, "error": "x"}', '{"done": 1}', '{"done": True}', '{"passed": True, "score": 5}',
     ]  # fmt: skip
     result = grade(box, before=FORGE, q1=small.CODES.replace("scale =", f"forge({', '.join(garbage)})\n    scale =", 1))
     assert scores(result) == [2, 3]
+    text = "forge(b'{\"cell\": 2, \"error\": \"NotImplementedError \\\\udfff\"}\\n')"  # half a character, which no file could hold
+    result = grade(box, before=FORGE + text, q1="")
+    assert scores(result) == [0, 3] and result["questions"][0]["reason"] == "What this question asks for is not defined."
 
 
-def test_a_flood_of_forged_lines_ends_the_run(box):
+def test_a_flood_of_forged_lines_costs_the_question_that_sends_it(box, monkeypatch):
     result = grade(box, before=FORGE, q1=Q1 + "while True: forge(*[{'passed': True}] * 50)")
-    assert (scores(result), states(result)) == ([0, 0], ["killed", "killed"])
-    result = grade(box, seconds=5.0, before=FORGE, q1=Q1 + "while True: forge(b'x' * 60000)")
-    assert scores(result)[0] == 0 and states(result)[0] in ("killed", "timeout")
+    assert (scores(result), states(result)) == ([0, 3], ["killed", "passed"])
+    assert "flooded" in result["questions"][0]["note"]
+    monkeypatch.setattr(drive, "MAX_LINE", 2**20)
+    result = grade(box, before=FORGE, q1=Q1 + "while True: forge(b'x' * 60000)")
+    assert (scores(result), states(result)) == ([0, 3], ["killed", "passed"])
+    result = grade(box, before=FORGE + "while True: forge(*[{'passed': True}] * 50)")
+    assert scores(result) == [2, 3]  # a cell of the student's own is left out
 
 
 def _student_text(result):
@@ -455,7 +492,7 @@ def test_two_slots_do_not_meet(box):
     jobs = {"hog": {"before": hog, "q1": Q1 + "while True: pass"}, "fair": {}}
 
     def work(name):
-        results[name] = scores(grade(box, seconds=3.0, **jobs[name]))
+        results[name] = scores(grade(box, seconds=5.0, q1_seconds=LONGER if name == "hog" else None, **jobs[name]))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in jobs]
     for thread in threads:
@@ -473,12 +510,18 @@ def test_every_attack_of_the_doctor_is_repelled(box):
 
 def test_the_doctors_attacks_have_teeth(tmp_path):
     """Without a sandbox they succeed."""
+
+    def run(source, target):
+        return subprocess.run([sys.executable, "-c", f"{source}\nprint(attack({target!r}))"], capture_output=True, text=True).stdout.strip()
+
     (tmp_path / "secret").write_text("found it")
-    open_door = slot.Trusted()
-    assert attack._run(open_door, attack.READ, str(tmp_path / "secret"), 10.0).answer.endswith("found it")
+    assert run(attack.READ, str(tmp_path / "secret")).endswith("found it")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert "connected" in attack._run(open_door, attack.NETWORK, server.getsockname()[1], 10.0).answer
-    assert attack._run(open_door, attack.SEEING, 0, 10.0).answer > 0
+        assert "connected" in run(attack.NETWORK, server.getsockname()[1])
+    assert int(run(attack.SEEING, 0)) > 0
+    write = attack.WRITE.replace("import qlab, torch", "qlab = torch = os").replace("for path in", "for path in [] if place != target else")
+    assert run(write, str(tmp_path)) == f"could write {tmp_path}/qlab-attack"
+    assert run(write, str(tmp_path / "no folder")).startswith("could set the times of ")
 
 
 def test_limits_are_recorded(box):

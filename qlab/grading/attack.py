@@ -61,6 +61,12 @@ def attack(target):
                     return "could write " + path
             except OSError as error:
                 refused = error.strerror
+    for name in {*os.listdir("/dev")} - {"shm"}:  # a time is a message, too, and /dev/shm its own
+        try:
+            os.utime("/dev/" + name)
+            return "could set the times of /dev/" + name
+        except OSError as error:
+            refused = error.strerror
     return refused
 """
 DISK = """

@@ -1,7 +1,7 @@
 """What a forked worker does to itself before it meets a student's code: it takes away all it will not need, for good.
 
     namespaces    a user, process, mount and IPC namespace of its own: it sees no other process, and what it mounts nobody else sees
-    mounts        an empty /tmp, /dev/shm and /proc in memory, of limited size; all else was read-only already
+    mounts        an empty /tmp, /dev/shm and /proc in memory, of limited size; all else is read-only, the devices' times too
     rights        no capability, no new privileges
     rlimits       processes, file size, open files, no core dumps; address space where no cgroup can bound the memory
     seccomp       system calls that ask the kernel for more than computing are refused: namespaces, mounts, tracing, sockets, ...
@@ -18,9 +18,10 @@ import struct
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
 CLONE_NEW_ANY = 0x7E020000  # those four, and the cgroup, UTS and network namespaces
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 1 << 12, 1 << 14, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 SIGKILL = 9
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "pts")  # what bubblewrap puts into /dev, each a mount of its own
 
 # A name, its number on x86-64, its number on ARM64 (asm/unistd_64.h and asm-generic/unistd.h).
 REFUSED = """
@@ -30,7 +31,8 @@ ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, process_mad
 add_key 248 217, request_key 249 218, keyctl 250 219, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, fanotify_init 300 262,
 io_uring_setup 425 425, io_uring_enter 426 426, io_uring_register 427 427, kexec_load 246 104, kexec_file_load 320 294, init_module 175 105,
 finit_module 313 273, delete_module 176 106, reboot 169 142, swapon 167 224, swapoff 168 225, acct 163 89, quotactl 179 60, syslog 103 116,
-lookup_dcookie 212 18, personality 135 92, sched_setaffinity 203 122, sched_setscheduler 144 119, sched_setattr 314 274
+lookup_dcookie 212 18, personality 135 92, sched_setaffinity 203 122, sched_setscheduler 144 119, sched_setattr 314 274,
+inotify_add_watch 254 27
 """
 ARCHITECTURES = {"x86_64": (0, 0xC000003E, {"clone": 56, "clone3": 435, "socket": 41}),
                  "aarch64": (1, 0xC00000B7, {"clone": 220, "clone3": 435, "socket": 198})}  # fmt: skip
@@ -83,6 +85,9 @@ def hide_files(tmp_mib: int) -> None:
         with open(f"/proc/{name}", "wb") as file:
             file.write(content)
     _call("mount", b"none", b"/proc", None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
+    for name in DEVICES:  # they are the host's: who may write to one could set its times, and so leave a message for others
+        flags = os.statvfs(f"/dev/{name}").f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        _call("mount", b"none", f"/dev/{name}".encode(), None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, None)
     os.chdir("/tmp")
 
 

@@ -12,16 +12,18 @@ import json
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qlab.grading import values
 
 MAX_LINE = 96 * 2**20
-MAX_RUN = 256 * 2**20  # bytes of answers of one run
+MAX_BYTES = 128 * 2**20  # of lines while one cell or question is awaited
 MAX_MARKS = 1_000_000  # of , [ { in one line: what makes JSON large in memory
-MAX_STRANGE = 1000
+MAX_STRANGE = 1000  # lines of one run that are no answer
 TAIL = 4096
+TOO_LARGE = "its answers are too large"
 START_SECONDS = 120.0
 
 
@@ -93,18 +95,17 @@ class _Link:
                 pass
 
     def _read_answers(self) -> None:
-        total, parts, length = 0, [], 0
+        parts, length = [], 0
         with open(self.run.answers, "rb", buffering=0) as pipe:
             while data := pipe.read(2**20):
-                total += len(data)
                 *ends, rest = data.split(b"\n")
                 for end in ends:
                     self._put(b"".join([*parts, end]))
                     parts, length = [], 0
                 parts, length = parts + [rest] if rest else parts, length + len(rest)
-                if length > MAX_LINE or total > MAX_RUN:
-                    self._put("its answers are too large")
-                    parts, length, total = [], 0, 0
+                if length > MAX_LINE:
+                    self._put(TOO_LARGE)
+                    parts, length = [], 0
         self._put(None)
 
     def _read_output(self) -> None:
@@ -139,16 +140,17 @@ def drive(start: Callable[[], Run], sources: list[str], questions: list[dict], t
             transcript.strange += inbox.strange
             transcript.twice += inbox.twice
         what, which = blame
-        fate = ("killed", how) if inbox.fault == "killed" else ("timeout", "")
+        fate = ("timeout", "") if inbox.fault == "timeout" else ("killed", how if inbox.fault == "killed" else inbox.fault)
         if what == "cell":
             transcript.cells[which] = fate
         elif what == "question":
             transcript.ended[which] = fate
-        over = time.monotonic() >= clock.deadline
-        if what == "all" or over:
+            if inbox.fault == TOO_LARGE:
+                transcript.answers = {at: value for at, value in transcript.answers.items() if at[0] != which}
+        if time.monotonic() >= clock.deadline:
             for q, k, _ in still:
                 if (q["id"], k) not in transcript.answers:
-                    transcript.ended.setdefault(q["id"], ("killed", inbox.fault) if what == "all" and not over else ("timeout", "notebook"))
+                    transcript.ended.setdefault(q["id"], ("timeout", "notebook"))
 
 
 @dataclass(frozen=True)
@@ -158,16 +160,16 @@ class _Clock:
 
 
 def _run(link: _Link, inbox: "_Inbox", sources: list, batches: list, clock: _Clock, cell_seconds: float) -> tuple[str, object]:
-    """One run of a worker: what did not come to its end, "cell", "question", "all" or "" for nothing, and which."""
+    """One run of a worker: what did not come to its end, "cell", "question" or "" for nothing, and which."""
     cells = [None if inbox.transcript.cells.get(index, ("error", ""))[0] != "error" else source for index, source in enumerate(sources)]
     if inbox.next("ready", time.monotonic() + START_SECONDS) is None:
         raise WorkerFailed("the worker did not start.")
     link.send({"cells": cells})
-    inbox.cells = [index for index, source in enumerate(cells) if source is not None]
+    inbox.cells = deque(index for index, source in enumerate(cells) if source is not None)
     while inbox.cells:
         index = inbox.cells[0]
-        if inbox.next("cell", min(time.monotonic() + cell_seconds, clock.deadline)) is None:
-            return ("cell", index) if inbox.fault in ("timeout", "killed") else ("all", None)
+        if inbox.next("cell", min(time.monotonic() + cell_seconds, clock.deadline), index) is None:
+            return "cell", index
     for batch in filter(None, batches):
         inbox.waiting, inbox.batches = {(q["id"], k) for q, k in batch}, inbox.batches + 1
         link.send({"questions": [_question(q, batch) for q in {q["id"]: q for q, _ in batch}.values()]})
@@ -175,10 +177,10 @@ def _run(link: _Link, inbox: "_Inbox", sources: list, batches: list, clock: _Clo
         while "done" not in message:
             current = next((q["id"] for q, k in batch if (q["id"], k) in inbox.waiting), batch[-1][0]["id"])
             before = time.monotonic()
-            message = inbox.next("question", min(before + clock.left[current], clock.deadline))
+            message = inbox.next("question", min(before + clock.left[current], clock.deadline), current)
             clock.left[current] -= time.monotonic() - before
             if message is None:
-                return ("question", current) if inbox.fault in ("timeout", "killed") else ("all", None)
+                return "question", current
     return "", None
 
 
@@ -193,12 +195,15 @@ class _Inbox:
 
     def __init__(self, link: _Link, transcript: Transcript):
         self.link, self.transcript = link, transcript
-        self.cells, self.waiting, self.batches = [], set(), 0  # what the worker owes
+        self.cells, self.waiting, self.batches = deque(), set(), 0  # what the worker owes
+        self.awaited, self.bytes = None, 0  # the cell or question that is awaited, and what came meanwhile
         self.strange = self.twice = 0
         self.fault = ""
 
-    def next(self, phase: str, until: float) -> dict | None:
+    def next(self, phase: str, until: float, awaited: int | str | None = None) -> dict | None:
         """The next line that may come in this phase; None if there is none by then, if the process has ended, or if it broke the rules."""
+        if awaited != self.awaited:
+            self.awaited, self.bytes = awaited, 0
         while True:
             try:
                 line = self.link.lines.get(timeout=max(0.0, until - time.monotonic()))
@@ -208,14 +213,16 @@ class _Inbox:
             if line is None:
                 self.fault = "killed"
                 return None
-            message = None if isinstance(line, str) else _read(line)
+            self.bytes += len(line)
+            if isinstance(line, str) or self.bytes > MAX_BYTES:
+                self.fault = TOO_LARGE
+                return None
+            message = _read(line)
             if message is not None and self._note(phase, message):
                 return message
             self.strange += message is None
-            self.fault = line if isinstance(line, str) else self.fault
             if self.strange + self.twice > MAX_STRANGE:
                 self.fault = "it flooded the grader with lines of its own"
-            if self.fault:
                 return None
 
     def _note(self, phase: str, message: dict) -> bool:
@@ -224,7 +231,8 @@ class _Inbox:
             case "ready", {"ready": True}:
                 return True
             case "cell", {"cell": int(index), "error": None | str() as error} if index is not True and index in self.cells:
-                self.cells = [later for later in self.cells if later > index]
+                while self.cells and self.cells[0] <= index:
+                    self.cells.popleft()
                 if error is not None:
                     self.transcript.cells[index] = ("error", error[: 2 * values.MAX_TEXT])
                 return True
@@ -246,7 +254,9 @@ def _read(line: bytes) -> dict | None:
     if len(line) > MAX_LINE or sum(map(line.count, (b",", b"[", b"{"))) > MAX_MARKS:
         return None
     try:
-        message = json.loads(line)
+        message = json.loads(line.decode())
+        if b"\\u" in line:
+            json.dumps(message, ensure_ascii=False).encode()  # raises where half a surrogate pair makes a text that no file can hold
     except (ValueError, RecursionError):
         return None
     return message if type(message) is dict else None

@@ -24,6 +24,8 @@ ENTRIES = 10_000               # of one archive; of the archive that holds a who
 UNPACKED_BYTES = 2048 * MIB    # of one archive, all entries together
 RATIO, RATIO_FROM = 100, 100 * MIB
 DEPTH = 3                      # a class's zip of students' zips of zips
+FOLDERS = 50                   # in one another, on the disk or in an archive
+NAME = 255                     # characters of one name, as on a disk
 METADATA = ("timestamp.txt", "submission_metadata.yml")  # nbgrader's and Gradescope's
 LEFT_BEHIND = ("__MACOSX", "__pycache__")
 CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -35,7 +37,8 @@ class File:
 
     parts: its path below the place that was searched, a zip counting as a folder; time: of its last change, POSIX seconds, if known;
     kind: "notebook", "metadata", "other", or "empty" for an empty folder; content: bytes of the first two kinds;
-    refused: why it is not read, "" if it is; ours: whether that lies in this machine (no permission, say) rather than in the file.
+    refused: why it is not read, "" if it is; ours: whether that lies in this machine (no permission, say) rather than in the file;
+    zips: (how many parts lead to it, its own time) of each zip that the file lies in, from the outermost in.
     """
 
     parts: tuple[str, ...]
@@ -44,6 +47,7 @@ class File:
     content: bytes | None = None
     refused: str = ""
     ours: bool = False
+    zips: tuple[tuple[int, float | None], ...] = ()
 
 
 def shown(name: str) -> str:
@@ -117,7 +121,9 @@ def _folder(folder: str, parts: tuple[str, ...]) -> Iterator[File]:
         except OSError as error:
             yield File(inner, refused=f"it cannot be read here: {error.strerror}", ours=True)
             continue
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode) and len(inner) > FOLDERS:
+            yield File(inner, refused=f"it lies more than {FOLDERS} folders deep")
+        elif stat.S_ISDIR(mode):
             yield from _folder(path, inner)
         elif stat.S_ISLNK(mode):
             yield File(inner, refused="it is a symbolic link, and links are not followed")
@@ -138,7 +144,7 @@ def _regular(path: str, parts: tuple[str, ...]) -> Iterator[File]:
         with open(number, "rb") as stream:
             status = os.fstat(number)
             if kind == "archive":
-                yield from _archive(stream, parts, 1, ENTRIES, UNPACKED_BYTES)
+                yield from _archive(stream, parts, 1, ENTRIES, UNPACKED_BYTES, ((len(parts), status.st_mtime),))
             elif why := _too_large(status.st_size, NOTEBOOK_BYTES):
                 yield File(parts, status.st_mtime, kind, refused=why)
             else:
@@ -187,7 +193,8 @@ def _bomb(entries: list[zipfile.ZipInfo], most: int, limit: int | None) -> str:
     return ""
 
 
-def _archive(stream: io.BufferedIOBase, parts: tuple[str, ...], depth: int, most: int, limit: int | None) -> Iterator[File]:
+def _archive(stream: io.BufferedIOBase, parts: tuple[str, ...], depth: int, most: int, limit: int | None,
+             zips: tuple = ()) -> Iterator[File]:
     if depth > DEPTH:
         yield File(parts, refused=f"it is a zip inside of {DEPTH} others, and {DEPTH} are allowed")
         return
@@ -205,14 +212,19 @@ def _archive(stream: io.BufferedIOBase, parts: tuple[str, ...], depth: int, most
     if not named and parts:
         yield File(parts, kind="empty")
     for name, entry in sorted(named, key=lambda pair: pair[0]):
-        yield from _entry(archive, name, entry, parts, depth)
+        yield from _entry(archive, name, entry, parts, depth, zips)
 
 
-def _entry(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo, parts: tuple[str, ...], depth: int) -> Iterator[File]:
+def _entry(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo, parts: tuple[str, ...], depth: int, zips: tuple) -> Iterator[File]:
     below = inside(name)
     if below is None:
         harmless = shown(name).replace("\\", "/").replace("/", "_").replace("..", "_").strip("_") or "entry"
         yield File((*parts, harmless), refused=f"its path leads out of the archive: {shown(name)}")
+        return
+    if len(below) > FOLDERS or max(map(len, below)) > NAME:
+        cut = [part if len(part) <= NAME else f"{part[:NAME // 4]}...{part[-NAME // 4:]}" for part in below]
+        cut = [cut[0], "...", cut[-1]] if len(cut) > FOLDERS else cut
+        yield File((*parts, *cut), refused=f"its path has more than {FOLDERS} folders, or a name of more than {NAME} characters")
         return
     inner, kind = (*parts, *below), kind_of(below[-1])
     if stat.S_ISLNK(entry.external_attr >> 16):
@@ -233,9 +245,9 @@ def _entry(archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo, parts: t
     if why:
         yield File(inner, kind=file_kind, refused=why)
     elif kind == "archive":
-        yield from _archive(io.BytesIO(content), inner, depth + 1, ENTRIES, UNPACKED_BYTES)
+        yield from _archive(io.BytesIO(content), inner, depth + 1, ENTRIES, UNPACKED_BYTES, (*zips, (len(inner), _entry_time(entry))))
     else:
-        yield File(inner, _entry_time(entry), kind, content)
+        yield File(inner, _entry_time(entry), kind, content, zips=zips)
 
 
 def _say(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from qlab.grading import ingest, results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
+from qlab.grading.files import shown
 from qlab.grading.owners import parse_time
 
 EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics")
@@ -29,7 +30,7 @@ def find_bundle(assignment: str, given: str | None = None) -> Path:
     if given:
         return Path(given)
     places = [Path.cwd() / "bundles", Path(__file__).resolve().parents[2] / "bundles"]
-    patterns = f"{assignment}.json.gz", f"{assignment}_*.json.gz"
+    patterns = f"{assignment}.json.gz", f"{assignment.zfill(2)}_*.json.gz"
     found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
     if not found:
         raise FileNotFoundError(f"there is no bundle of {assignment} in {places[0]}: make it with qlab build {assignment}.")
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("--unsafe-local is a self-check without a sandbox: it makes no gradebook or other export, and uses no cluster.")
     deadline = parse_time(args.deadline) if args.deadline else None
     bundle = load_bundle(find_bundle(args.assignment, args.bundle))
-    entries = ingest.collect(Path(args.folder), bundle["assignment"], deadline, [q["answer_cell"] for q in bundle["questions"]])
+    entries = ingest.collect(Path(args.folder), bundle["assignment"], deadline, [q["answer_cell"] for q in bundle["questions"]], _say)
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if args.unsafe_local:
         return _self_check(entries, bundle, jobs)
@@ -133,7 +134,7 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
     for name in dict.fromkeys(args.export):
         try:
             _say(f"{name}: {report.export(name, made, bundle, folder / 'export', args.canvas_column)}")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed = True
             _say(f"{name}: not written: {sentence(error)}", sys.stderr)
     return failed
@@ -147,7 +148,7 @@ def _self_check(entries: list[ingest.Submission], bundle: dict, jobs: int) -> in
     ordered = [made[entry.id] for entry in entries]
     for result in ordered:
         for question in result["questions"]:
-            told = f": {question['reason']}" if question["reason"] else ""
+            told = f": {shown(question['reason'])}" if question["reason"] else ""  # a student's own words may be in it
             _say(f"{_named(result)} {question['id']}: {question['score']:g} of {question['points']:g}{told}")
     _say(f"{bundle['assignment']}: {summary(ordered)}")
     _say("A self-check without a sandbox: nothing was written, and no gradebook can be made of it.")

@@ -2,7 +2,8 @@
 
 Whose a notebook is, is told by its path (module owners). Two students of one name are both graded, and both results say so.
 
-When: Canvas's LATE mark; Gradescope's created_at; nbgrader's timestamp.txt; else the file's own time, local where it has no zone.
+When: Canvas's LATE mark; Gradescope's created_at; nbgrader's timestamp.txt; else the file's own time, local where it has no zone, and
+for what a student zipped the zip's, for the times in it are the student's to choose.
 Which counts: the last one before the deadline; if all are late, the first late one, flagged as late. What cannot be read never
 counts while something else of the same student can. Nothing is subtracted for being late: that is the teacher's to decide.
 """
@@ -10,7 +11,7 @@ counts while something else of the same student can. Nothing is subtracted for b
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,23 +48,29 @@ class Submission:
         return {name: getattr(self, name) for name in names}
 
 
-def collect(place: Path, assignment: str, deadline: datetime | None = None, answers: Iterable[str] = ()) -> list[Submission]:
+def collect(place: Path, assignment: str, deadline: datetime | None = None, answers: Iterable[str] = (),
+            tell: Callable[[str], None] = lambda sentence: None) -> list[Submission]:
     """Everything handed in at place (a folder, a zip, a notebook) for the assignment "02_linear_quantization", in a fixed order.
 
-    answers: grade ids of the answer cells, for the remarks. Raises FileNotFoundError or ValueError if place holds nothing to grade;
-    whatever is wrong with a submission is its status and reason.
+    answers: grade ids of the answer cells, for the remarks; tell is given a sentence about notebooks that are passed over. Raises
+    FileNotFoundError or ValueError if place holds nothing to grade; whatever is wrong with a submission is its status and reason.
     """
     found = [_read(file) for file in files.walk(place)]
     whose = owners([item.file for item in found], assignment)
     candidates, taken = defaultdict(list), Counter()
     for item, its_owners in zip(found, whose):
         for owner in its_owners:
-            candidates[owner.key].append((owner, item.file.time, _submission(item, owner, deadline, tuple(answers), taken)))
+            candidates[owner.key].append((owner, _when(owner, item.file), _submission(item, owner, deadline, tuple(answers), taken)))
     for owner, entry in _without_notebook([item.file for item in found], whose, assignment):
         if owner.key not in candidates:
             candidates[owner.key].append((owner, None, entry))
+    others = [item.file.parts[-1] for item, of in zip(found, whose) if item.file.kind == "notebook" and item.file.parts and not of]
+    if others:
+        what = "1 notebook" if len(others) == 1 else f"{len(others)} notebooks"
+        tell(f"passed over: {what} with another assignment's number: {', '.join(list(dict.fromkeys(others))[:5])}")
     if not candidates:
-        raise ValueError(f"{place} holds no notebook (.ipynb) of {assignment}.")
+        unread = [item.reason for item in found if not item.file.parts and item.reason]  # the zip itself
+        raise ValueError(f"{place}: {unread[0]}." if unread else f"{place} holds no notebook (.ipynb) of {assignment}.")
     chosen = [entry for group in candidates.values() for entry in _which_counts(group)]
     return sorted(_with_namesakes(chosen), key=lambda entry: (entry.student.casefold(), entry.source, entry.id))
 
@@ -94,9 +101,9 @@ def _without_notebook(found: list[files.File], whose: list, assignment: str) -> 
 
 
 def _id(name: str, source: str, turn: int) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "student"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:34].strip("-") or "student"
     unique = f"{name}\0{source}" + (f"\0{turn}" if turn else "")
-    return f"{slug}-{hashlib.sha256(unique.encode()).hexdigest()[:10]}"
+    return f"{slug}-{hashlib.sha256(unique.encode()).hexdigest()[:16]}"  # so long that nobody finds a name with another one's id
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def _submission(item: _Item, owner: Owner, deadline: datetime | None, answers: t
     source = "/".join(item.file.parts)
     turn = taken[owner.name, source]  # a zip may hold one path twice
     taken[owner.name, source] += 1
-    when = item.file.time if owner.time is None else owner.time
+    when = _when(owner, item.file)
     late = owner.late if owner.late is not None else deadline is not None and when is not None and when > deadline.timestamp()
     status = "" if not item.reason else "not graded" if item.file.ours else "unreadable"
     notes = () if status else tuple(notebook.remarks(list(item.cells), list(answers)))
@@ -129,10 +136,16 @@ def _submission(item: _Item, owner: Owner, deadline: datetime | None, answers: t
                       None, status, item.reason, notes, item.cells)
 
 
+def _when(owner: Owner, file: files.File) -> float | None:
+    """When it was handed in, POSIX seconds."""
+    if owner.time is not None:
+        return owner.time
+    return next((time for parts, time in file.zips if parts >= owner.depth and time is not None), file.time)
+
+
 def _which_counts(group: list[tuple[Owner, float | None, Submission]]) -> list[Submission]:
     def order(member):
-        owner, time, entry = member
-        when = time if owner.time is None else owner.time
+        owner, when, entry = member
         return owner.order, float("-inf") if when is None else when, entry.source, entry.id
 
     readable = [member for member in group if not member[2].status] or group
@@ -156,7 +169,8 @@ def _with_namesakes(entries: list[Submission]) -> list[Submission]:
             named[entry.student.casefold()].append(entry)
     told = {}
     for same in named.values():
+        first = sorted(same, key=lambda entry: entry.source)[:6]
         for entry in same if len(same) > 1 else ():
-            others = ", ".join(sorted(other.source for other in same if other is not entry)[:5])
+            others = ", ".join([other.source for other in first if other is not entry][:5])
             told[entry.id] = f"another student is called {entry.student} too: {others}"
     return [replace(entry, notes=(*entry.notes, told[entry.id])) if entry.id in told else entry for entry in entries]

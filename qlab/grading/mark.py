@@ -53,7 +53,7 @@ def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> di
             if cases[failed]["kind"] == "public" and answers[failed] is not None:
                 public_failed = _shown(cases[failed], answers[failed], whys[failed])
         if fate:
-            notes.insert(0, f"{fate[0]}: {fate[1] or 'out of time'}")
+            notes.insert(0, f"{fate[0]}: {fate[1] or ('out of time' if fate[0] == 'timeout' else 'it left Python')}")
     return {
         "id": name,
         "points": question["points"],
@@ -83,6 +83,8 @@ def _fate(question: dict, cells: list, transcript: drive.Transcript, fate, answe
         return "timeout", "The whole notebook ran out of time before this question was tested to its end."
     if fate and fate[0] == "timeout":
         return "timeout", f"Stopped after {question['seconds']:g} s, which is the time that this question has: does a loop never end?"
+    if fate and fate[1] == drive.TOO_LARGE:
+        return "killed", "What this question returns is too large to be compared."
     if fate:
         return "killed", "The process ended while this question was tested: it left Python, crashed, or used too much memory."
     kinds = {answer["type"] if answer and answer["t"] == "error" else "" for answer in answers}

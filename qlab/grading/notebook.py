@@ -6,11 +6,13 @@ passed over. All code cells are run in their order, as a kernel would: of an ans
 """
 
 import json
+import warnings
 from collections import Counter
 
 from qlab.grading.files import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
+CELLS = 10_000
 
 
 def cells_of(content: bytes) -> list[dict]:
@@ -31,6 +33,7 @@ def cells_of(content: bytes) -> list[dict]:
     cells = notebook.get("cells")
     if not isinstance(cells, list):
         raise ValueError("it is JSON, but not a notebook: it has no list of cells")
+    _limit(cells)
     if language := _other_language(notebook.get("metadata")):
         raise ValueError(f"it is written for {language}, and Python was asked for")
     found = [_cell(cell, k) for k, cell in enumerate(cells) if not isinstance(cell, dict) or cell.get("cell_type") == "code"]
@@ -75,11 +78,20 @@ def _number(version) -> str:
     return str(version)[:20] if isinstance(version, int | float) else "unknown"
 
 
+def _limit(cells: list) -> None:
+    if len(cells) > CELLS:
+        raise ValueError(f"it has {len(cells):,} cells, and {CELLS:,} are allowed")
+
+
 def _from_3(notebook: dict) -> dict:
     import nbformat
 
+    for sheet in notebook["worksheets"] if isinstance(notebook.get("worksheets"), list) else []:
+        if isinstance(sheet, dict) and isinstance(sheet.get("cells"), list):
+            _limit(sheet["cells"])
     try:
-        return nbformat.convert(nbformat.from_dict(notebook), 4)
+        with warnings.catch_warnings(action="ignore"):
+            return nbformat.convert(nbformat.from_dict(notebook), 4)
     except Exception:  # noqa: BLE001  the converter meets what no validator has seen
         raise ValueError("it is of nbformat 3, and cannot be converted to nbformat 4") from None
 

@@ -11,6 +11,7 @@ named after the assignment to the folder's student, any other to the one it is n
 (03_log.ipynb when 02 is graded) belongs to nobody.
 """
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from zoneinfo import ZoneInfo
 
 from qlab.grading import files
 
-MOODLE = re.compile(r"(?P<name>.+)_(?P<number>\d+)_assignsubmission_(file|onlinetext)(_.*)?", re.DOTALL)
+MOODLE = re.compile(r"(?P<name>.+?)_(?P<number>\d+)_assignsubmission_(file|onlinetext)(_.*)?", re.DOTALL)
 CANVAS = re.compile(r"(?P<name>[^_]+)_(?P<late>LATE_)?(?P<number>\d+)_(?P<upload>\d+)_.+", re.DOTALL)
 GRADESCOPE = re.compile(r"submission_(?P<number>\d+)")
+YAML_EVENTS = 1_000_000  # of all metadata files together, about ten seconds: those of a class have some hundred a student
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Owner:
     platform: str = "plain"
     number: str = ""
     email: str | None = None
+    depth: int = 0                # how many parts of the path are not the student's own making: a zip below them is
     time: float | None = None     # of the hand-in, where the platform says it
     late: bool | None = None      # likewise
     order: int = 0                # the platform's own number of the upload: the higher, the later
@@ -61,10 +64,11 @@ def stem_of(part: str) -> str:
 def owners(found: list[files.File], assignment: str) -> list[tuple[Owner, ...]]:
     """For each file those it belongs to; nobody for what is no notebook, or another assignment's."""
     people, times = gradescope_people(found), _times(found)
+    shared = len(os.path.commonprefix([file.parts[:-1] for file in found]))
     wanted = [bool(file.parts) and (file.kind == "notebook" or bool(file.refused) and file.kind == "other")
               and not _of_another(file.parts, assignment) for file in found]
     held = Counter(file.parts[:k] for file, want in zip(found, wanted) if want and not file.refused for k in range(len(file.parts)))
-    return [(platform_owners(file.parts, people) or (_plain_owner(file, assignment, times.get(file.parts[:-1]), held, sum(wanted) == 1),))
+    return [(platform_owners(file.parts, people) or (_plain_owner(file.parts, assignment, times, held, sum(wanted) == 1, shared),))
             if want else () for file, want in zip(found, wanted)]
 
 
@@ -79,23 +83,26 @@ def platform_owners(parts: tuple[str, ...], people: dict) -> tuple[Owner, ...]:
     for k, part in enumerate(parts):
         name = stem_of(part)
         if match := MOODLE.fullmatch(name):
-            return (Owner(("moodle", match["number"]), match["name"].strip(), "moodle", match["number"]),)
+            return (Owner(("moodle", match["number"]), match["name"].strip(), "moodle", match["number"], depth=k + 1),)
         if match := CANVAS.fullmatch(part):
-            return (Owner(("canvas", match["number"]), match["name"], "canvas", match["number"], late=bool(match["late"]),
+            return (Owner(("canvas", match["number"]), match["name"], "canvas", match["number"], depth=k + 1, late=bool(match["late"]),
                            order=int(match["upload"])),)
         if parts[:k + 1] in people or GRADESCOPE.fullmatch(name) and k < len(parts) - 1:
-            return tuple(_gradescope_owner(member, name) for member in people.get(parts[:k + 1]) or [{}])
+            return tuple(_gradescope_owner(member, name, k + 1) for member in people.get(parts[:k + 1]) or [{}])
     return ()
 
 
-def _plain_owner(file: files.File, assignment: str, time: float | None, held: Counter, only: bool) -> Owner:
-    """held: how many notebooks of the assignment lie at or below a folder; only: nothing else was handed in."""
-    parts, platform = file.parts, "plain"
+def _plain_owner(parts: tuple[str, ...], assignment: str, times: dict, held: Counter, only: bool, shared: int) -> Owner:
+    """times: of the folders with nbgrader's timestamp.txt; held: how many notebooks of the assignment lie at or below a folder;
+    only: nothing else was handed in; shared: how many outermost folders everything lies in."""
+    platform, stamped = "plain", next((k for k in range(len(parts)) if parts[:k] in times), None)  # the outermost is nbgrader's own
     single = [k for k in range(1, len(parts)) if held[parts[:k]] <= 1 and not names_assignment(stem_of(parts[k - 1]), assignment)]
-    if "submitted" in parts[:-2]:
+    zipped = next((k for k in range(shared, len(parts)) if files.kind_of(parts[k]) == "archive"), len(parts))  # whose names are a student's
+    time = None if stamped is None or stamped > zipped else times[parts[:stamped]]
+    if "submitted" in parts[:min(shared + 1, zipped, len(parts) - 2)]:
         at, platform = parts.index("submitted") + 2, "nbgrader"
-    elif time is not None and len(parts) > 2:
-        at, platform = len(parts) - 2, "nbgrader"
+    elif time is not None and stamped > 1:
+        at, platform = stamped - 1, "nbgrader"
     elif single:  # of a batch of one the folder nearest to it, for the outer ones may be the course's
         at = single[-1] if only else single[0]
     elif names_assignment(stem_of(parts[-1]), assignment) or files.kind_of(parts[-1]) != "notebook":
@@ -103,11 +110,11 @@ def _plain_owner(file: files.File, assignment: str, time: float | None, held: Co
     else:
         at = 0
     if at:
-        return Owner(("path", *parts[:at]), stem_of(parts[at - 1]), platform, time=time)
+        return Owner(("path", *parts[:at]), stem_of(parts[at - 1]), platform, depth=at, time=time)
     stem = stem_of(parts[-1])
     before, named, after = stem.partition(assignment)
     name = (before + after).strip(" _-.") or stem if named else stem
-    return Owner(("path", *parts[:-1], name), name, time=time)
+    return Owner(("path", *parts[:-1], name), name, depth=len(parts), time=time)
 
 
 def _times(found: list[files.File]) -> dict[tuple[str, ...], float]:
@@ -123,33 +130,40 @@ def _times(found: list[files.File]) -> dict[tuple[str, ...], float]:
 
 
 def gradescope_people(found: list[files.File]) -> dict[tuple[str, ...], list[dict]]:
-    """Gradescope's folder: those who handed it in."""
-    return {(*file.parts[:-1], name): members for file in found
-            if file.kind == "metadata" and file.parts[-1] == "submission_metadata.yml" and not file.refused
-            for name, members in _gradescope(file.content).items()}
+    """Gradescope's folder: those who handed it in. A metadata file inside of a hand-in is the student's own, and is not read."""
+    people, left = {}, YAML_EVENTS
+    told = [file for file in found if file.kind == "metadata" and file.parts[-1] == "submission_metadata.yml" and not file.refused]
+    for file in sorted(told, key=lambda file: len(file.parts)):
+        if not platform_owners(file.parts, people):
+            entries, left = _gradescope(file.content, left)
+            people |= {(*file.parts[:-1], name): members for name, members in entries.items()}
+    return people
 
 
-def _gradescope_owner(member: dict, folder: str) -> Owner:
+def _gradescope_owner(member: dict, folder: str, depth: int) -> Owner:
     email, number = member.get("email"), member.get("sid", "")
-    return Owner(("gradescope", email or number or folder), member.get("name") or folder, "gradescope", number, email, member.get("time"))
+    name = member.get("name") or folder
+    return Owner(("gradescope", email or number or folder), name, "gradescope", number, email, depth, member.get("time"))
 
 
-def _gradescope(content: bytes) -> dict[str, list[dict]]:
-    """Folder name: its submitters, each {"name", "email", "sid", "time"}; nothing for a file that is not what Gradescope writes."""
+def _gradescope(content: bytes, left: int) -> tuple[dict[str, list[dict]], int]:
+    """Folder name: its submitters, each {"name", "email", "sid", "time"}; nothing for a file that is not what Gradescope writes, or has
+    more than `left` YAML events. Second: how many of them are left."""
     import yaml
 
     loader, depth = getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0
     try:
         for event in yaml.parse(content, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > 20 or isinstance(event, yaml.AliasEvent):
-                return {}  # brackets in brackets end the C loader, aliases of aliases unfold to any size
+            left -= 1
+            if depth > 20 or left < 0 or isinstance(event, yaml.AliasEvent):
+                return {}, max(left, 0)  # brackets in brackets end the C loader, aliases of aliases unfold to any size
         loaded = yaml.load(content, Loader=loader)
         entries = {str(name): entry for name, entry in loaded.items() if isinstance(entry, dict)}
     except Exception:  # noqa: BLE001  whatever else it is, it is not Gradescope's
-        return {}
+        return {}, left
     return {name: [_gradescope_member(member, entry.get(":created_at")) for member in _list(entry.get(":submitters"))]
-            for name, entry in entries.items()}
+            for name, entry in entries.items()}, left
 
 
 def _list(value) -> list:
@@ -179,6 +193,8 @@ def parse_time(text: str) -> datetime:
         day, zone = words
     try:
         when = datetime.fromisoformat(re.sub(r"\.(\d{1,6})\d*", lambda m: "." + m[1].ljust(6, "0"), day))
+        if not re.search(r"[T ]", day):
+            raise ValueError("a date alone would be its first minute")
         return when.replace(tzinfo=ZoneInfo(zone)) if zone else when if when.tzinfo else when.astimezone()
     except (ValueError, OSError, KeyError, OverflowError):  # ZoneInfoNotFoundError is a KeyError
         given = files.shown(text)[:60]

@@ -7,9 +7,10 @@
     moodle       moodle.csv                the assignment's "Upload grading worksheet"; students are found by Identifier
     statistics   statistics.png, .html     the class (module classroom); hidden tests' names are in it, so for the teacher only
 
-A spreadsheet runs what begins with = + - @, a tab or a carriage return; such a text gets a quote before it, and so does one that begins
-with a quote, so that taking one quote away always gives the text back. Who has no score is left out of what Canvas, Moodle and
-Gradescope read, because an empty field there may wipe out a mark.
+A spreadsheet runs what begins with = + - @ (or their full-width forms), and one whose list separator is the semicolon begins a field
+after each, as it does after a tab or a line end that it does not know to be quoted. At each such place a quote goes before one of these
+signs, and before a quote, so that taking one quote away there always gives the text back. Who has no score is left out of what Canvas,
+Moodle and Gradescope read, because an empty field there may wipe out a mark.
 """
 
 import csv
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from qlab.grading import results
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+FORMULA = re.compile(r"(?:^|(?<=[;\t\r\n]))(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20']|[\t\r])")
 
 
 def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_column: str | None = None) -> str:
@@ -64,11 +65,11 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
 def neutral(value) -> str:
     """A field that no spreadsheet takes for a formula.
 
-    >>> neutral("=1+1"), neutral("Ada, Countess"), neutral("'quoted"), neutral(3)
-    ("'=1+1", 'Ada, Countess', "''quoted", '3')
+    >>> neutral("=1+1"), neutral("Ada, Countess"), neutral("'quoted"), neutral(3), neutral("a;-1")
+    ("'=1+1", 'Ada, Countess', "''quoted", '3', "a;'-1")
     """
     text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return "'" + text if text.startswith(FORMULA) else text
+    return FORMULA.sub("'", text)
 
 
 def _table(rows: list[list]) -> str:
@@ -112,8 +113,17 @@ def moodle(scored: list[dict]) -> str:
         who = result["submission"]
         identifier = f"Participant {who['number']}" if who["platform"] == "moodle" else ""
         rows.append([identifier, who["student"], who["email"], "Submitted for grading", result["score"], result["max_score"], "",
-                     "<br>".join(html.escape(line) for line in comments(result))])
+                     "<br>".join(_markup(line) for line in comments(result))])
     return _table(rows)
+
+
+def _markup(text: str) -> str:
+    """Escaped, and without a sign of a formula after the semicolon of an escape.
+
+    >>> _markup("a <= b")
+    'a &lt;&#61; b'
+    """
+    return re.sub(r"(?<=;)[=+\-@]", lambda sign: f"&#{ord(sign[0])};", html.escape(text))
 
 
 def comments(result: dict) -> list[str]:

@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "MPLCONFIGDIR": "/tmp", "IPYTHONDIR": "/tmp/ipython", "PYTHONDONTWRITEBYTECODE": "1", "PIP_NO_INDEX": "1",
 }  # fmt: skip
 START = "import sys; sys.path.append(sys.argv.pop()); from qlab.grading import zygote; zygote.main()"
+# What an environment's folder is shown of: a teacher's own files may lie beside these.
+PARTS = ("bin", "lib", "lib64", "libexec", "include", "share", "etc", "ssl", "pyvenv.cfg")
 ENTER = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 97; shift; done; shift; exec "$@"'  # enters the cgroups, then becomes the command
 
 
@@ -171,6 +173,7 @@ def probe():
     doors = {
         "a network socket can be made": opens(lambda: socket.socket(socket.AF_INET)),
         "files can be written outside /tmp": any(opens(lambda: open(f"{place}/qlab-probe", "w")) for place in places),
+        "a device's times can be set": opens(lambda: os.utime("/dev/null")),
         "a user namespace can be made": libc.unshare(0x10000000) == 0,
         "processes can be traced": libc.ptrace(0, 0, 0, 0) == 0,
         "privileges can be gained": libc.prctl(39, 0, 0, 0, 0) != 1,
@@ -213,6 +216,7 @@ def _arguments(hide: tuple) -> list[str]:
             arguments += ["--ro-bind", str(path), str(path)]
     places = [Path(place).resolve() for place in (sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix)]
     places += [Path(place) for place in (sys.prefix, sys.base_prefix)]  # by the names the interpreter uses, too
+    places = [place / part for place in places for part in PARTS if (place / part).exists()]
     if site.ENABLE_USER_SITE and Path(site.getusersitepackages()).is_dir():
         places.append(Path(site.getusersitepackages()))
     places.append(Path(qlab.__file__).resolve().parent)

@@ -23,6 +23,7 @@ MAX_DEPTH = 20
 MAX_DIGITS = 4300
 _TOO_LONG = 10**MAX_DIGITS
 MAX_TEXT = 500  # of an error's message
+MAX_WHY = 1000  # of what `compare` says
 
 _NUMPY = "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 float32 float64 complex64 complex128".split()
 _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in _NUMPY}
@@ -256,7 +257,8 @@ def compare(got: dict, expect: dict, tol: float = 0.0, dtype: bool = True) -> st
     'In item 1: expected an int, got a bool.'
     """
     decode(got), decode(expect)
-    return _compare(got, expect, float(tol), dtype)
+    why = _compare(got, expect, float(tol), dtype)
+    return why if len(why) <= MAX_WHY else why[: MAX_WHY - 5] + " ...."
 
 
 def _compare(got: dict, expect: dict, tol: float, dtype: bool) -> str:

@@ -34,13 +34,13 @@ from qlab.lab.experiments.deployment_files import (
     ONNX,
     OURS,
     TORCH,
+    encoded,
     folder,
     in_batches,
     library,
     network,
     ours,
     place,
-    test_codes,
 )
 from qlab.lab.experiments.deployment_speed import memory, timing
 from qlab.lab.significance import Accuracy
@@ -88,7 +88,7 @@ def tflite_files(names: dict[str, str]) -> Rows:
         path, done = place(net, "tflite"), {}
         counted = [operator.name for operator in tflite.describe(path).operators]
         for name, kernels in names.items():
-            codes = tflite.run(path, test_codes(net), kernels)
+            codes = tflite.run(path, encoded(net), kernels)
             done[name] = row(net, codes, path.stat().st_size, **layers({operator: counted.count(operator) for operator in counted}))
         yield net, done
 
@@ -106,7 +106,7 @@ def micro() -> Rows:
 def host_c() -> Rows:
     for net in NETS:
         path = place(net, "c")
-        about, codes = c.describe(path), c.run(path, test_codes(net))
+        about, codes = c.describe(path), c.run(path, encoded(net))
         yield net, {HOST: row(net, codes, library(net).stat().st_size, **c_layers(about), source_bytes=about.nbytes,
                               arena_bytes=c.arena_bytes(about), weight_bytes=c.weight_bytes(about))}
 
@@ -120,7 +120,7 @@ def c_layers(about) -> dict:
 def cortex() -> Rows:
     for net in NETS:
         path = place(net, "c")
-        codes, measured = cortex_m.run(path, test_codes(net)[:CORTEX_IMAGES]), cortex_m.measure(path, data.load("test").images)
+        codes, measured = cortex_m.run(path, encoded(net)[:CORTEX_IMAGES]), cortex_m.measure(path, data.load("test").images)
         yield net, {CORTEX: row(net, codes, measured["network_flash_bytes"], **c_layers(c.describe(path)), measured=measured)}
 
 
@@ -151,7 +151,7 @@ def operators() -> Rows:
     """By network: for each operator and set of kernels, how many of its output codes differ from qlab's, of how many, and by how much."""
     for net in NETS:
         done, whole = {}, network(net)
-        tensors = {whole.input: test_codes(net)[:OPERATOR_IMAGES]}
+        tensors = {whole.input: encoded(net)[:OPERATOR_IMAGES]}
         for step in whole.steps:
             source = tensors[step.inputs[0]]
             alone = integer.IntegerNetwork((step,), step.inputs[0], step.output, step.grids[0], step.grids[-1])

@@ -34,14 +34,15 @@ def network(net: str) -> integer.IntegerNetwork:
 
 
 @cache
-def test_codes(net: str) -> torch.Tensor:
+def encoded(net: str) -> torch.Tensor:
+    """The test images' codes, int8 (10000, 1, 28, 28)."""
     return network(net).encode(data.load("test").images)
 
 
 @cache
 def ours(net: str) -> torch.Tensor:
     """The logits' codes of all test images, by qlab's integer-only network."""
-    return in_batches(network(net).run, test_codes(net))
+    return in_batches(network(net).run, encoded(net))
 
 
 def in_batches(runtime: Callable, x: torch.Tensor) -> torch.Tensor:

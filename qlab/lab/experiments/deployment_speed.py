@@ -25,10 +25,10 @@ from qlab.lab.experiments.deployment_files import (
     ONNX,
     OURS,
     TORCH,
+    encoded,
     library,
     network,
     place,
-    test_codes,
 )
 
 BATCHES, REPEATS = (1, 4, 16, 64), 20
@@ -61,7 +61,7 @@ def memory() -> Rows:
 
 def callables(net: str, threads: int) -> dict[str, Callable[[int], object]]:
     """Every runtime, loaded, as a function of the batch size: it runs the first images of the test set."""
-    images, codes = data.load("test").images, test_codes(net)
+    images, codes = data.load("test").images, encoded(net)
     pixels = codes.movedim(1, -1).contiguous().numpy()
     loaded = {name: (tflite.load(place(net, "tflite"), kernels, threads), pixels) for name, kernels in LITERT.items()}
     loaded |= {name: (onnx.load(place(net, f"onnx {kind}"), threads), images) for name, kind in ONNX.items()}
