@@ -20,12 +20,13 @@ from qlab.grading.build import digest
 from qlab.grading.ingest import Submission
 
 distributed = pytest.importorskip("distributed", reason="the cluster's tests need Dask: pip install 'qlab[cluster]'")
-pytestmark = pytest.mark.skipif(not shutil.which("bwrap"), reason="the sandbox's tests need bubblewrap: apt install bubblewrap")
+pytestmark = pytest.mark.skipif(not (shutil.which("bwrap") or os.environ.get("CI") and sys.platform == "linux"),
+                                reason="the sandbox's tests need bubblewrap: apt install bubblewrap")
 
 BUNDLE = grading_helpers.bundle()
 BUNDLE["digest"] = digest(BUNDLE)
 QUIET = {"dashboard_address": "127.0.0.1:0", "silence_logs": 50}
-SLOW = "import time\ntime.sleep(0.7)"
+SLOW = "import time\ntime.sleep(0.4)"
 
 
 def entry(name, **changed):
@@ -67,7 +68,7 @@ def workers():
 
 
 def test_a_killed_worker_loses_no_result(workers, tmp_path):
-    entries, expected = a_class(14, SLOW)
+    entries, expected = a_class(9, SLOW)
     with distributed.Client(workers, set_as_default=False) as client:
         before = client.run(os.getpid)
         assert len(before) == 3
@@ -85,12 +86,12 @@ def test_a_killed_worker_loses_no_result(workers, tmp_path):
         assert killed.is_set() and set(after.values()) != set(before.values())
         assert len(set(after.values()) & set(before.values())) == 2  # os._exit in a submission ends no worker
         assert not any(client.run(lambda: "torch" in __import__("sys").modules).values())  # nor does student code run in one
-    assert [result["status"] for result in made] == ["graded"] * 14
-    assert [result["score"] for result in made] == [expected[k % 4] for k in range(14)]
-    assert len(list(tmp_path.glob("*.json"))) == 14
+    assert [result["status"] for result in made] == ["graded"] * 9
+    assert [result["score"] for result in made] == [expected[k % 4] for k in range(9)]
+    assert len(list(tmp_path.glob("*.json"))) == 9
     assert gone(helpers())  # those of the killed worker, too
 
-    here, _ = batch.batch(entries[:4], BUNDLE, tmp_path / "here", lambda todo, bundle: batch.run_here(todo, bundle, jobs=2))
+    here, _ = batch.batch(entries[:4], BUNDLE, tmp_path / "here", lambda todo, bundle: batch.run_here(todo, bundle, jobs=1))
     for one, other in zip(here, made):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
@@ -168,8 +169,8 @@ def test_no_scheduler_no_workers_and_no_dask_are_one_sentence(monkeypatch):
 
 def test_a_cluster_that_loses_all_its_workers_says_so_of_each(workers):
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", **QUIET) as local:
-        entries, _ = a_class(3, "import time\ntime.sleep(3)")
-        run = cluster.run(local.scheduler_address, entries, BUNDLE, patience=2)
+        entries, _ = a_class(3, "import time\ntime.sleep(1.5)")
+        run = cluster.run(local.scheduler_address, entries, BUNDLE, patience=1)
         first = next(run)
         local.scale(0)
         rest = list(run)

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +21,15 @@ import grading_helpers
 import pytest
 
 from qlab import cli
-from qlab.grading import batch, bench, grade, results
+from qlab.grading import batch, bench, grade, ingest, notebook, owners, results
 from qlab.grading.build import digest
 from qlab.grading.ingest import Submission
 
 BUNDLE = {"format": 1, "assignment": "99_small", "questions": [{"id": "q1", "points": 2, "answer_cell": "q1"},
                                                                {"id": "q2", "points": 3, "answer_cell": "q2"}]}
 BUNDLE["digest"] = digest(BUNDLE)
-needs_bwrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="the sandbox's tests need bubblewrap: apt install bubblewrap")
+needs_bwrap = pytest.mark.skipif(not (shutil.which("bwrap") or os.environ.get("CI") and sys.platform == "linux"),
+                                 reason="the sandbox's tests need bubblewrap: apt install bubblewrap")
 
 
 def notebook_of(cells):
@@ -304,6 +307,7 @@ def test_the_self_check_writes_nothing(class_of_five, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["--jobs", "0"], "jobs is 0, and must be 1 or more."),
+    (["--deadline", "2026-11-23"], "'2026-11-23' is no date and time: write it like 2026-11-23T18:00 or 2026-11-23T18:00+01:00."),
     (["--deadline", "soon"], "'soon' is no date and time: write it like 2026-11-23T18:00 or 2026-11-23T18:00+01:00."),
     (["--bundle", "missing.gz"], "there is no bundle missing.gz: make it with qlab build."),
     (["--bundle", "text.gz"], "text.gz is not a bundle, or is damaged: make it again with qlab build."),
@@ -326,6 +330,115 @@ def test_a_missing_bundle_or_folder_is_one_sentence(class_of_five, capsys):
     Path("taken").write_text("")
     assert cli.main(["grade", str(class_of_five), "--assignment", "99", "--out", "taken"]) == 1
     assert capsys.readouterr().err == "qlab: taken/99_small: Not a directory\n"
+
+
+def test_an_export_that_no_file_can_hold_does_not_stop_the_others(class_of_five, monkeypatch, capsys):
+    monkeypatch.setattr(results, "make", lambda entry, *rest, make=results.make, **more: make(entry, *rest, **more) | {"reason": "\ud800"})
+    assert grade.main([str(class_of_five), "--assignment", "99", "--export", "html", "canvas"]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("html: not written: ") and err.count("\n") == 1 and "canvas: results/99_small/export/canvas.csv, 5 rows" in out
+
+
+def test_what_is_passed_over_is_told(class_of_five, capsys):
+    for number in ("01", "11"):
+        (class_of_five / f"{number}.ipynb").write_bytes(simple("right"))
+    assert grade.main([str(class_of_five), "--assignment", "99"]) == 0
+    told = "passed over: 2 notebooks with another assignment's number: 01.ipynb, 11.ipynb\n"
+    assert capsys.readouterr().out == told + SUMMARY
+
+
+def test_results_beside_the_hand_ins_are_nobodys(class_of_five, monkeypatch, capsys):
+    monkeypatch.chdir(class_of_five)
+    shutil.move("../bundles", ".")
+    for told in ("  graded          4\n", "  graded          4  (4 of them in an earlier run)\n"):
+        assert grade.main([".", "--assignment", "99", "--export", "csv", "html"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"99_small: 6 handed in by 5 students\n{told}")
+
+
+def test_a_class_zip_that_is_none_says_so(class_of_five, capsys):
+    Path("class.zip").write_bytes(b"PK, and nothing more")
+    assert cli.main(["grade", "class.zip", "--assignment", "99"]) == 1
+    assert capsys.readouterr().err == "qlab: class.zip: it is no zip that can be read (File is not a zip file).\n"
+
+
+# What a student can name, and may not claim
+
+EARLY, LATE = datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 25, tzinfo=UTC)
+
+
+def zipped(entries):
+    """A zip's bytes; entries: name -> (bytes, time)."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, (content, when) in entries.items():
+            archive.writestr(zipfile.ZipInfo(name, when.timetuple()[:6]), content)
+    return stream.getvalue()
+
+
+def whose(tmp_path, entries, deadline=None):
+    """(student, number, late) of what counts in a class's zip with these entries."""
+    (tmp_path / "class.zip").write_bytes(zipped(entries))
+    found = ingest.collect(tmp_path / "class.zip", "02_linear_quantization", deadline)
+    return sorted((entry.student, entry.number, entry.late) for entry in found if not entry.duplicate_of)
+
+
+NB = simple("x")
+STAMP = b"2026-11-20 10:00:00 UTC"
+
+
+@pytest.mark.parametrize("entries, found", [
+    ({"Vic_124_assignsubmission_file_hw.ipynb": (NB, EARLY),
+      "Mal_123_assignsubmission_file_X_124_assignsubmission_file_hw.ipynb": (NB, LATE)}, [("Mal", "123", False), ("Vic", "124", False)]),
+    ({"vic_124_1_hw.ipynb": (NB, EARLY), "mal_123_2_vic_124_3_hw.ipynb": (NB, LATE)}, [("mal", "123", False), ("vic", "124", False)]),
+    ({"vic/02.ipynb": (NB, EARLY), "mal.zip": (zipped({"submitted/vic/02/02.ipynb": (NB, EARLY)}), LATE)},
+     [("mal", "", False), ("vic", "", False)]),
+    ({"vic/ps/02.ipynb": (NB, EARLY), "vic/ps/timestamp.txt": (STAMP, EARLY), "mal/ps/timestamp.txt": (STAMP, EARLY),
+      "mal/ps/vic/ps/02.ipynb": (NB, EARLY), "mal/ps/vic/ps/timestamp.txt": (STAMP, EARLY)}, [("mal", "", False), ("vic", "", False)]),
+], ids=["Moodle", "Canvas", "a zip like nbgrader's", "nbgrader"])  # fmt: skip
+def test_a_name_inside_a_hand_in_claims_nobody_elses(tmp_path, entries, found):
+    assert whose(tmp_path, entries) == found
+
+
+def test_the_times_in_a_students_zip_do_not_count(tmp_path):
+    early = {"hw.ipynb": (NB, EARLY), "timestamp.txt": (STAMP, EARLY)}
+    entries = {"Ann_1_assignsubmission_file_/hw.zip": (zipped(early), LATE), "Bob_2_assignsubmission_file_hw.zip": (zipped(early), LATE),
+               "Cyd_3_assignsubmission_file_/hw.ipynb": (NB, EARLY), "Cyd_3_assignsubmission_file_/timestamp.txt": (STAMP, EARLY)}
+    deadline = datetime(2026, 11, 23).astimezone()
+    assert whose(tmp_path, entries, deadline) == [("Ann", "1", True), ("Bob", "2", True), ("Cyd", "3", False)]
+    entries = {"ann.zip": (zipped(early), LATE), "bob/02.ipynb": (NB, EARLY)}
+    assert whose(tmp_path, entries, deadline) == [("ann", "", True), ("bob", "", False)]
+    nested = {"ann/ps/timestamp.txt": (b"2026-11-25 10:00:00 UTC", LATE), "ann/ps/more/02.ipynb": (NB, EARLY),
+              "ann/ps/more/timestamp.txt": (STAMP, EARLY), "bob/ps/02.ipynb": (NB, EARLY), "bob/ps/timestamp.txt": (STAMP, EARLY)}
+    assert whose(tmp_path, nested, deadline) == [("ann", "", True), ("bob", "", False)]
+
+
+def test_names_and_files_that_would_stop_the_grader_are_refused(tmp_path):
+    """Each took minutes or gigabytes, or ended the batch."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "eve.ipynb").write_bytes(NB)
+    deep = tmp_path / "in" / "dan"
+    for name in ("a" * 200,) * 5 + ("b",) * 60:
+        deep /= name
+    deep.mkdir(parents=True)
+    (deep / "02.ipynb").write_bytes(NB)
+    found = {entry.student: entry.reason for entry in ingest.collect(tmp_path / "in", "02_linear_quantization")}
+    assert found == {"dan": "it lies more than 50 folders deep", "eve": ""}
+    entries = {"ann/02.ipynb": (NB, EARLY), "a/" * 30_000 + "02.ipynb": (NB, EARLY), "b" * 60_000 + ".ipynb": (NB, EARLY)}
+    (tmp_path / "class.zip").write_bytes(zipped(entries))
+    found = {entry.source: entry.reason for entry in ingest.collect(tmp_path / "class.zip", "02_linear_quantization")}
+    assert found.pop("ann/02.ipynb") == "" and found.pop("a/.../02.ipynb") and max(map(len, found)) < 255
+    assert list(found.values()) == ["its path has more than 50 folders, or a name of more than 255 characters"]
+    cells = [{"cell_type": "code", "source": "", "metadata": {}}] * 10_001
+    for book in ({"nbformat": 4, "cells": cells}, {"nbformat": 3, "worksheets": [{"cells": cells}]}):
+        with pytest.raises(ValueError, match="^it has 10,001 cells, and 10,000 are allowed$"):
+            notebook.cells_of(json.dumps(book).encode())
+
+
+def test_a_metadata_file_without_end_is_given_up():
+    content = b"submission_1:\n  :submitters:\n  - :name: Ada\n    :email: a@b\n"
+    assert owners._gradescope(content, 100)[0]["submission_1"][0]["name"] == "Ada"
+    assert owners._gradescope(content, 10) == ({}, 0)
 
 
 # Killed, and on a full disk, for real
@@ -422,7 +535,7 @@ def test_the_benchmark_stops_at_a_wrong_mark():
 
 
 @needs_bwrap
-def test_a_batch_in_the_sandbox_three_times(tmp_path):
+def test_a_batch_in_the_sandbox_three_times(tmp_path, monkeypatch):
     answers = {"ada": {}, "bob": {"q1": "def codes(x, lo, hi, bits):\n    return x"}, "cyd": {"q2": "import os\nos._exit(0)"},
                "dan": {"q1": grading_helpers.BLANK, "q2": grading_helpers.BLANK}, "eve": {"before": "%matplotlib inline\nprint('hello')"}}
     for name, changed in answers.items():
@@ -433,10 +546,18 @@ def test_a_batch_in_the_sandbox_three_times(tmp_path):
     bundle["digest"] = digest(bundle)
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(bundle).encode()))
     texts = []
-    for k in range(3):
+
+    def run(k):
         out = tmp_path / str(k)
         assert grade.main([str(tmp_path / "in"), "--assignment", "99", "--bundle", str(tmp_path / "b.json.gz"), "--out", str(out)]) == 0
         texts.append({path.name: re.sub(r'"seconds": [0-9.]+', "", path.read_text()) for path in (out / "99_small").glob("*.json")})
+        return out
+
+    run(0)
+    with batch.sandboxed(1) as mark:  # the other two in one sandbox, one after the other
+        monkeypatch.setattr(grade, "run_here", partial(batch.run_here, open_mark=partial(in_place, mark=mark)))
+        run(1)
+        out = run(2)
     marks = {result["submission"]["student"]: (result["status"], result["score"]) for result in stored(out / "99_small").values()}
     assert marks == {"ada": ("graded", 5), "bob": ("graded", 3), "cyd": ("graded", 2), "dan": ("graded", 0), "eve": ("graded", 5),
                      "fay": ("unreadable", 0)}

@@ -407,24 +407,27 @@ def test_the_teachers_seed_is_made_once_and_kept_private(tmp_path, monkeypatch):
 # The course's own sets
 
 
-def test_every_set_holds_with_any_seed_and_exercises_are_up_to_date():
+@pytest.fixture(scope="module")
+def measured():
+    """A seed, and what it makes of each set: a bundle, or a problem."""
     seed = secrets.token_hex(8)
+    return seed, dict(build._in_processes(measure, [(str(path), seed) for path in sorted((ROOT / "solutions").glob("*.ipynb"))]))
+
+
+def test_every_set_holds_with_any_seed_and_exercises_are_up_to_date(measured, monkeypatch):
+    seed, outcomes = measured
+    monkeypatch.setattr(build, "_in_processes", lambda function, tasks: [(path, outcomes[path]) for path, _ in tasks])
     assert build.build(ROOT, seed=seed, check=True, report=print) == [], f"with seed {seed}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "solutions").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_grader_gives_the_solution_full_marks_and_the_blank_none(path):
+def test_the_grader_gives_the_solution_full_marks_and_the_blank_none(path, measured):
     from qlab.grading import mark
 
-    bundle = _measured(path)
+    bundle = measured[1][str(path)]
+    assert isinstance(bundle, dict), bundle
     for notebook_path, share in ((path, 1), (ROOT / "exercises" / path.name, 0)):
         cells = [{"source": cell.source, "grade_id": student.grade_id(cell), "grade": student.flag(cell, "grade")}
                  for cell in nbformat.read(notebook_path, 4).cells if cell.cell_type == "code"]
         result = mark.grade_trusted(cells, bundle)
         assert result["score"] == share * result["max_score"], result["questions"]
-
-
-def _measured(path):
-    ((_, bundle),) = build._in_processes(measure, [(str(path), "a seed")])
-    assert isinstance(bundle, dict), bundle
-    return bundle

@@ -17,7 +17,7 @@ import qlab
 from qlab.grading import attack, cgroups, confine, drive, mark, sandbox, slot
 
 pytestmark = pytest.mark.skipif(
-    sys.platform.startswith("linux") and shutil.which("bwrap") is None, reason="the sandbox needs bubblewrap: apt install bubblewrap"
+    shutil.which("bwrap") is None and not os.environ.get("CI"), reason="the sandbox needs bubblewrap: apt install bubblewrap"
 )
 if not sys.platform.startswith("linux"):
     pytest.skip("the sandbox needs Linux", allow_module_level=True)
@@ -305,14 +305,15 @@ threading.Thread(target=time.sleep, args=(1000,)).start()
 """
     look = """
 import os, sys, torch, builtins
-print("LEFT", os.listdir("/tmp"), os.listdir("/dev/shm"), [hasattr(m, "left") for m in (torch, builtins, sys)], os.environ.get("LEFT"))
+modules = [hasattr(m, "left") for m in (torch, builtins, sys)]
+print("LEFT", "left" in os.listdir("/tmp"), os.listdir("/dev/shm"), modules, os.environ.get("LEFT"))
 """
     before = time.monotonic()
     assert scores(grade(box, after=leave)) == [0, 0]  # it has broken its own worker, nobody else's
     assert time.monotonic() - before < 15
     result = grade(box, after=look)
     assert scores(result) == [2, 3]
-    assert "LEFT [] [] [False, False, False] None" in result["stdout_tail"]
+    assert "LEFT False [] [False, False, False] None" in result["stdout_tail"]
 
 
 def test_the_installed_qlab_cannot_be_patched_on_disk(box):

@@ -52,7 +52,8 @@ WRITE = """
 import os, sys
 def attack(target):
     import qlab, torch
-    places = ["/", "/usr", "/usr/bin", "/etc", "/dev", "/proc", "/sys", "/var", "/var/tmp", "/home", target, sys.prefix]
+    places = ["/", "/usr", "/usr/bin", "/etc", "/dev", "/proc", "/sys", "/var", "/var/tmp", "/home", target]
+    places += [sys.prefix] * (not sys.prefix.startswith("/tmp/"))  # below its own /tmp an empty folder leads to the interpreter
     places += [os.path.dirname(module.__file__) for module in (os, qlab, torch)]
     for place in places:
         for path in (place + "/qlab-attack", place + "/__init__.py"):

@@ -7,9 +7,10 @@ says, so a run that was killed is simply repeated.
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from qlab.grading import results
@@ -49,10 +50,15 @@ def run_here(todo: list[Submission], bundle: dict, open_mark: OpenMark = sandbox
         except Exception as error:  # noqa: BLE001  whatever it is, without a sandbox there is no mark
             yield from ((entry, f"there is no sandbox: {sentence(error)}", 0.0) for entry in todo)
             return
-        pool = ThreadPoolExecutor(jobs)
+        pool, rest, under_way = ThreadPoolExecutor(jobs), iter(todo), set()
         try:
-            for future in as_completed([pool.submit(mark_one, mark, entry, bundle) for entry in todo]):
-                yield future.result()
+            while True:  # two for each job, so that a grader that is killed has few marks that it has not stored
+                under_way |= {pool.submit(mark_one, mark, entry, bundle) for entry in islice(rest, 2 * jobs - len(under_way))}
+                if not under_way:
+                    return
+                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the sandbox closes at once, and what runs in it ends
 

@@ -7,7 +7,6 @@ written unless everything holds, and then all of it.
 import concurrent.futures
 import contextlib
 import gzip
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from qlab.grading import student
 from qlab.grading.measure import measure
+from qlab.grading.results import digest
 
 
 def build(root: Path, names: list[str] = (), seed: str | None = None, check: bool = False, report=print) -> list[str]:
@@ -76,12 +76,6 @@ def teacher_seed() -> str:
     if not seed:
         raise ValueError(f"{path} is empty: remove it, and the next build makes a new seed.")
     return seed
-
-
-def digest(bundle: dict) -> str:
-    """sha256 of everything in the bundle but the digest itself."""
-    rest = {key: value for key, value in bundle.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _find(root: Path, names: list[str]) -> list[Path]:

@@ -78,8 +78,17 @@ def hide_files(tmp_mib: int) -> None:
     for name in ("cpuinfo", "meminfo", "version"):
         with open(f"/proc/{name}", "rb") as file:
             facts[name] = file.read()
+    with open("/proc/self/mountinfo") as mounts:  # an interpreter or packages that lie below /tmp must still be seen there
+        below = {path: os.open(path, os.O_PATH) for path in (line.split()[4] for line in mounts) if path.startswith("/tmp/")}
     for place in (b"/tmp", b"/dev/shm"):
         _call("mount", b"tmpfs", place, b"tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_mib}m,nr_inodes=10000,mode=700".encode())
+    for path, file in below.items():
+        folder = path if os.path.isdir(f"/proc/self/fd/{file}") else os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        if folder != path and not os.path.exists(path):
+            open(path, "xb").close()
+        _call("mount", f"/proc/self/fd/{file}".encode(), path.encode(), None, MS_BIND | MS_REC, None)
+        os.close(file)
     _call("mount", b"tmpfs", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
     for name, content in facts.items():
         with open(f"/proc/{name}", "wb") as file:

@@ -39,8 +39,6 @@ def find_bundle(assignment: str, given: str | None = None) -> Path:
 
 def load_bundle(path: Path) -> dict:
     """A bundle that qlab build wrote. Raises FileNotFoundError, or ValueError if it is something else."""
-    from qlab.grading.build import digest
-
     try:
         bundle = json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError:
@@ -49,7 +47,7 @@ def load_bundle(path: Path) -> dict:
         raise ValueError(f"{path} is not a bundle, or is damaged: make it again with qlab build.") from None
     if not isinstance(bundle, dict) or bundle.get("format") != 1 or not {"assignment", "digest", "questions"} <= bundle.keys():
         raise ValueError(f"{path} is not a bundle of format 1: make it again with qlab build.")
-    if digest(bundle) != bundle["digest"]:
+    if results.digest(bundle) != bundle["digest"]:
         raise ValueError(f"{path} is damaged, for its digest is another: make it again with qlab build.")
     return bundle
 
@@ -104,8 +102,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.unsafe_local and (args.export or args.dask):
         raise ValueError("--unsafe-local is a self-check without a sandbox: it makes no gradebook or other export, and uses no cluster.")
     deadline = parse_time(args.deadline) if args.deadline else None
-    bundle = load_bundle(find_bundle(args.assignment, args.bundle))
-    entries = ingest.collect(Path(args.folder), bundle["assignment"], deadline, [q["answer_cell"] for q in bundle["questions"]], _say)
+    kept = find_bundle(args.assignment, args.bundle)
+    bundle = load_bundle(kept)
+    answers = [question["answer_cell"] for question in bundle["questions"]]
+    entries = ingest.collect(Path(args.folder), bundle["assignment"], deadline, answers, _say, own=(Path(args.out), kept.parent))
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if args.unsafe_local:
         return _self_check(entries, bundle, jobs)

@@ -49,13 +49,14 @@ class Submission:
 
 
 def collect(place: Path, assignment: str, deadline: datetime | None = None, answers: Iterable[str] = (),
-            tell: Callable[[str], None] = lambda sentence: None) -> list[Submission]:
+            tell: Callable[[str], None] = lambda sentence: None, own: Iterable[Path] = ()) -> list[Submission]:
     """Everything handed in at place (a folder, a zip, a notebook) for the assignment "02_linear_quantization", in a fixed order.
 
-    answers: grade ids of the answer cells, for the remarks; tell is given a sentence about notebooks that are passed over. Raises
-    FileNotFoundError or ValueError if place holds nothing to grade; whatever is wrong with a submission is its status and reason.
+    answers: grade ids of the answer cells, for the remarks; tell is given a sentence about notebooks that are passed over; own: the
+    grader's own folders (`files.walk`). Raises FileNotFoundError or ValueError if place holds nothing to grade; whatever is wrong with a
+    submission is its status and reason.
     """
-    found = [_read(file) for file in files.walk(place)]
+    found = [_read(file) for file in files.walk(place, own)]
     whose = owners([item.file for item in found], assignment)
     candidates, taken = defaultdict(list), Counter()
     for item, its_owners in zip(found, whose):
@@ -90,7 +91,8 @@ def _without_notebook(found: list[files.File], whose: list, assignment: str) -> 
         if top or platform_owners(file.parts, people):
             there[top or file.parts] |= set() if file.kind == "empty" else {file.parts[-1]}
     for parts, names in there.items():
-        reason = f"there is no notebook of {assignment} in it, only {', '.join(sorted(names))}" if names else "it is empty"
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        reason = f"there is no notebook of {assignment} in it, only {', '.join(sorted(names)[:5])}{more}" if names else "it is empty"
         for owner in platform_owners((*parts, ""), people) or (Owner(("path", *parts), stem_of(parts[-1])),):
             source = "/".join(parts)
             yield owner, Submission(_id(owner.name, source, 0), owner.name, source, email=owner.email, number=owner.number,

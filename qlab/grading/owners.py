@@ -175,7 +175,7 @@ def _gradescope_member(member: dict, created) -> dict:
         when = (created if isinstance(created, datetime) else parse_time(str(created))).timestamp()
     except ValueError:
         when = None
-    told = {name: files.shown(str(member.get(f":{name}") or "")) for name in ("name", "email", "sid")}
+    told = {name: files.shown(str(member.get(f":{name}") or "")[:200]) for name in ("name", "email", "sid")}
     return {**told, "email": told["email"] or None, "time": when}
 
 

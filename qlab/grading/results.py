@@ -5,6 +5,7 @@ finds results that are complete, and the next run goes on with the rest. A resul
 bundle's digest are the ones it was made from.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from pathlib import Path
 from qlab.grading.ingest import Submission
 
 FORMAT = 1
+
+
+def digest(bundle: dict) -> str:
+    """sha256 of everything in a bundle but the digest itself."""
+    rest = {key: value for key, value in bundle.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def max_score(bundle: dict) -> float:

@@ -207,6 +207,7 @@ def _arguments(hide: tuple) -> list[str]:
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments += ["--unshare-user"]
+    arguments += ["--perms", "1777", "--tmpfs", "/tmp"]  # first: interpreter and packages may lie below it
     arguments += ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         path = Path("/", name)
@@ -232,7 +233,7 @@ def _arguments(hide: tuple) -> list[str]:
         secret = secret.resolve()
         if secret.is_dir() and any(secret.is_relative_to(place) for place in (*shown, Path("/usr"))):
             arguments += ["--tmpfs", str(secret)]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--remount-ro", "/"]
     for name, value in ENVIRONMENT.items():
         arguments += ["--setenv", name, value]
     return [*arguments, "--chdir", "/tmp", "--"]
