@@ -38,7 +38,7 @@ def grade_trusted(cells: list[dict], bundle: dict, total_seconds: float = 120.0,
 def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> dict:
     name, cases = question["id"], question["cases"]
     answers = [transcript.answers.get((name, k)) for k in range(len(cases))]
-    whys = [_why(case, answer) for case, answer in zip(cases, answers)]
+    whys = [why_wrong(case, answer) for case, answer in zip(cases, answers)]
     order = sorted(range(len(cases)), key=lambda k: cases[k]["kind"] != "public")  # public ones first
     failed = next((k for k in order if whys[k]), None)
     fate = transcript.ended.get(name)
@@ -67,7 +67,7 @@ def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> di
     }
 
 
-def _why(case: dict, answer: dict | None) -> str:
+def why_wrong(case: dict, answer: dict | None) -> str:
     """"" if the answer is the expected one, else one sentence."""
     if answer is None:
         return "it gave no answer."

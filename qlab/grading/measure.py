@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy
 
 import qlab
-from qlab.grading import cases, student, values, worker
+from qlab.grading import cases, mark, student, values, worker
 from qlab.grading.check import POINTS, run, start
 from qlab.grading.check import SECONDS as BUDGETS
 
@@ -50,7 +50,7 @@ def _measure(name: str, notebook, seed: str) -> dict:
                 if answer["t"] in ("error", "unsupported"):
                     raise ValueError(f"{what} gives {values.show(answer)}.")
                 case["expect"] = answer
-            elif why := _fails(case, answer):
+            elif why := mark.why_wrong(case, answer):
                 raise ValueError(f"{what}{_about(case)}: {why}")
     again = _answers(shell, sources, questions, drawn)
     blank = [cell.source if source is not None else None for cell, source in zip(student.student_notebook(notebook).cells, sources)]
@@ -58,16 +58,16 @@ def _measure(name: str, notebook, seed: str) -> dict:
     for question in questions:
         asked = drawn[question.id]
         for case, answer in zip(asked, again[question.id]):
-            if why := _fails(case, answer):
+            if why := mark.why_wrong(case, answer):
                 raise ValueError(f"{name}, {question.id}: the solution gives two answers to {case['call']}{_about(case)}: {why}")
-        if not any(_fails(case, answer) for case, answer in zip(asked, empty[question.id])):
+        if not any(mark.why_wrong(case, answer) for case, answer in zip(asked, empty[question.id])):
             raise ValueError(f"{name}, {question.id}: a blank answer gets its points.")
         for note, source in question.wrong:
             spoilt = list(sources)
             spoilt[question.answer] += f"\n\n\n{source}"
             _try_wrong(f"{name}, {question.id}", note, asked, _answers(shell, spoilt, [question], drawn)[question.id])
         for case in asked:
-            if case["kind"] == "hidden" and not any(_fails(case, answer) for answer in case["wrong"].values()):
+            if case["kind"] == "hidden" and not any(mark.why_wrong(case, answer) for answer in case["wrong"].values()):
                 raise ValueError(f"{name}, {question.id}: no wrong solution fails the hidden case {case['call']}{_about(case)}.")
     return {"format": 1, "assignment": name, "qlab": qlab.__version__, "seed_sha256": hashlib.sha256(seed.encode()).hexdigest(),
             "questions": [{"id": q.id, "points": q.points, "seconds": float(BUDGETS.get(q.id, SECONDS)), "answer_cell": q.id,
@@ -148,21 +148,13 @@ def _in_time(seconds: float, function, *args):
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _fails(case: dict, answer: dict) -> str:
-    """Why an answer is not the one expected; "" if it is."""
-    if case["raises"] is None:
-        return values.compare(answer, case["expect"], case["tol"], case["dtype"])
-    raised = answer["bases"] if answer["t"] == "error" else []
-    return "" if case["raises"] in raised else f"expected {case['raises']}, got {values.show(answer)}."
-
-
 def _about(case: dict) -> str:
     return f" ({case['about']})" if case["about"] else ""
 
 
 def _try_wrong(where: str, note: str, asked: list[dict], answers: list[dict]) -> None:
     """Notes what a wrong solution answers; ValueError if no hidden case catches it, or if it does not even run."""
-    failing = {kind: any(_fails(c, a) for c, a in zip(asked, answers) if c["kind"] == kind) for kind in ("public", "hidden")}
+    failing = {kind: any(mark.why_wrong(c, a) for c, a in zip(asked, answers) if c["kind"] == kind) for kind in ("public", "hidden")}
     if not failing["hidden"]:
         but = "only public ones do" if failing["public"] else "it gets full marks"
         raise ValueError(f"{where}: no hidden case fails the wrong solution {note!r}: {but}.")
