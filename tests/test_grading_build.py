@@ -114,6 +114,7 @@ def test_a_student_gets_no_solution_no_hidden_test_and_no_output(built):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells if cell.cell_type == "code")
     assert [cell.id for cell in cells] == ["cell0", "setup", "cell2", "q1", "q1_test", "cell5"]
     assert cells[4].metadata.editable is False and "editable" not in cells[3].metadata
+    assert [cell.id for cell in cells if "jupyter" in cell.metadata] == ["q1_test"] and cells[4].metadata.jupyter == {"source_hidden": True}
 
 
 def test_outputs_and_ids_of_the_solution_change_nothing(again):

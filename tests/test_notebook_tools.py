@@ -75,7 +75,9 @@ def test_outputs_are_stored_and_noise_is_not(refreshed):
     stream, figure = notebook.cells[3].outputs
     assert stream.text == "0\n1\n2\n" and figure.data["text/plain"].startswith("<Figure size") and "image/png" in figure.data
     assert notebook.metadata == notebooks.METADATA and notebook.metadata.kernelspec.display_name == "Python 3"
-    assert [set(cell.metadata) - {"tags"} for cell in notebook.cells] == [{"slideshow"}] + [set()] * 3 + [{"slideshow"}] + [set()] * 3
+    assert [set(cell.metadata) - {"tags"} for cell in notebook.cells] == [{"slideshow"}, {"jupyter"}, {"jupyter"}, set(),
+                                                                             {"slideshow"}, set(), set(), set()]
+    assert notebook.cells[2].metadata.jupyter == {"source_hidden": True}
     assert notebook.cells[0].metadata.slideshow == {"slide_type": "slide"}
     assert notebook.cells[5].metadata.tags == ["nbval-ignore-output"]
     assert not list(refreshed.parent.glob(".*"))

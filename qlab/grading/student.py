@@ -83,6 +83,8 @@ def student_notebook(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         source, _ = split(cell.source, "SOLUTION", STUB)
         source, _ = split(source, "HIDDEN TESTS")
         metadata = {k: v for k, v in cell.metadata.items() if k in ("nbgrader", "tags", "slideshow")}
+        if flag(cell, "grade"):  # folded: its 25 to 35 lines stood between an answer and its verdict
+            metadata |= {"jupyter": {"source_hidden": True}}
         if flag(cell, "grade") or flag(cell, "locked"):
             metadata |= {"deletable": False, "editable": False}
         elif flag(cell, "solution"):

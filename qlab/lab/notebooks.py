@@ -25,6 +25,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from PIL import Image
 
+from qlab.lab import hidden
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 MAX_LINES, MAX_BYTES, TIMEOUT_S = 25, 1_000_000, 300
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -76,7 +78,8 @@ def _refreshed(path: Path) -> bytes:
 
 
 def _tidy_cells(notebook: NotebookNode) -> None:
-    """Names made from each cell's text (so that an inserted cell renames no other), and a slide for each heading."""
+    """Names made from each cell's text (so that an inserted cell renames no other), a slide for each heading, questions' code folded."""
+    hidden.mark(notebook.cells)
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         name = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]

@@ -1,0 +1,58 @@
+"""Folded sources: which cells, and that every way of reading honours it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from qlab.lab import hidden
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "qlab" / "lab" / "jupyter"
+QUESTION = 'widgets.predict("How many?", ["one", "two"], 0, "SECRET one")'
+CELLS = ["# Title", "import torch\n\nplot.use_style()", "picture = 1", QUESTION, "print('kept')", 'x = quiz([("Which?", ["a", "b"], 1, "SECRET two")])']
+
+
+@pytest.fixture
+def page():
+    cells = [nbformat.v4.new_markdown_cell(CELLS[0]), *map(nbformat.v4.new_code_cell, CELLS[1:])]
+    hidden.mark(cells)
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def folded(cells):
+    return [bool(cell.metadata.get("jupyter", {}).get("source_hidden")) for cell in cells]
+
+
+def test_what_stands_before_the_first_question_and_what_asks_is_folded(page):
+    assert folded(page.cells) == [False, True, True, True, False, True]
+
+
+def test_a_cell_that_asks_nothing_any_more_is_opened_and_other_metadata_stay(page):
+    page.cells[5].source, page.cells[5].metadata["jupyter"]["outputs_hidden"] = "x = 1", False
+    page.cells[3].source = "pass"
+    hidden.mark(page.cells)
+    assert folded(page.cells) == [False, True, False, False, False, False]
+    assert page.cells[5].metadata.jupyter == {"outputs_hidden": False} and "jupyter" not in page.cells[3].metadata
+
+
+def test_a_magic_is_not_python_and_is_left_alone():
+    assert not hidden.asks("%timeit quiz()") and not hidden.imports("%matplotlib inline\nimport torch")
+
+
+@pytest.mark.parametrize("to", ["html", "slides", "markdown"])
+def test_nbconvert_leaves_folded_sources_out_of_what_is_read(page, tmp_path, to):
+    nbformat.write(page, tmp_path / "page.ipynb")
+    command = [sys.executable, "-m", "nbconvert", f"--to={to}", "--config", CONFIG / "jupyter_nbconvert_config.json", "page.ipynb", "--stdout"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert "SECRET" not in run.stdout and "plot" not in run.stdout and "kept" in run.stdout
+
+
+def test_scripts_keep_the_whole_source(page, tmp_path):
+    nbformat.write(page, tmp_path / "page.ipynb")
+    command = [sys.executable, "-m", "nbconvert", "--to=script", "--config", CONFIG / "jupyter_nbconvert_config.json", "page.ipynb", "--stdout"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert "SECRET two" in run.stdout and "import torch" in run.stdout
