@@ -15,7 +15,7 @@ import pytest
 
 import qlab
 from qlab import cli
-from qlab.grading import student
+from qlab.grading import links, student
 from qlab.grading.release import FILES, release
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,9 +36,12 @@ def clone(tmp_path_factory):
     for name in FILES:
         root.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root)
-    leave = shutil.ignore_patterns("__pycache__", "fashion-mnist", "checkpoints", "records", "[01][13456789]_*")
+    leave = shutil.ignore_patterns("__pycache__", "fashion-mnist", "checkpoints", "records", "[01]?_*")
     for name in ("qlab", "notebooks"):
         shutil.copytree(ROOT / name, root / name, ignore=leave)
+    shutil.copy(ROOT / "notebooks" / "02_linear_quantization.ipynb", root / "notebooks")
+    for name in ("README.md", "CONTRIBUTING.md"):  # the course's own are released below; here most of what they link to is left out
+        (root / name).write_text("# A course\n\n[Two](notebooks/02_linear_quantization.ipynb), [written once](solutions/README.md).\n")
     (root / "solutions").mkdir()
     (root / "exercises").mkdir()
     shutil.copy(ROOT / "solutions" / "02_linear_quantization.ipynb", root / "solutions")
@@ -67,6 +70,7 @@ def test_every_file_of_the_zip_is_searched(clone, tmp_path):
     out = tmp_path / "students.zip"
     count = release(clone, out)
     files = unpacked(out)
+    assert files[TOP + "README.md"] == b"# A course\n\n[Two](notebooks/02_linear_quantization.ipynb), written once.\n"
     assert len(files) == count and all(name.startswith(TOP) for name in files)
     names = {name.removeprefix(TOP) for name in files}
     assert {*FILES, "exercises/02_linear_quantization.ipynb", "exercises/README.md", "notebooks/02_linear_quantization.ipynb",
@@ -119,6 +123,7 @@ def test_the_course_itself_can_be_released(tmp_path, monkeypatch, capsys):
     names = {name.removeprefix(TOP) for name in unpacked(tmp_path / "students.zip")}
     assert {f"exercises/{path.name}" for path in (ROOT / "solutions").glob("*.ipynb")} <= names
     assert "qlab/lab/checkpoints/cnn.json" in names and not any(name.startswith(("solutions", "bundles", "tests")) for name in names)
+    assert links.broken({name.removeprefix(TOP): content for name, content in unpacked(tmp_path / "students.zip").items()}) == []
     assert re.fullmatch(rf".*students\.zip: {len(names)} files, \d+\.\d MiB\n", capsys.readouterr().out)
 
 
@@ -160,6 +165,13 @@ def test_the_seed_in_any_file(again, tmp_path, monkeypatch):
     kept.parent.mkdir(parents=True)
     kept.write_text(SEED + "\n")
     refused(again, tmp_path / "a.zip", ValueError, "^the seed of the hidden tests is in notebooks/notes.md.$")
+
+
+def test_a_link_that_leads_nowhere(again, tmp_path):
+    (again / "exercises" / "README.md").write_text("[notes](../notes.md)\n")
+    refused(again, tmp_path / "a.zip", ValueError, r"^exercises/README.md links to ../notes.md, which is not there\.$")
+    (again / "exercises" / "README.md").write_text("[top](../README.md#the-top)\n")
+    refused(again, tmp_path / "a.zip", ValueError, r"^exercises/README.md links to ../README.md#the-top, which has no such heading\.$")
 
 
 def test_a_students_clone_and_a_damaged_one(again, tmp_path):

@@ -1,6 +1,7 @@
 """qlab release: a zip for students. The course, the library and the exercises; no solutions, no bundles, no results, no tests, no seed.
 
-It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can.
+It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can. Where a Markdown file links to
+what is left out, the zip's copy keeps the words and drops the link.
 """
 
 import os
@@ -8,23 +9,27 @@ import zipfile
 from pathlib import Path
 
 import qlab
-from qlab.grading import student
+from qlab.grading import links, student
 
-FILES = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml")
+FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml")
 FOLDERS = ("qlab", "notebooks", "exercises")
+LEFT_OUT = {"solutions", "bundles", "tests"}
 
 
 def release(root: Path, out: Path) -> int:
     """Writes the zip, whole or not at all; the number of files in it.
 
-    Raises ValueError where exercises/ is not what solutions/ generates, a hidden line or the teacher's seed stands in a file, or out is no
-    .zip; FileNotFoundError where something of the course is missing.
+    Raises ValueError where exercises/ is not what solutions/ generates, a hidden line or the teacher's seed stands in a file, a link leads
+    nowhere, or out is no .zip; FileNotFoundError where something of the course is missing.
     """
     if out.suffix != ".zip":
         raise ValueError(f"{out} must end with .zip.")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent}.")
     contents = {name: (root / name).read_bytes() for name in sorted(_names(root))}
+    for name, content in contents.items():
+        if name.endswith(".md"):
+            contents[name] = links.without(name, content, LEFT_OUT)
     _check(root, contents)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
@@ -75,3 +80,5 @@ def _check(root: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
             if seed.encode() in content:
                 raise ValueError(f"the seed of the hidden tests is in {name}.")
+    if problems := links.broken(contents):
+        raise ValueError(problems[0])
