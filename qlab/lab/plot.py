@@ -7,23 +7,34 @@ apart in grey print:
     float    minmax   linear, affine   symmetric   kmeans   log
     0        17       35               46          58       71
 
+Lines and areas take COLORS, words INK, the same hues dark enough to read.
+
 A label may say more than the method's name, as in "kmeans, per channel": its first word decides. Each function draws into ax, or into a
 new figure of pyplot's, and returns the Axes; in a notebook's last line write `_ = plot.staircase(...)`, so that the Axes is not printed.
 """
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.axis import Axis
+from matplotlib.category import StrCategoryFormatter
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, NullLocator
 
 COLORS = {
     "float": "#000000", "linear": "#00558C", "log": "#E69F00", "kmeans": "#009E73",     # the reference and the three quantizers
     "minmax": "#002B52", "affine": "#00558C", "symmetric": "#0072B2",                   # linear quantization's schemes: blues
     "error": "#D55E00", "accent": "#CC79A7", "muted": "#8C8C8C",                        # what went wrong; one thing to look at; background
 }
+# The same hues for words: as dark as small letters need to be on white, a contrast of at least 4.5 to 1 (WCAG 2).
+INK = COLORS | {"log": "#986900", "kmeans": "#00825E", "error": "#BB5300", "accent": "#9D5D81", "muted": "#6B6B6B"}
 MARKERS = {"float": "o", "linear": "s", "log": "^", "kmeans": "D", "minmax": "v", "affine": "P", "symmetric": "X"}
 LINESTYLES = {
     "float": (0, (7, 2)), "linear": (0, ()), "log": (0, (4, 1.5, 1, 1.5)), "kmeans": (0, (1.5, 1)),
@@ -33,7 +44,10 @@ KB = 1000  # bytes
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the course: white page, light grid, type that can be read from the back of a room."""
+    """Set matplotlib's defaults for the course: white page, light grid, type that can be read from the back of a room.
+
+    In a notebook, pictures of pyplot's figures also carry their `alt_text` from now on, in the output's metadata.
+    """
     plt.rcParams.update({
         "figure.figsize": (7.0, 3.6), "figure.dpi": 110, "savefig.dpi": 110, "savefig.bbox": "tight", "savefig.pad_inches": 0.06,
         "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "figure.constrained_layout.use": True,
@@ -43,6 +57,113 @@ def use_style() -> None:
         "lines.linewidth": 2.0, "lines.markersize": 7.0, "legend.frameon": False, "image.cmap": "gray_r",
         "axes.prop_cycle": plt.cycler(color=[COLORS[m] for m in ("linear", "log", "kmeans", "error", "accent", "float")]),
     })
+    _tell_notebook()
+
+
+def _tell_notebook() -> None:
+    """Put alt_text beside the PNG that IPython makes of a Figure; that PNG itself stays as it was."""
+    ipython = sys.modules.get("IPython")  # there, if this is a notebook
+    shell = ipython and ipython.get_ipython()
+    if not hasattr(shell, "kernel"):
+        return
+    plt.switch_backend(plt.get_backend())  # loads the notebook's own, which sets IPython's way to draw a Figure, once
+    formatter = shell.display_formatter.formatters["image/png"]
+    draw = formatter.for_type(Figure)
+    if draw and not isinstance(draw, _Described):
+        formatter.for_type(Figure, _Described(draw))
+
+
+class _Described:
+    """IPython's way to draw a Figure, and what the picture shows as its alternative text."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def __call__(self, fig: Figure):
+        drawn = self.draw(fig)
+        picture, metadata = drawn if isinstance(drawn, tuple) else (drawn, {})
+        return picture, metadata | {"alt": alt_text(fig)}
+
+
+def describe(fig: Figure, text: str) -> None:
+    """Say in one or two sentences what a figure shows, in place of what `alt_text` finds out by itself.
+
+    >>> fig = Figure()
+    >>> describe(fig, "A tree of seven nodes.")
+    >>> alt_text(fig)
+    'A tree of seven nodes.'
+    """
+    fig.set_label(" ".join(text.split()))
+
+
+def alt_text(fig: Figure) -> str:
+    """What a figure shows, for those who do not see it: of each panel its title, kind, names, axes with units and their range.
+
+    >>> fig = Figure()
+    >>> ax = fig.add_subplot(title="Errors", xlabel="bits", ylabel="SQNR (dB)", xlim=(2, 8), ylim=(0, 50))
+    >>> _ = ax.plot([2, 8], [10, 46], label="linear")
+    >>> alt_text(fig)
+    'Errors. Lines: linear. Across: bits, from 2 to 8. Up: SQNR (dB), from 0 to 50.'
+    """
+    if fig.get_label():
+        return fig.get_label()
+    panels = [ax for ax in fig.axes if ax.get_visible()]
+    said = [_panel_text(ax) for ax in panels]
+    over = [] if fig.get_suptitle() == "" else [_words(fig.get_suptitle())]
+    if len(panels) > 1 and all(ax.images and not ax.lines for ax in panels):  # a row of pictures: their titles say it all
+        titles = ", ".join(filter(None, (_title(ax) for ax in panels)))
+        return ". ".join([*over, f"{len(panels)} pictures" + (f": {titles}" if titles else "")]) + "."
+    if len(panels) > 1:
+        said = [f"Panel {number} of {len(panels)}: {text}" for number, text in enumerate(said, 1)]
+    return " ".join(f"{text}." for text in [*over, *said]) or "An empty figure."
+
+
+def _panel_text(ax: Axes) -> str:
+    names = [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else ax.get_legend_handles_labels()[1]
+    if ax.images:
+        kind = "Picture"
+    elif any(isinstance(part, BarContainer) for part in ax.containers):
+        kind = "Bars"
+    elif any(isinstance(patch, StepPatch) for patch in ax.patches):
+        kind = "Histogram"
+    elif ax.lines or ax.collections:
+        kind = "Points" if all(line.get_linestyle() in ("None", "") for line in ax.lines) else "Lines"
+    else:
+        kind = "Drawing"
+        names = names or [text.get_text() for text in ax.texts]
+    names = [name for name in map(_words, dict.fromkeys(names)) if name]
+    said = [_title(ax), kind + (f": {', '.join(names)}" if names else "")]
+    if ax.axison:
+        said += [_axis_text("Across", ax.xaxis), _axis_text("Up", ax.yaxis)]
+    return ". ".join(filter(None, said))
+
+
+def _title(ax: Axes) -> str:
+    return ", ".join(filter(None, (_words(ax.get_title(loc)) for loc in ("left", "center", "right"))))
+
+
+def _axis_text(direction: str, axis: Axis) -> str:
+    """Label, and range or names of the ticks; "" for an axis with neither label nor ticks."""
+    ticks = axis.get_majorticklocs()
+    named = axis.get_major_formatter()
+    words = [_words(word) for word in named.format_ticks(ticks)] if isinstance(named, FixedFormatter | StrCategoryFormatter) else []
+    label = _words(axis.get_label_text())
+    if not label and not len(ticks):
+        return ""
+    low, high = (f"{end:.3g}" for end in axis.get_view_interval())
+    scale = "" if axis.get_scale() == "linear" else f" ({axis.get_scale()} scale)"
+    about = f"from {low} to {high}{scale}" if not any(words) else ", ".join(filter(None, words))
+    return f"{direction}: {label}, {about}" if label else f"{direction}: {about}"
+
+
+def _words(text: str) -> str:
+    r"""Text without the signs of TeX.
+
+    >>> _words(r"decoded value $\hat{x}$, $2^{-3}$")
+    'decoded value x hat, 2^-3'
+    """
+    text = re.sub(r"\\hat\s*\{?\s*(\w+)\}?", r"\1 hat", text.replace("$", ""))
+    return " ".join(re.sub(r"\\[,;! ]", " ", re.sub(r"\\(\w+)", r"\1", text)).replace("{", "").replace("}", "").split())
 
 
 def method_of(label: str) -> str:
@@ -146,7 +267,8 @@ def pareto(points: Mapping[str, Sequence[Sequence[float]]], reference: Sequence[
         ax.errorbar(size, accuracy, [accuracy - low, high - accuracy], capsize=3, elinewidth=1.2, **style)
         for i, note in enumerate((notes or {}).get(label, ())):
             at = list(order).index(i)
-            ax.annotate(str(note), (size[at], accuracy[at]), xytext=(6, -13), textcoords="offset points", fontsize=10, color=style["color"])
+            ax.annotate(str(note), (size[at], accuracy[at]), xytext=(6, -13), textcoords="offset points", fontsize=10,
+                        color=INK[method_of(label)])
     if reference is not None:
         size, accuracy, low, high = (values[0] for values in _rows([reference], "reference"))
         ax.axhspan(100 * low, 100 * high, color=COLORS["float"], alpha=0.10, linewidth=0)
