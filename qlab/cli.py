@@ -5,6 +5,7 @@ Only the standard library is imported here; each command imports what it needs w
 
 import argparse
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import qlab
 
 PORT = 8888
 WELCOME = "00_welcome.ipynb"
+QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune", "compress",
+         "distill", "mixed_precision", "training", "records", "check", "grading_values", "links")  # tests/test_*.py of qlab check
 PYTEST_TAKES_A_VALUE = ("-k", "-m", "-n", "-p", "-o", "-c", "-W", "--ignore", "--deselect", "--maxfail", "--dist", "--durations")
 
 
@@ -85,14 +88,16 @@ def lab(args: argparse.Namespace) -> int:
     print(f"qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", flush=True)
     from jupyterlab.labapp import LabApp
 
+    from qlab.lab.jupyter import enable
+
     LabApp.launch_instance([
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
         f"--LabApp.default_url=/lab/tree/{quote(notebook)}",
-        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside,
-        f"--LabApp.app_settings_dir={Path(qlab.__file__).parent / 'lab' / 'jupyter'}",                # and nobody is asked about news
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside
         "--ServerApp.allow_root=True",     # in a container one is root, and the server listens to this machine only
         "--ServerApp.answer_yes=True",     # one Ctrl-C stops it
         "--Application.log_level=WARN",
+        *enable(),
         *(["--ServerApp.open_browser=False"] if args.no_browser else []),
     ])
     return 0
@@ -110,11 +115,34 @@ def pytest_command(args: list[str], root: Path) -> list[str]:
 
 def run_tests(args: list[str]) -> int:
     root = clone()
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the workers fill the cores
+    if not (root / "tests").is_dir():
+        print("qlab: tests are not part of this copy of the course; they are in the repository that it was made from.")
+        return 0
+    settings = {
+        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",  # the workers fill the cores
+        "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000",  # glibc keeps freed memory: getting it anew is a sixth of the time
+    }
     try:
-        return subprocess.call(pytest_command(args, root), cwd=root, env=one_thread | os.environ)
+        return subprocess.call(pytest_command(args, root), cwd=root, env=settings | os.environ)
     except KeyboardInterrupt:
         return 130
+
+
+def tests_of_page(page: Path, root: Path) -> list[str]:
+    """The page itself and the tests of the demos that it imports."""
+    demos = re.findall(r"qlab\.lab\.demos(?: import |\.)(\w+)", page.read_text(encoding="utf-8"))
+    paths = [page, *(root / "tests" / f"test_demo_{name}.py" for name in dict.fromkeys(demos))]
+    return [path.relative_to(root).as_posix() for path in paths if path.is_file()]
+
+
+def check(args: argparse.Namespace) -> int:
+    root = clone().resolve()
+    pages = [find_notebook(name, root) for name in args.names]
+    codes = [lint([]), run_tests([f"tests/test_{name}.py" for name in QUICK] + [test for page in pages for test in tests_of_page(page, root)])]
+    for page in pages:
+        if (root / "solutions" / page.name).is_file():
+            codes.append(main(["build", page.stem, "--check"]))
+    return max(codes)
 
 
 def bench(args: list[str]) -> int:
@@ -156,7 +184,16 @@ def notebooks(args: argparse.Namespace) -> int:
     from qlab.lab.notebooks import refresh
 
     refresh(paths, report=print)
+    record_release(root)
     return 0
+
+
+def record_release(root: Path) -> None:
+    """Notes the notebooks of a clone as the released ones, which JupyterLab then trusts."""
+    if root.resolve() == Path(qlab.__file__).resolve().parent.parent:
+        from qlab.lab.jupyter import released
+
+        released.record(root)
 
 
 def build(args: argparse.Namespace) -> int:
@@ -165,6 +202,8 @@ def build(args: argparse.Namespace) -> int:
     problems = build(clone(), args.names, args.seed, args.check)
     for problem in problems:
         print("qlab:", problem, file=sys.stderr)
+    if not (problems or args.check):
+        record_release(clone())
     return 1 if problems else 0
 
 
@@ -230,6 +269,10 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lab)
 
     commands.add_parser("test", help="run all tests, notebooks included; arguments are pytest's: qlab test -k log")
+    command = commands.add_parser("check", help="lint and the quick tests; with a page's number that page, its demos and its exercise set too")
+    command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02")
+    command.set_defaults(run=check)
+
     commands.add_parser("bench", help="measure speeds and write the record")
 
     command = commands.add_parser("zoo", help="train the networks again")
