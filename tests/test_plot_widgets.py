@@ -14,7 +14,7 @@ from PIL import Image
 
 from qlab.lab import plot, widgets
 from qlab.lab.questions import plain
-from qlab.lab.redraw import Canvas, png
+from qlab.lab.redraw import Agg, Canvas, png
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -173,7 +173,7 @@ def test_pictures_refuse_what_they_cannot_draw(draw, says):
 
 
 def full_drawing(fig) -> np.ndarray:
-    FigureCanvasAgg(fig).draw()
+    Agg(fig).draw()
     return np.asarray(fig.canvas.buffer_rgba())[:, :, :3]
 
 
@@ -182,7 +182,7 @@ def test_redrawing_gives_the_pixels_of_a_full_drawing():
         plot.use_style()
         fig, (left, right) = widgets.figure(6, 2.5, 1, 2)
         line, = left.plot([0, 1, 2], [0, 1, 0], label="a line")
-        left.legend()
+        left.legend(loc="upper left")
         image = right.imshow(np.eye(4), extent=(0, 1, 0, 1))
         right.grid(False)
         left.set(xlim=(0, 2), ylim=(0, 4), xlabel="a label")

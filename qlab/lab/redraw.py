@@ -1,63 +1,166 @@
 """Drawing the same figure again and again: what rarely changes is drawn once and kept, the data are drawn each time.
 
-Most of the time that matplotlib takes for a small figure goes into the ticks and their labels, not into the data. `Canvas.pixels` keeps a
-picture of every axes' frame (background, grid, ticks, labels, title) and draws the other artists, data and legend, on a copy of it.
-Limits, labels or titles that have changed are noticed by matplotlib's own `stale` flags, and then the frames are drawn again. The result
-differs from Figure.draw in one thing: the grid is always below the data.
+Most of the time that matplotlib takes for a small figure goes into ticks, labels and legends, not into the data. `Canvas.pixels` keeps a
+picture of every axes' frame (background, grid, ticks, labels, title, legend) and draws the other artists, the data, on a copy of it.
+Limits, labels or titles that have changed are noticed by matplotlib's own `stale` flags, and then the frame of that axes is drawn again,
+and no other. The result differs from Figure.draw in two things: grid and legend are always below the data, and a text stands on whole
+pixels, so that its letters are rendered once and then only placed (`Renderer`).
 """
 
+import contextlib
 import struct
+import types
 import zlib
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
+from matplotlib.transforms import Affine2D
+
+
+class Renderer(RendererAgg):
+    """Agg, with a memory for text: laying out and rendering the letters takes most of a text's time, and most texts come again."""
+
+    def __init__(self, width, height, dpi):
+        super().__init__(width, height, dpi)
+        self._texts, self._heights = {}, {}
+
+    def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+        key = s, hash(prop), angle, ismath
+        if key not in self._texts:
+            self._texts[key] = self._recorded(gc, s, prop, angle, ismath, mtext)
+        pictures, boxes = self._texts[key]
+        x, y = round(x), round(y)
+        for picture, left, top in pictures:
+            self._renderer.draw_text_image(picture, left + x, top + y, 0, gc)
+        for box_gc, path, transform in boxes:  # the bars of fractions and roots
+            rgba = gc.get_rgb()
+            self._renderer.draw_path(box_gc, path, transform + Affine2D().translate(x, -y), rgba)
+
+    def _recorded(self, gc, s, prop, angle, ismath, mtext) -> tuple[list, list]:
+        """What RendererAgg would draw for a text at (0, 0): grey pictures with their places, and boxes."""
+        pictures, boxes, agg = [], [], self._renderer
+        self._renderer = types.SimpleNamespace(
+            draw_text_image=lambda picture, x, y, angle, gc: pictures.append((np.array(picture), x, y)),
+            draw_path=lambda gc, path, transform, rgba: boxes.append((gc, path, transform)))
+        try:
+            super().draw_text(gc, 0, 0, s, prop, angle, ismath, mtext)
+        finally:
+            self._renderer = agg
+        return pictures, boxes
+
+    def _get_font_height_metrics(self, prop):
+        """Ascent, descent and line gap in dots: Text asks for them each time that it is laid out."""
+        key = hash(prop)
+        if key not in self._heights:
+            font = get_font(fontManager._find_fonts_by_props(prop))
+            scale = prop.get_size_in_points() * self.dpi / 72 / font.get_sfnt_table("head")["unitsPerEm"]
+            table = font.get_sfnt_table("OS/2")
+            self._heights[key] = [scale * table[key] for key in ("sTypoAscender", "sTypoDescender", "sTypoLineGap")]
+        ascent, descent, gap = self._heights[key]
+        return ascent, -descent, gap
+
+
+class Agg(FigureCanvasAgg):
+    """Agg's canvas with that renderer."""
+
+    def get_renderer(self):
+        if not hasattr(self, "renderer"):
+            self.renderer = Renderer(*self.figure.bbox.size, self.figure.dpi)
+        return self.renderer
 
 
 class Canvas:
-    """The pixels of one figure, which keeps its layout from the first drawing on."""
+    """The pixels of one figure, which keeps its size, and its layout from the first drawing on."""
 
     def __init__(self, fig: Figure, dpi: float):
         self.fig = fig
         fig.set_dpi(dpi)
-        self._agg = FigureCanvasAgg(fig)
+        self._agg = Agg(fig)
         self._agg.draw()                # the layout is found once, and then stays: it costs more than the drawing,
         fig.set_layout_engine("none")   # and a frame that moves with its tick labels would be hard to watch
-        self._kept = None
+        self._kept = None               # the pixels of all frames, RGBA
+        self._places: dict[Axes, tuple[slice, slice]] = {}  # where each axes' frame has put something
         self._known: list[Artist] = []
 
     def pixels(self) -> np.ndarray:
         """uint8 (height, width, 3): the figure as it is now."""
         renderer = self._agg.get_renderer()
-        for ax in self.fig.axes:
+        axes = self.fig.axes
+        for ax in axes:
             ax.get_xlim(), ax.get_ylim()  # limits that follow the data are computed when they are asked for
-        frames = [artist for ax in self.fig.axes for artist in _frame(ax)] + _surroundings(self.fig)
-        if self._kept is None or frames != self._known or any(artist.stale for artist in frames):
-            self._draw_frames(frames)
-        self._agg.restore_region(self._kept)
-        for ax in sorted((ax for ax in self.fig.axes if ax.get_visible()), key=Artist.get_zorder):
+        frames, surroundings = {ax: _frame(ax) for ax in axes}, _surroundings(self.fig)
+        known = [artist for frame in frames.values() for artist in frame] + surroundings
+        stale = [ax for ax in axes if any(artist.stale for artist in frames[ax])]
+        if known != self._known or any(artist.stale for artist in surroundings) or not self._mended(stale):
+            self._draw_frames()
+        self._known = known
+        for artist in known:
+            artist.stale = False  # one that is hidden or empty is not drawn, and would stay stale
+        pixels = np.asarray(self._agg.buffer_rgba())
+        pixels[:] = self._kept
+        for ax in sorted((ax for ax in axes if ax.get_visible()), key=Artist.get_zorder):
             for artist in sorted(_data(ax), key=Artist.get_zorder):
                 artist.draw(renderer)
-        return np.asarray(self._agg.buffer_rgba())[:, :, :3]
+        return pixels[:, :, :3]
 
-    def _draw_frames(self, frames: list[Artist]) -> None:
-        hidden = [artist for ax in self.fig.axes for artist in _data(ax) if artist.get_visible()]
-        for artist in hidden:
-            artist.set_visible(False)
-        try:
+    def _mended(self, stale: list[Axes]) -> bool:
+        """Put the frames of these axes anew into the picture; False where they overlap others, so that all have to be drawn."""
+        for ax in stale:
+            if not ax.get_visible():
+                return False
+            picture, place = self._alone(ax)
+            old = self._places.get(ax)
+            if old is None or any(_overlap(place, other) or _overlap(old, other) for one, other in self._places.items() if one is not ax):
+                return False
+            self._kept[old], self._kept[place] = picture[old], picture[place]
+            self._places[ax] = place
+        return True
+
+    def _alone(self, ax: Axes | None) -> tuple[np.ndarray, tuple[slice, slice]]:
+        """One axes' frame on an empty page, and the smallest rectangle that holds it; for None, what belongs to no axes."""
+        renderer = self._agg.get_renderer()
+        renderer.clear()
+        self.fig.patch.draw(renderer)
+        picture = np.asarray(self._agg.buffer_rgba())
+        blank = picture[0, 0].copy()
+        with _hidden(_data(ax) if ax else []):
+            for artist in [ax] if ax else _surroundings(self.fig)[1:]:  # without the patch
+                artist.draw(renderer)
+        drawn = picture.view(np.uint32)[..., 0] != blank.view(np.uint32)[0]
+        rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
+        return picture, tuple(slice(at[0], at[-1] + 1) if len(at) else slice(0, 0) for at in (rows, columns))
+
+    def _draw_frames(self) -> None:
+        """All frames, and what belongs to the figure alone; and where each of them is."""
+        with _hidden([artist for ax in self.fig.axes for artist in _data(ax)]):
             self._agg.draw()
-        finally:
-            for artist in hidden:
-                artist.set_visible(True)
-        self._kept, self._known = self._agg.copy_from_bbox(self.fig.bbox), frames
-        for artist in frames:
-            artist.stale = False  # one that is hidden or empty is not drawn, and would stay stale
+        self._kept = np.array(self._agg.buffer_rgba())
+        self._places = {ax: self._alone(ax)[1] for ax in self.fig.axes if ax.get_visible()}
+        self._places[None] = self._alone(None)[1]
+
+
+@contextlib.contextmanager
+def _hidden(artists: list[Artist]):
+    shown = [artist for artist in artists if artist.get_visible()]
+    for artist in shown:
+        artist.set_visible(False)
+    try:
+        yield
+    finally:
+        for artist in shown:
+            artist.set_visible(True)
+
+
+def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other))
 
 
 def _frame(ax: Axes) -> list[Artist]:
-    return [ax.patch, ax.xaxis, ax.yaxis, ax.title, ax._left_title, ax._right_title]
+    return [ax.patch, ax.xaxis, ax.yaxis, ax.title, ax._left_title, ax._right_title, *([ax.legend_] if ax.legend_ else [])]
 
 
 def _surroundings(fig: Figure) -> list[Artist]:

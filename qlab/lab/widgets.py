@@ -20,6 +20,7 @@ import textwrap
 
 import ipywidgets
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -74,7 +75,7 @@ class Live(ipywidgets.VBox):
             _label(control, name)
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="2px 16px")
         super().__init__([ipywidgets.Box(list(controls.values()), layout=row), self._image, self._caption])
-        self._say(update(**self.values))
+        self._say(self._updated())
         self._canvas = Canvas(fig, DPI)
         self._image.value = png(self._canvas.pixels())
         for control in controls.values():
@@ -106,7 +107,7 @@ class Live(ipywidgets.VBox):
 
     def _redraw(self) -> None:
         try:
-            text = self.update(**self.values)
+            text = self._updated()
             picture = png(self._canvas.pixels())
         except Exception as error:  # shown rather than raised: in a browser nobody would see it
             self.error = error
@@ -116,6 +117,15 @@ class Live(ipywidgets.VBox):
         self.error = None
         self._image.value = picture
         self._say(text)
+
+    def _updated(self):
+        """What update says, computed on one thread: a step's work is small, and threads that wait for more of it keep a processor busy."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.update(**self.values)
+        finally:
+            torch.set_num_threads(threads)
 
     def _say(self, text) -> None:
         self.text = text if isinstance(text, str) else ""
