@@ -6,11 +6,12 @@ ifeq ($(OS),Windows_NT)
 QLAB = .venv/Scripts/qlab
 endif
 
-.PHONY: help setup lab test bench zoo notebooks lint doctor build grade release tflite-keras clean
+.PHONY: help setup lab test check bench zoo notebooks lint doctor build grade release tflite-keras clean
 
 help:
 	@echo "make lab        open the course in JupyterLab            make lab PORT=8890, make lab ARGS=02"
 	@echo "make test       run all tests, notebooks included        make test ARGS='-k log'"
+	@echo "make check      lint and the quick tests, under a minute  make check ARGS=02: that page, its demos and its exercises too"
 	@echo "make setup      make .venv and install qlab into it      make PYTHON=python3.12 setup"
 	@echo "make doctor     say what this machine can do, and whether everything is in place"
 	@echo "make bench      measure speeds and write the record"
@@ -30,7 +31,7 @@ setup:
 lab: setup
 	@$(QLAB) lab $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test bench zoo notebooks lint doctor build grade release: setup
+test check bench zoo notebooks lint doctor build grade release: setup
 	@$(QLAB) $@ $(ARGS)
 
 tflite-keras: setup

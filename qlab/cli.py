@@ -16,8 +16,8 @@ import qlab
 
 PORT = 8888
 WELCOME = "00_welcome.ipynb"
-QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune", "compress",
-         "distill", "mixed_precision", "training", "records", "check", "grading_values", "links")  # tests/test_*.py of qlab check
+QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune",
+         "compress", "distill", "mixed_precision", "training", "records", "check", "grading_values", "links")  # of tests/, for qlab check
 PYTEST_TAKES_A_VALUE = ("-k", "-m", "-n", "-p", "-o", "-c", "-W", "--ignore", "--deselect", "--maxfail", "--dist", "--durations")
 
 
@@ -138,7 +138,8 @@ def tests_of_page(page: Path, root: Path) -> list[str]:
 def check(args: argparse.Namespace) -> int:
     root = clone().resolve()
     pages = [find_notebook(name, root) for name in args.names]
-    codes = [lint([]), run_tests([f"tests/test_{name}.py" for name in QUICK] + [test for page in pages for test in tests_of_page(page, root)])]
+    chosen = [f"tests/test_{name}.py" for name in QUICK] + [test for page in pages for test in tests_of_page(page, root)]
+    codes = [lint([]), run_tests(chosen)]
     for page in pages:
         if (root / "solutions" / page.name).is_file():
             codes.append(main(["build", page.stem, "--check"]))
@@ -269,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lab)
 
     commands.add_parser("test", help="run all tests, notebooks included; arguments are pytest's: qlab test -k log")
-    command = commands.add_parser("check", help="lint and the quick tests; with a page's number that page, its demos and its exercise set too")
+    command = commands.add_parser("check", help="lint and the quick tests; with a page's number also that page, its demos, its exercises")
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02")
     command.set_defaults(run=check)
 
