@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import os
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -238,3 +239,9 @@ def test_enable_adds_to_what_a_user_has_set(monkeypatch):
         settings = jupyter.enable()
     assert os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep) == [str(jupyter.FOLDER / "etc"), "/mine"]
     assert all(setting.startswith("--") and "=" in setting for setting in settings)
+
+
+def test_an_editable_installation_has_the_data_files_too():
+    """setuptools asks a Distribution for has_data before it installs them; its own has none."""
+    module = runpy.run_path(str(ROOT / "setup.py"), run_name="read")
+    assert module["WithDataFiles"]({"data_files": [("etc", ["a"])]}).has_data() and not module["WithDataFiles"]().has_data()

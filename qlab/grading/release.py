@@ -11,7 +11,7 @@ from pathlib import Path
 import qlab
 from qlab.grading import links, student
 
-FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml")
+FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "setup.py", "constraints.txt", "environment.yml")
 FOLDERS = ("qlab", "notebooks", "exercises")
 LEFT_OUT = {"solutions", "bundles", "tests"}
 
