@@ -6,13 +6,14 @@ ifeq ($(OS),Windows_NT)
 QLAB = .venv/Scripts/qlab
 endif
 
-.PHONY: help setup lab test check bench zoo notebooks lint doctor build grade release tflite-keras clean
+.PHONY: help setup setup-test lab test check bench zoo notebooks lint pins doctor build grade release tflite-keras clean
 
 help:
 	@echo "make lab        open the course in JupyterLab            make lab PORT=8890, make lab ARGS=02"
 	@echo "make test       run all tests, notebooks included        make test ARGS='-k log'"
 	@echo "make check      lint and the quick tests, under a minute  make check ARGS=02: that page, its demos and its exercises too"
-	@echo "make setup      make .venv and install qlab into it      make PYTHON=python3.12 setup"
+	@echo "make setup      make .venv and install the course        make setup PYTHON=python3.12 TORCH=cpu, or TORCH=cuda"
+	@echo "make setup-test the same, and what the tests need"
 	@echo "make doctor     say what this machine can do, and whether everything is in place"
 	@echo "make bench      measure speeds and write the record"
 	@echo "make zoo        train the networks again                 make zoo ARGS=cnn"
@@ -22,16 +23,20 @@ help:
 	@echo "make release    make a zip for students                  make release ARGS=students.zip"
 	@echo "make tflite-keras  run the source document's TensorFlow Lite code in an environment of its own (1.5 GB), and write its record"
 	@echo "make lint       check the code's style"
+	@echo "make pins       show that the pins resolve on every Python and platform; make pins ARGS=--write renews them"
 	@echo "make clean      remove caches; .venv stays"
 
-setup:
-	@command -v "$(PYTHON)" >/dev/null || { echo "qlab: there is no $(PYTHON) here: install Python 3.11 or newer, or name yours, as in make PYTHON=python3.12 lab." >&2; exit 1; }
-	@"$(PYTHON)" -m qlab.bootstrap
+setup setup-test:
+	@command -v "$(PYTHON)" >/dev/null || { echo "qlab: there is no $(PYTHON) here: install Python 3.11 to 3.14, or name yours, as in make PYTHON=python3.12 lab." >&2; exit 1; }
+	@"$(PYTHON)" -m qlab.bootstrap $(if $(filter setup-test,$@),test) $(if $(TORCH),--$(TORCH))
 
 lab: setup
 	@$(QLAB) lab $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test check bench zoo notebooks lint doctor build grade release: setup
+zoo doctor release: setup
+	@$(QLAB) $@ $(ARGS)
+
+test check bench notebooks lint pins build grade: setup-test
 	@$(QLAB) $@ $(ARGS)
 
 tflite-keras: setup

@@ -1,23 +1,31 @@
 """Makes the environment of a fresh clone: python3 -m qlab.bootstrap, from the clone's folder, with any Python from 3.6 on.
 
-    .venv is made with Python 3.11 or newer, and qlab installed into it: pip install -e .[test] -c constraints.txt
-    .venv/qlab-installed holds the sha256 of what was installed; while it agrees, there is nothing to do
+    .venv is made with Python 3.11 to 3.14, and qlab installed into it: pip install -e .[course] -c constraints.txt
+    python3 -m qlab.bootstrap test adds what tests and graders need; --cpu and --cuda choose torch's build
+    .venv/qlab-installed holds the sha256 of what was installed, and which set; while they agree, there is nothing to do
 
 An older Python must be able to read this file, to say that it is too old: no newer syntax here, and nothing but the standard library.
 """
 
+import argparse
 import contextlib
 import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OLDEST = (3, 11)
-CANDIDATES = ("python3.13", "python3.12", "python3.11", "python3.14")  # looked for on the PATH if the one that runs this is too old
-FREE_BYTES = 3 * 10**9  # an installation takes half of it, with pip's temporary files; more where torch comes with its CUDA libraries
-UNFINISHED = "unfinished"
+OLDEST, NEWEST = (3, 11), (3, 14)  # the Pythons that the pinned torch has wheels for; pyproject.toml says the same
+VERSIONS = ("3.13", "3.12", "3.11", "3.14")  # looked for if the Python that runs this does not fit
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # where pytorch.org keeps torch for Linux without CUDA
+COURSE, TEST = "course", "test"  # the sets, extras of pyproject.toml; the second holds the first
+GIGABYTES = {COURSE: (0.4, 1.4), TEST: (0.7, 2.3)}  # to download, and on the disk then
+CUDA_GIGABYTES = (2.5, 4.0)  # more, where torch comes with CUDA and Triton
+UNFINISHED, EMPTY = "unfinished", "empty"
 
 
 class Problem(Exception):
@@ -61,6 +69,14 @@ def write_stamp(text):
             file.write(text + "\n")
 
 
+def holds():
+    """(sha256, set) of what .venv was installed from; ("", "") if that is not known."""
+    words = (read_stamp() or "").split()
+    if len(words) == 1 and len(words[0]) == 64:
+        return words[0], TEST  # of an earlier qlab, which installed everything
+    return tuple(words) if len(words) == 2 else ("", "")
+
+
 def venv_python():
     return os.path.join(ROOT, ".venv", "Scripts", "python.exe") if os.name == "nt" else os.path.join(ROOT, ".venv", "bin", "python")
 
@@ -75,33 +91,102 @@ def call(command, quiet=False):
         return 127
 
 
-def works(python, code="import pip"):
-    """Whether that interpreter starts, is new enough, and runs the code."""
-    return call([python, "-c", f"import sys; assert sys.version_info >= {OLDEST}; {code}"], quiet=True) == 0
+def works(python):
+    """Whether that interpreter of a .venv starts, is of a version that fits, and has pip."""
+    return call([python, "-c", "import sys; assert %s <= sys.version_info[:2] <= %s; import pip" % (OLDEST, NEWEST)], quiet=True) == 0
 
 
-def newer_python():
-    """The first Python on the PATH that is new enough; None if there is none."""
-    for name in CANDIDATES:
-        path = shutil.which(name)
-        if path and works(path, "import venv, ensurepip"):
-            return path
+def why_not_this_machine():
+    """Why the pinned torch has no wheel for this system, whatever the Python: a sentence; "" if it has."""
+    machine = platform.machine()
+    if sys.platform.startswith("linux"):
+        try:
+            name, version = os.confstr("CS_GNU_LIBC_VERSION").split()
+        except (AttributeError, OSError, ValueError):
+            name, version = "musl", ""
+        if name != "glibc":
+            return "this Linux stands on musl, as Alpine does, and torch has no wheel for it: use one with glibc, such as Debian or Ubuntu."
+        if tuple(int(part) for part in version.split(".")[:2]) < (2, 28):
+            return "this Linux has glibc " + version + ", and torch needs 2.28 or newer (Debian 10, Ubuntu 20.04 and later have it)."
+        if machine not in ("x86_64", "aarch64"):
+            return "torch has no wheel for a processor of the kind " + machine + ": use a machine with x86-64 or 64-bit ARM."
+    elif sys.platform == "darwin":
+        version = platform.mac_ver()[0]
+        if machine == "x86_64" and output(["sysctl", "-n", "hw.optional.arm64"]).strip() != "1":  # Apple silicon may run Intel programs
+            return "this is an Intel Mac, and torch has wheels for Apple silicon alone since 2.3: use another machine."
+        if version and not version.startswith("10.16") and int(version.split(".")[0]) < 14:  # 10.16: what newer ones tell old programs
+            return "this is macOS " + version + ", and torch has no wheel for it: macOS 14 or newer on Apple silicon is needed."
+    elif sys.platform != "win32":
+        return "torch has no wheel for " + sys.platform + ": use Linux, macOS or Windows."
+    return ""
+
+
+def why_not_this_python():
+    """Why the libraries have no wheel for this interpreter: a clause after "Python 3.9.2 "; "" if they have."""
+    if sys.version_info[:2] < OLDEST:
+        return "is too old"
+    if sys.version_info[:2] > NEWEST:
+        return "is too new: the libraries have no wheels for it"
+    if sys.implementation.name != "cpython":
+        return "is " + sys.implementation.name + ", and the libraries have wheels for CPython"
+    if sys.maxsize <= 2**32:
+        return "is a 32-bit program, and the libraries have 64-bit wheels"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "is a free-threaded build, and not all libraries have wheels for it"
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        return "is for Intel Macs, which torch has no wheels for any more: on Apple silicon, install the Python for arm64"
+    if sysconfig.get_platform() == "win-arm64":
+        return "is for Windows on ARM, and the libraries have wheels for x86-64: install that Python, which runs there, too"
+    return ""
+
+
+def other_python():
+    """The command of the first Python that fits, on the PATH or known to the launcher of Windows; None if there is none."""
+    launcher = shutil.which("py") if sys.platform == "win32" else None
+    commands = [[shutil.which("python" + version)] for version in VERSIONS] + [[shutil.which("python3")]]
+    commands += [[launcher, "-" + version] for version in VERSIONS]
+    for command in commands:
+        if command[0] and call(command + ["-m", "qlab.bootstrap", "--fits"], quiet=True) == 0:
+            return command
     return None
 
 
-def check_machine():
-    """Raises Problem if no .venv can be made here."""
+def check_fits():
+    """Raises Problem if no Python can do it on this machine; the command of another Python if this one cannot, else None."""
+    why = why_not_this_machine()
+    if why:
+        raise Problem(why)
+    why = why_not_this_python()
+    if not why:
+        return None
+    this, other = "Python {}.{}.{} ".format(*sys.version_info[:3]), other_python()
+    if other is None:
+        how = "py -3.12 -m qlab.bootstrap" if sys.platform == "win32" else "make PYTHON=python3.12 lab"
+        needs = "qlab needs Python 3.11 to 3.14, 64 bits: install one and name it: " + how
+        raise Problem(this + why + "; " + needs + ".")
+    say(this + why + "; using " + " ".join(other) + ".")
+    return other
+
+
+def has_venv():
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
+        return False
+    return True
+
+
+def check_machine():
+    """Raises Problem if no .venv can be made here."""
+    if not has_venv():
         version = "{}.{}".format(*sys.version_info[:2])
-        raise Problem(f"Python {version} has no venv module: install it (Debian, Ubuntu: sudo apt install python{version}-venv).") from None
+        raise Problem(f"Python {version} has no venv module: install it (Debian, Ubuntu: sudo apt install python{version}-venv).")
     if not os.access(ROOT, os.W_OK):
         raise Problem(f"the folder {ROOT} is read-only: copy it to a place where you may write.")
 
 
-def make_venv():
+def make_venv(which):
     """Makes .venv, or keeps the one that is there if it works and its installation was not cut off."""
     folder, stamp = os.path.join(ROOT, ".venv"), read_stamp()
     if stamp not in ("", UNFINISHED) and works(venv_python()):
@@ -112,28 +197,116 @@ def make_venv():
             raise Problem(f"{folder} is not a virtual environment: rename or remove it.")
         say("the environment in .venv is incomplete or broken: making it anew.")
         shutil.rmtree(folder)
-    free = shutil.disk_usage(ROOT).free
-    if free < FREE_BYTES:
-        raise Problem(f"{free / 1e9:.1f} GB are free on the disk of {ROOT}, and the installation needs {FREE_BYTES / 1e9:.0f} GB.")
+    check_space(*GIGABYTES[which])
     os.mkdir(folder)
     write_stamp(UNFINISHED)
     base = getattr(sys, "_base_executable", None) or sys.executable  # not the .venv's own Python, just removed
     if call([base, "-m", "venv", folder]) != 0:
         raise Problem(f"{base} could not make a virtual environment in {folder}; its own message is above.")
+    write_stamp(EMPTY)
 
 
-def install(goal):
+def check_space(download, disk):
+    """Raises Problem if an installation of so many gigabytes does not fit: pip keeps each wheel once more, and unpacks it elsewhere."""
+    free, needed = shutil.disk_usage(ROOT).free / 1e9, disk + 2 * download
+    if free < needed:
+        raise Problem(f"{free:.1f} GB are free on the disk of {ROOT}, and the installation needs {needed:.1f} GB.")
+
+
+def pip(*arguments):
+    """The exit code of pip in .venv; its output goes to the terminal."""
+    return call([venv_python(), "-m", "pip", *arguments, "--disable-pip-version-check"])
+
+
+def output(command):
+    """What a command prints; "" if it fails."""
+    try:
+        return subprocess.check_output(command, cwd=ROOT, stderr=subprocess.DEVNULL, universal_newlines=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def pinned(name):
+    """The version that constraints.txt pins."""
+    with open(os.path.join(ROOT, "constraints.txt")) as file:
+        found = re.search(r"^%s==([^\s;]+)" % name, file.read(), re.M)
+    if not found:
+        raise Problem(f"constraints.txt in {ROOT} does not pin {name}: restore it (git checkout constraints.txt).")
+    return found.group(1)
+
+
+def installed_torch():
+    """The version of torch in .venv, such as "2.13.0+cpu"; "" if there is none."""
+    return output([venv_python(), "-c", "import importlib.metadata; print(importlib.metadata.version('torch'))"]).strip()
+
+
+def offered(version, *index):
+    """Whether that version of torch can be had with pip's own settings, or from another index."""
+    versions = output([venv_python(), "-m", "pip", "index", "versions", "torch", "--disable-pip-version-check", *index])
+    return version in re.split(r"[\s,]+", versions)
+
+
+def has_nvidia_driver():
+    return bool(shutil.which("nvidia-smi")) or os.path.exists("/proc/driver/nvidia")
+
+
+def choose_torch(asked):
+    """(what pip is told about torch first, whether CUDA comes along); asked: "cpu", "cuda", or None, which keeps a right version.
+
+    On Linux, the wheel of that plain name brings CUDA, 2.5 GB more to download. Where no driver could use it, torch's CPU build is
+    taken, from where pip's own settings find it, else from where pytorch.org keeps it; if that is not reached, the plain one.
+    """
+    version, there = pinned("torch"), installed_torch()
+    cpu = version + "+cpu"
+    if not sys.platform.startswith("linux"):
+        if asked == "cuda":
+            raise Problem(f"--cuda is for Linux: install torch {version} with CUDA into .venv as pytorch.org says, and it is kept.")
+        return [], False
+    if there.split("+")[0] == version and (asked is None or (asked == "cpu") == there.endswith("+cpu")):
+        return [], False
+    if asked == "cuda":
+        return ["torch===" + version], True  # === is this name alone, not also the CPU build
+    plain_is_cpu = offered(cpu)
+    if asked is None and has_nvidia_driver():
+        return [], not plain_is_cpu
+    if plain_is_cpu:
+        return ["torch==" + cpu], False
+    if offered(cpu, "--index-url", CPU_BUILDS, "--timeout", "15", "--retries", "0"):
+        return ["torch==" + cpu, "--no-deps", "--index-url", CPU_BUILDS], False
+    if asked == "cpu":
+        raise Problem(f"torch {cpu} was not found at {CPU_BUILDS}: run the same command again when that address can be reached.")
+    say(f"torch's CPU build was not found at {CPU_BUILDS}: the plain one brings CUDA, {CUDA_GIGABYTES[0]} GB more to download.")
+    return [], True
+
+
+def install(goal, which, asked):
     """Runs pip in .venv; the stamp says unfinished while it does, and after a plain failure what it said before."""
     before = read_stamp()
+    new = before == EMPTY
+    replaced = installed_torch()
+    torch, cuda = choose_torch(asked)
+    download, disk = (gigabytes + (more if cuda else 0) for gigabytes, more in zip(GIGABYTES[which], CUDA_GIGABYTES))
+    if new:
+        check_space(download, disk)
+        minutes = download * 8000 / 50 / 60 + (1 if which == COURSE else 2) + (2 if cuda else 0)
+        say(f"installing into .venv: {download:.1f} GB to download, {disk:.1f} GB on the disk, about {minutes:.0f} minutes at 50 Mbit/s.")
+    else:
+        say("installing into .venv what is missing or has changed.")
     write_stamp(UNFINISHED)
-    say("installing qlab and what it needs into .venv: some minutes the first time.")
-    code = call([venv_python(), "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[test]", "-c", "constraints.txt"])
+    # Students' files are compiled when they are first imported: half a minute less to wait here, and 0.2 GB less on the disk.
+    compiling = ["--no-compile"] if which == COURSE and not os.environ.get("PYTHONDONTWRITEBYTECODE") else []
+    code = pip("install", *compiling, *torch, "-c", "constraints.txt") if torch else 0
+    code = code or pip("install", *compiling, "-e", f".[{which}]", "-c", "constraints.txt")
     if code != 0:
         write_stamp(before)
-        if shutil.disk_usage(ROOT).free < FREE_BYTES / 10:
+        if shutil.disk_usage(ROOT).free < 3e8:
             raise Problem(f"the disk of {ROOT} is full: free some space and run the same command again.")
-        raise Problem(f"pip could not install (exit code {code}, its message is above): check the network and run the same command again.")
-    write_stamp(goal)
+        raise Problem(f"pip could not install (exit code {code}): its own message is above, and the same command goes on from here.")
+    if torch and torch[0].endswith("+cpu") and replaced and not replaced.endswith("+cpu"):  # what only CUDA's build needs
+        with open(os.path.join(ROOT, "constraints.txt")) as file:
+            names = re.findall(r"^(?:nvidia|cuda)-[\w.-]+", file.read(), re.M)
+        pip("uninstall", "-y", "-qq", *names, *(["triton"] if which == COURSE else []))
+    write_stamp(f"{goal} {which}")
 
 
 @contextlib.contextmanager
@@ -155,33 +328,41 @@ def alone():
         yield
 
 
-def installed(goal):
-    return read_stamp() == goal and os.path.exists(venv_python())
+def installed(goal, which):
+    """Whether .venv holds what the lists ask for now, in that set or the larger one."""
+    return holds() in ((goal, which), (goal, TEST)) and os.path.exists(venv_python())
 
 
-def ensure():
-    """Makes sure that .venv holds what pyproject.toml and constraints.txt ask for; returns the exit code."""
+def ensure(which, torch):
+    """Makes sure that .venv holds a set of what pyproject.toml and constraints.txt ask for; returns the exit code."""
     goal = wanted()
-    if installed(goal):
+    if torch is None and installed(goal, which):
         return 0
-    if sys.version_info < OLDEST:
-        found, python = "{}.{}.{}".format(*sys.version_info[:3]), newer_python()
-        if python is None:
-            raise Problem(f"Python {found} was found, and qlab needs 3.11 or newer: install one and name it: make PYTHON=python3.12 lab.")
-        say(f"Python {found} is too old: using {python}.")
-        return call([python, "-m", "qlab.bootstrap"])
+    other = check_fits()
+    if other:
+        return call(other + ["-m", "qlab.bootstrap", which] + (["--" + torch] if torch else []))
     check_machine()
     with alone():
-        if not installed(goal):
-            make_venv()
-            install(goal)
+        if torch is not None or not installed(goal, which):
+            make_venv(which)
+            install(goal, TEST if holds()[1] == TEST else which, torch)
             say("installed.")
     return 0
 
 
-def main():
+def main(arguments=()):
+    parser = argparse.ArgumentParser(prog="python3 -m qlab.bootstrap", description="Makes .venv and installs qlab into it.")
+    parser.add_argument("which", nargs="?", choices=(COURSE, TEST), default=COURSE,
+                        help="what the notebooks need, or that and what the tests do")
+    build = parser.add_mutually_exclusive_group()
+    build.add_argument("--cpu", dest="torch", action="store_const", const="cpu", help="torch's build without CUDA")
+    build.add_argument("--cuda", dest="torch", action="store_const", const="cuda", help="torch's build for NVIDIA GPUs")
+    parser.add_argument("--fits", action="store_true", help="install nothing; exit code 0 if this Python can be used")
+    asked = parser.parse_args(arguments)
+    if asked.fits:
+        return 1 if why_not_this_machine() or why_not_this_python() or not has_venv() else 0
     try:
-        return ensure()
+        return ensure(asked.which, asked.torch)
     except Problem as problem:
         message, code = str(problem), 1
     except OSError as error:
@@ -193,4 +374,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

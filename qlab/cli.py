@@ -109,7 +109,8 @@ def pytest_command(args: list[str], root: Path) -> list[str]:
                  for before, arg in zip(["", *args], args))
     workers = 0 if "--pdb" in args else min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     everything = [folder for folder in ("qlab", "tests", "notebooks") if (root / folder).is_dir()]
-    return [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-n", str(workers), "--dist", "loadfile",
+    return [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env",
+            "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder",  # a notebook's cells stay together; tests/conftest.py orders
             *args, *([] if chosen else everything)]
 
 
@@ -146,6 +147,13 @@ def check(args: argparse.Namespace) -> int:
     return max(codes)
 
 
+def browser(args: argparse.Namespace) -> int:
+    root = clone()
+    numbers = [find_notebook(name, root).stem for name in args.names]  # all of them before the first is opened
+    return subprocess.call([sys.executable, "-m", "pytest", "-q", str(root / "tests" / "test_browser.py")], cwd=root,
+                           env=os.environ | {"QLAB_PAGES": " ".join(numbers) or "all"})
+
+
 def bench(args: list[str]) -> int:
     from qlab.lab import bench
 
@@ -154,6 +162,12 @@ def bench(args: list[str]) -> int:
 
 def lint(args: list[str]) -> int:
     return subprocess.call([sys.executable, "-m", "ruff", "check", *(args or ["."])], cwd=clone())
+
+
+def pins(args: list[str]) -> int:
+    from qlab import pins
+
+    return pins.main(args)
 
 
 def zoo(args: argparse.Namespace) -> int:
@@ -255,7 +269,8 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-PASSED_ON = {"test": run_tests, "bench": bench, "lint": lint, "grade": grade}  # commands that read their arguments, -h included, themselves
+# Commands that read their arguments, -h included, themselves.
+PASSED_ON = {"test": run_tests, "bench": bench, "lint": lint, "grade": grade, "pins": pins}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -273,6 +288,10 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="lint and the quick tests; with a page's number also that page, its demos, its exercises")
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02")
     command.set_defaults(run=check)
+
+    command = commands.add_parser("browser", help="use the notebooks in a real browser: run, slide, guess, save, reopen")
+    command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02 (default: all)")
+    command.set_defaults(run=browser)
 
     commands.add_parser("bench", help="measure speeds and write the record")
 
@@ -307,6 +326,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=export)
 
     commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")
+    commands.add_parser("pins", help="show that the pins of constraints.txt resolve on every Python and platform; see qlab pins --help")
     commands.add_parser("lint", help="check the code's style; arguments are ruff's: qlab lint --fix")
     return top
 

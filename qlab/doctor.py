@@ -14,7 +14,7 @@ import qlab
 NEEDED = ("torch", "numpy", "matplotlib", "jupyterlab", "ipywidgets", "safetensors")
 OPTIONAL_MODULES = ("torchao", "triton", "amaranth", "onnx", "onnxruntime", "onnxscript", "ai_edge_litert", "tflite_micro",
                     "distributed", "nbgrader", "sklearn", "kmeans1d", "jupytext")
-OPTIONAL_PROGRAMS = ("bwrap", "gcc", "arm-none-eabi-gcc", "qemu-system-arm")
+OPTIONAL_PROGRAMS = ("gcc", "arm-none-eabi-gcc", "qemu-system-arm")
 
 
 def _data() -> str:
@@ -28,6 +28,12 @@ def _network(name: str) -> str:
 
     zoo.load(name)  # checks the sha256
     return f"{zoo.record(name)['test_accuracy']:.2%} on the test images, says its record"
+
+
+def _sandbox() -> str:
+    from qlab.grading import sandbox
+
+    return f"present: {sandbox.find_bwrap()}"
 
 
 def _abilities() -> dict[str, str | int | bool]:
@@ -80,7 +86,7 @@ def attack_the_sandbox() -> int:
     from qlab.grading import attack
 
     code = attack.main()
-    return code if shutil.which("bwrap") else 0
+    return code if attempt(_sandbox)[0] else 0
 
 
 def report() -> int:
@@ -93,6 +99,8 @@ def report() -> int:
     present = {name: importlib.util.find_spec(name) for name in OPTIONAL_MODULES} | {name: shutil.which(name) for name in OPTIONAL_PROGRAMS}
     for name, found in present.items():
         table.add_row(name, "optional", "present" if found else "absent")
+    sandbox, why_not = attempt(_sandbox)
+    table.add_row("bubblewrap", "optional", sandbox or f"absent: {why_not}")
     table.add_section()
     abilities, wrong = attempt(_abilities)
     for ability, value in (abilities or {"this machine": wrong}).items():

@@ -2,7 +2,7 @@
 
 import torch
 
-from qlab.grading import values
+from qlab.grading import sandbox, values
 
 SETUP = "import torch\n\nfrom qlab.grading import case, check, public"
 CODES = """def codes(x, lo, hi, bits):
@@ -16,6 +16,14 @@ NBYTES = """def nbytes(shape, bits):
 TEST = '@public("{0}")\ndef examples():\n    yield case("1 + 1", expect=2)\n\ncheck("{0}")'
 BLANK = "# YOUR CODE HERE\nraise NotImplementedError()"
 SECRET = 1234.5625  # an input of a hidden case; no text that a student reads may hold it
+
+
+def has_bwrap() -> bool:
+    """Whether bubblewrap is here, the system's or the one that the tests bring along."""
+    try:
+        return bool(sandbox.find_bwrap())
+    except sandbox.SandboxUnavailable:
+        return False
 
 
 def _tensor_case(kind, x, bits, wrong, **words):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from qlab.grading.build import digest
 from qlab.grading.ingest import Submission
 
 distributed = pytest.importorskip("distributed", reason="the cluster's tests need Dask: pip install 'qlab[cluster]'")
-pytestmark = pytest.mark.skipif(not (shutil.which("bwrap") or os.environ.get("CI") and sys.platform == "linux"),
+pytestmark = pytest.mark.skipif(not (grading_helpers.has_bwrap() or os.environ.get("CI") and sys.platform == "linux"),
                                 reason="the sandbox's tests need bubblewrap: apt install bubblewrap")
 
 BUNDLE = grading_helpers.bundle()

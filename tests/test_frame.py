@@ -1,6 +1,8 @@
 """The frame: the bootstrap of a fresh clone, the qlab command, the rules between the folders, and the lists of dependencies."""
 
 import ast
+import contextlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -13,11 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from packaging import markers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import qlab
-from qlab import bootstrap, cli, doctor
+from qlab import bootstrap, cli, doctor, pins
+from qlab.grading import sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,11 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """A clone with nothing but what the bootstrap reads; commands are noted in .ran and played, not run; .codes holds pip's exit codes."""
+    """A clone with nothing but what the bootstrap reads; commands are noted in .ran and played, not run; .codes holds pip's exit codes.
+
+    .pip holds pip's arguments; .torch is the version in .venv; .offers, the addresses (None: pip's own settings) that have the CPU build.
+    """
     for name in ("pyproject.toml", "constraints.txt", "qlab/__init__.py", "qlab/bootstrap.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    here = SimpleNamespace(root=tmp_path, venv=tmp_path / ".venv", stamp=tmp_path / ".venv" / "qlab-installed", ran=[], codes=[])
+    here = SimpleNamespace(root=tmp_path, venv=tmp_path / ".venv", stamp=tmp_path / ".venv" / "qlab-installed", ran=[], codes=[],
+                           pip=[], removed=[], torch="", offers=[None])
 
     def call(command, quiet=False):
         if "-c" == command[1]:
@@ -42,6 +50,7 @@ def fresh(tmp_path, monkeypatch):
             python.parent.mkdir(parents=True)
             python.touch()
         if here.ran[-1] == "pip":
+            (here.pip if command[3] == "install" else here.removed).append(command[3:-1])
             assert here.stamp.read_text().strip() == "unfinished"
             code = here.codes.pop(0) if here.codes else 0
             if isinstance(code, BaseException):
@@ -49,8 +58,20 @@ def fresh(tmp_path, monkeypatch):
             return code
         return 0
 
+    def output(command):
+        if "index" not in command:
+            return here.torch
+        address = command[command.index("--index-url") + 1] if "--index-url" in command else None
+        return "Available versions: 2.14.1, " + ("2.13.0+cpu, " if address in here.offers else "") + "2.13.0, 2.12.1"
+
     monkeypatch.setattr(bootstrap, "ROOT", str(tmp_path))
     monkeypatch.setattr(bootstrap, "call", call)
+    monkeypatch.setattr(bootstrap, "output", output)
+    monkeypatch.setattr(bootstrap, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(bootstrap, "check_fits", lambda: None)  # whatever machine and Python run this test
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**11))
+    here.torch = "2.13.0+cpu"  # so that pip runs once; the choice of a build has its own tests
     return here
 
 
@@ -59,6 +80,26 @@ def test_first_run_installs_and_second_does_nothing(fresh, capsys):
     capsys.readouterr()
     assert bootstrap.main() == 0 and fresh.ran == ["venv", "pip"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_fresh_installation_says_first_what_it_costs(fresh, capsys):
+    assert bootstrap.main() == 0
+    assert "qlab: installing into .venv: 0.4 GB to download, 1.4 GB on the disk, about 2 minutes at 50 Mbit/s.\n" in capsys.readouterr().out
+
+
+def test_tests_add_to_the_course_and_the_course_takes_nothing_away(fresh):
+    assert bootstrap.main() == 0 and ".[course]" in fresh.pip[-1] and "--upgrade" not in fresh.pip[-1]
+    assert bootstrap.main(["test"]) == 0 and ".[test]" in fresh.pip[-1] and fresh.ran == ["venv", "pip", "pip"]
+    assert bootstrap.main() == 0 and bootstrap.main(["test"]) == 0 and len(fresh.pip) == 2
+    with open(fresh.root / "constraints.txt", "a") as file:
+        file.write("# changed\n")
+    assert bootstrap.main() == 0 and ".[test]" in fresh.pip[-1]  # as much as there was
+
+
+def test_the_stamp_of_an_earlier_qlab_means_everything(fresh):
+    bootstrap.main()
+    fresh.stamp.write_text(bootstrap.wanted() + "\n")
+    assert bootstrap.main(["test"]) == 0 and len(fresh.pip) == 1
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
@@ -74,7 +115,7 @@ def test_a_moved_clone_is_installed_again(fresh, monkeypatch):
     moved = fresh.root.with_name("moved clone")
     fresh.root.rename(moved)
     monkeypatch.setattr(bootstrap, "ROOT", str(moved))
-    assert not bootstrap.installed(bootstrap.wanted())
+    assert not bootstrap.installed(bootstrap.wanted(), bootstrap.COURSE)
 
 
 def test_an_interrupted_installation_is_made_anew(fresh, capsys):
@@ -109,17 +150,24 @@ def test_a_folder_that_is_no_venv_is_not_removed(fresh, capsys):
 def test_pip_failing_is_one_sentence_and_loses_nothing(fresh, capsys):
     bootstrap.main()
     before = fresh.stamp.read_text()
-    (fresh.root / "constraints.txt").write_text("# changed\n")
+    with open(fresh.root / "constraints.txt", "a") as file:
+        file.write("# changed\n")
     fresh.codes = [1]
     assert bootstrap.main() == 1 and fresh.stamp.read_text() == before
-    assert re.fullmatch(r"qlab: pip could not install \(exit code 1, .*\): check the network .*\n", capsys.readouterr().err)
+    sentence = "qlab: pip could not install (exit code 1): its own message is above, and the same command goes on from here.\n"
+    assert capsys.readouterr().err == sentence
     assert bootstrap.main() == 0 and fresh.ran == ["venv", "pip", "pip", "pip"]
+
+
+def test_pip_failing_the_first_time_keeps_the_environment(fresh):
+    fresh.codes = [1]
+    assert bootstrap.main() == 1 and bootstrap.main() == 0 and fresh.ran == ["venv", "pip", "pip"]
 
 
 def test_a_full_disk_is_one_sentence(fresh, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 10**8))
     assert bootstrap.main() == 1 and fresh.ran == []
-    assert capsys.readouterr().err == f"qlab: 0.5 GB are free on the disk of {fresh.root}, and the installation needs 3 GB.\n"
+    assert capsys.readouterr().err == f"qlab: 0.5 GB are free on the disk of {fresh.root}, and the installation needs 2.2 GB.\n"
 
 
 def test_a_read_only_folder_is_one_sentence(fresh, monkeypatch, capsys):
@@ -136,34 +184,191 @@ def test_a_missing_venv_module_is_one_sentence(fresh, monkeypatch, capsys):
 
 
 def test_a_folder_that_is_no_clone_is_one_sentence(fresh, capsys):
+    (fresh.root / "constraints.txt").write_text("# nothing\n")
+    assert bootstrap.main() == 1 and "does not pin torch" in capsys.readouterr().err
     (fresh.root / "constraints.txt").unlink()
     assert bootstrap.main() == 1 and "cannot read constraints.txt" in capsys.readouterr().err
 
 
-def test_an_old_python_is_one_sentence(fresh, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
-    monkeypatch.setattr(bootstrap, "newer_python", lambda: None)
-    assert bootstrap.main() == 1 and fresh.ran == []
-    expected = "qlab: Python 3.9.2 was found, and qlab needs 3.11 or newer: install one and name it: make PYTHON=python3.12 lab.\n"
-    assert capsys.readouterr().err == expected
+def choices(fresh, *arguments):
+    """What pip is told about torch before the rest is installed."""
+    before = len(fresh.pip)
+    assert bootstrap.main(arguments) == 0
+    assert fresh.pip[-1][-4:] == ["-e", ".[course]", "-c", "constraints.txt"]
+    return [[word for word in line if word not in ("install", "--no-compile")] for line in fresh.pip[before:-1]]
 
 
-def test_an_old_python_hands_over_to_a_newer_one(fresh, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
-    monkeypatch.setattr(bootstrap, "newer_python", lambda: "/usr/bin/python3.12")
-    assert bootstrap.main() == 0 and fresh.ran == ["/usr/bin/python3.12"]
-    assert "Python 3.9.2 is too old: using /usr/bin/python3.12." in capsys.readouterr().out
+CPU = "https://download.pytorch.org/whl/cpu"
+PINS_TOO = ["-c", "constraints.txt"]
 
 
-def test_newer_python_on_the_path_is_found(tmp_path, monkeypatch):
+def test_without_a_driver_the_cpu_build_is_installed(fresh):
+    fresh.torch, fresh.offers = "", [None]
+    assert choices(fresh) == [["torch==2.13.0+cpu", *PINS_TOO]]  # pip's own settings have it
+
+
+def test_the_cpu_build_comes_from_where_pytorch_keeps_it(fresh):
+    fresh.torch, fresh.offers = "", [CPU]
+    assert choices(fresh) == [["torch==2.13.0+cpu", "--no-deps", "--index-url", CPU, *PINS_TOO]]
+
+
+def test_where_the_cpu_build_is_not_reached_the_plain_one_comes_and_its_price_is_said(fresh, capsys):
+    fresh.torch, fresh.offers = "", []
+    assert choices(fresh) == []
+    out = capsys.readouterr().out
+    assert f"torch's CPU build was not found at {CPU}: the plain one brings CUDA, 2.5 GB more to download.\n" in out
+    assert "2.9 GB to download, 5.4 GB on the disk, about 11 minutes at 50 Mbit/s" in out
+
+
+def test_the_space_for_cuda_is_looked_at_too(fresh, monkeypatch, capsys):
+    fresh.torch, fresh.offers = "", []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 10**9))
+    assert bootstrap.main() == 1 and fresh.pip == []
+    assert capsys.readouterr().err == f"qlab: 5.0 GB are free on the disk of {fresh.root}, and the installation needs 11.2 GB.\n"
+
+
+@pytest.mark.parametrize("offers, plan", [([], "2.9 GB"), ([None], "0.4 GB")])
+def test_with_a_driver_the_plain_name_is_asked_for(fresh, monkeypatch, capsys, offers, plan):
+    monkeypatch.setattr(bootstrap, "has_nvidia_driver", lambda: True)
+    fresh.torch, fresh.offers = "", offers
+    assert choices(fresh) == [] and f"{plan} to download" in capsys.readouterr().out
+
+
+def test_cpu_and_cuda_are_asked_for_by_name(fresh, monkeypatch, capsys):
+    fresh.torch, fresh.offers = "", [CPU]
+    assert choices(fresh, "--cuda") == [["torch===2.13.0", *PINS_TOO]]
+    monkeypatch.setattr(bootstrap, "has_nvidia_driver", lambda: True)
+    fresh.torch = "2.13.0"
+    assert choices(fresh) == [] and len(fresh.pip) == 2  # the course is there: nothing to do
+    assert fresh.removed == []
+    assert choices(fresh, "--cpu") == [["torch==2.13.0+cpu", "--no-deps", "--index-url", CPU, *PINS_TOO]]
+    assert {"uninstall", "nvidia-cublas", "cuda-toolkit", "triton"} <= set(fresh.removed[0])
+
+
+def test_a_build_that_is_there_is_kept(fresh, monkeypatch):
+    monkeypatch.setattr(bootstrap, "has_nvidia_driver", lambda: True)
+    fresh.torch = "2.13.0+cpu"
+    assert choices(fresh) == []
+    fresh.torch, fresh.offers = "2.13.0+cu130", []
+    monkeypatch.setattr(bootstrap, "has_nvidia_driver", lambda: False)
+    with open(fresh.root / "constraints.txt", "a") as file:
+        file.write("# changed\n")
+    assert choices(fresh) == [] and choices(fresh, "--cuda") == []
+
+
+def test_cpu_that_cannot_be_had_is_one_sentence(fresh, capsys):
+    fresh.torch, fresh.offers = "", []
+    assert bootstrap.main(["--cpu"]) == 1 and fresh.pip == []
+    assert capsys.readouterr().err.startswith(f"qlab: torch 2.13.0+cpu was not found at {CPU}: run the same command again when ")
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_elsewhere_the_plain_name_is_the_cpu_build(fresh, monkeypatch, platform, capsys):
+    monkeypatch.setattr(sys, "platform", platform)
+    fresh.torch, fresh.offers = "", []
+    assert choices(fresh) == [] and "0.4 GB" in capsys.readouterr().out
+    assert bootstrap.main(["--cuda"]) == 1 and "--cuda is for Linux" in capsys.readouterr().err
+
+
+def test_a_newer_torch_than_the_one_that_is_there_is_chosen_again(fresh):
+    fresh.torch, fresh.offers = "2.12.1+cpu", [None]
+    assert choices(fresh) == [["torch==2.13.0+cpu", *PINS_TOO]]
+
+
+@pytest.fixture
+def machine(fresh, monkeypatch):
+    """Says what the bootstrap believes to stand on; check_fits is the real one again."""
+    monkeypatch.undo()
+    for name, value in (("ROOT", str(fresh.root)), ("call", lambda command, quiet=False: fresh.ran.append(command) or 0),
+                        ("other_python", lambda: None), ("output", lambda command: "")):
+        monkeypatch.setattr(bootstrap, name, value)
+
+    def pretend(system="linux", processor="x86_64", libc="glibc 2.36", macos="", python=(3, 12, 4), name="cpython", size=2**63 - 1,
+                threads=0, build="linux-x86_64"):
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(bootstrap.platform, "machine", lambda: processor)
+        monkeypatch.setattr(bootstrap.platform, "mac_ver", lambda: (macos, ("", "", ""), processor))
+        monkeypatch.setattr(os, "confstr", lambda name: libc, raising=False)
+        monkeypatch.setattr(sys, "version_info", python)
+        monkeypatch.setattr(sys, "implementation", SimpleNamespace(name=name))
+        monkeypatch.setattr(sys, "maxsize", size)
+        monkeypatch.setattr(bootstrap.sysconfig, "get_config_var", lambda name: threads)
+        monkeypatch.setattr(bootstrap.sysconfig, "get_platform", lambda: build)
+
+    return pretend
+
+
+MAC = {"system": "darwin", "processor": "arm64", "macos": "14.5"}
+
+
+@pytest.mark.parametrize("kind, sentence", [
+    ({"libc": None}, "this Linux stands on musl"),
+    ({"libc": "glibc 2.17"}, "this Linux has glibc 2.17, and torch needs 2.28 or newer"),
+    ({"processor": "riscv64"}, "torch has no wheel for a processor of the kind riscv64"),
+    ({"system": "darwin", "macos": "14.5"}, "this is an Intel Mac"),
+    ({**MAC, "macos": "13.6.1"}, "this is macOS 13.6.1, and torch has no wheel for it: macOS 14 or newer"),
+    ({"system": "freebsd14"}, "torch has no wheel for freebsd14"),
+    ({"python": (3, 9, 2)}, "Python 3.9.2 is too old; qlab needs Python 3.11 to 3.14, 64 bits: install one and name it: make PYTHON="),
+    ({"python": (3, 15, 0)}, "Python 3.15.0 is too new: the libraries have no wheels for it; qlab needs Python 3.11 to 3.14"),
+    ({"name": "pypy"}, "Python 3.12.4 is pypy"),
+    ({"size": 2**31 - 1}, "Python 3.12.4 is a 32-bit program"),
+    ({"threads": 1}, "Python 3.12.4 is a free-threaded build"),
+    ({"system": "win32", "build": "win-arm64"}, "Python 3.12.4 is for Windows on ARM"),
+    ({"system": "win32", "build": "win32", "size": 2**31 - 1}, "Python 3.12.4 is a 32-bit program"),
+])
+def test_what_cannot_work_is_one_sentence_before_anything_is_made(machine, fresh, kind, sentence, capsys):
+    machine(**kind)
+    assert bootstrap.main() == 1 and not fresh.venv.exists()
+    err = capsys.readouterr().err
+    assert err.startswith(f"qlab: {sentence}") and err.count("\n") == 1
+    assert bootstrap.main(["--fits"]) == 1
+
+
+def test_an_intel_python_on_apple_silicon_is_told_apart(machine, monkeypatch, capsys):
+    machine(system="darwin", macos="14.5")
+    monkeypatch.setattr(bootstrap, "output", lambda command: "1\n")  # sysctl -n hw.optional.arm64
+    assert bootstrap.main() == 1
+    assert capsys.readouterr().err.startswith("qlab: Python 3.12.4 is for Intel Macs")
+
+
+@pytest.mark.parametrize("kind", [{}, {"processor": "aarch64"}, {"libc": "glibc 2.28"}, MAC, {"system": "win32", "build": "win-amd64"},
+                                  {"python": (3, 11, 0)}, {"python": (3, 14, 9)}])
+def test_what_can_work_is_not_refused(machine, kind):
+    machine(**kind)
+    assert bootstrap.check_fits() is None and bootstrap.main(["--fits"]) == 0
+
+
+@pytest.mark.parametrize("version, word", [((3, 9, 2), "old"), ((3, 15, 0), "new")])
+def test_a_python_that_does_not_fit_hands_over_to_one_that_does(machine, fresh, monkeypatch, capsys, version, word):
+    machine(python=version)
+    monkeypatch.setattr(bootstrap, "other_python", lambda: ["py", "-3.12"])
+    assert bootstrap.main(["test", "--cpu"]) == 0 and fresh.ran == [["py", "-3.12", "-m", "qlab.bootstrap", "test", "--cpu"]]
+    assert re.match(rf"qlab: Python 3\.\d+\.\d is too {word}.*; using py -3.12\.\n", capsys.readouterr().out)
+
+
+def test_another_python_on_the_path_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert bootstrap.newer_python() is None
+    assert bootstrap.other_python() is None
     if os.name == "posix":
         broken, good = tmp_path / "python3.13", tmp_path / "python3.12"
         broken.write_text("#!/bin/sh\nexit 127\n")  # like the shim of a version that is not active
         broken.chmod(0o755)
         good.symlink_to(sys.executable)
-        assert bootstrap.newer_python() == str(good)
+        assert bootstrap.other_python() == [str(good)]
+
+
+def test_the_launcher_of_windows_is_asked_for_each_version(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(shutil, "which", lambda name: r"C:\Windows\py.exe" if name == "py" else None)
+    monkeypatch.setattr(bootstrap, "call", lambda command, quiet: 0 if command[1] == "-3.12" else 103)
+    assert bootstrap.other_python() == [r"C:\Windows\py.exe", "-3.12"]
+
+
+def test_the_bootstrap_knows_the_bounds_of_the_project():
+    allowed = Requirement(f"python{PROJECT['requires-python']}").specifier
+    older, newer = (bootstrap.OLDEST[1] - 1, bootstrap.NEWEST[1] + 1)
+    assert [f"3.{minor}.0" in allowed for minor in range(older, newer + 1)] == [False, True, True, True, True, False]
+    assert set(bootstrap.VERSIONS) == {f"3.{minor}" for minor in range(older + 1, newer)}
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "bootstrap.py"])
@@ -181,7 +386,7 @@ def test_real_old_pythons(fresh):
         nothing_newer = {**os.environ, "PATH": ""}
         run = subprocess.run([python, "-m", "qlab.bootstrap"], cwd=fresh.root, capture_output=True, text=True, env=nothing_newer)
         assert run.returncode == 1 and run.stdout == ""
-        assert re.fullmatch(r"qlab: Python 3\.\d+\.\d+ was found, and qlab needs 3\.11 or newer: .*\n", run.stderr)
+        assert re.fullmatch(r"qlab: Python 3\.\d+\.\d+ is too old; qlab needs Python 3\.11 to 3\.14, 64 bits: .*\n", run.stderr)
         assert not fresh.venv.exists()
 
 
@@ -344,10 +549,28 @@ def test_doctor_names_what_is_broken(monkeypatch, capsys):
 
 def test_doctor_attacks_the_sandbox_and_forgives_a_machine_without_one(monkeypatch):
     monkeypatch.setattr("qlab.grading.attack.main", lambda: 1)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("qlab.grading.sandbox.find_bwrap", lambda: "/usr/bin/bwrap")
     assert doctor.attack_the_sandbox() == 1  # a limit does not hold
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+
+    def none():
+        raise RuntimeError("the sandbox needs bubblewrap")
+
+    monkeypatch.setattr("qlab.grading.sandbox.find_bwrap", none)
     assert doctor.attack_the_sandbox() == 0  # there is no sandbox, which attack.main has said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox needs Linux")
+def test_the_system_s_bubblewrap_comes_before_the_packaged_one(monkeypatch, tmp_path):
+    packaged = tmp_path / "bwrap"
+    packaged.touch(0o755)
+    monkeypatch.setattr(sandbox, "PACKAGED", packaged)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: "/usr/bin/bwrap")
+    assert sandbox.find_bwrap() == "/usr/bin/bwrap"
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    assert sandbox.find_bwrap() == str(packaged)
+    packaged.unlink()
+    with pytest.raises(sandbox.SandboxUnavailable, match="apt install bubblewrap"):
+        sandbox.find_bwrap()
 
 
 # The rules
@@ -403,22 +626,73 @@ def test_bootstrap_imports_the_standard_library_only():
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = [Requirement(text) for texts in PROJECT["optional-dependencies"].values() for text in texts]
-PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+PINS = pins.pins(ROOT / "constraints.txt")
+
+
+def places():
+    """What markers see on every Python and platform that the course promises."""
+    for python in pins.PYTHONS:
+        for system, os_name, processor in (("linux", "posix", "x86_64"), ("linux", "posix", "aarch64"), ("win32", "nt", "AMD64"),
+                                           ("darwin", "posix", "arm64")):
+            yield {"python_version": python.rpartition(".")[0], "python_full_version": python, "sys_platform": system, "os_name": os_name,
+                   "platform_machine": processor, "implementation_name": "cpython", "platform_python_implementation": "CPython",
+                   "platform_system": {"win32": "Windows", "darwin": "Darwin"}.get(system, "Linux"), "extra": ""}
 
 
 def test_every_dependency_is_pinned_to_one_version_that_it_allows():
-    pinned = {}
     for pin in PINS:
         (only,) = pin.specifier
         assert only.operator == "==" and "+" not in only.version and pin.url is None, f"{pin} is not name==version"
-        assert pinned.setdefault(canonicalize_name(pin.name), only.version) == only.version
-    assert pinned["torch"] == "2.13.0" and "qlab" not in pinned
-    for requirement in CORE + EXTRAS:
-        if requirement.name == "qlab":
-            assert requirement.extras <= set(PROJECT["optional-dependencies"])
-            continue
-        version = pinned[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version), f"{requirement}, and constraints.txt pins {version}"
+    for place in places():
+        pinned = {}
+        for pin in PINS:
+            if pin.marker is None or pin.marker.evaluate(place):
+                (only,) = pin.specifier
+                assert pinned.setdefault(canonicalize_name(pin.name), only.version) == only.version, f"{pin.name} has two pins: {place}"
+        assert pinned["torch"] == "2.13.0" and "qlab" not in pinned
+        for requirement in CORE + EXTRAS:
+            if requirement.name == "qlab":
+                assert requirement.extras <= set(PROJECT["optional-dependencies"])
+            elif requirement.marker is None or requirement.marker.evaluate(place):
+                version = pinned.get(canonicalize_name(requirement.name))
+                assert version and requirement.specifier.contains(version, prereleases=True), f"{requirement}: {version}, {place}"
+
+
+def test_what_is_installed_here_is_the_tested_set():
+    place = {**markers.default_environment(), "extra": ""}
+    for pin in PINS:
+        if pin.marker is None or pin.marker.evaluate(place):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an extra that nobody asked for
+                version = importlib.metadata.version(pin.name)
+                assert pin.specifier.contains(version, prereleases=True) or pin.name == "setuptools", f"{pin}, and {version} is installed"
+
+
+def test_pins_are_tried_on_the_oldest_and_the_newest_python():
+    allowed = Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert all(python in allowed for python in pins.PYTHONS) and pins.PYTHONS[0] == "3.11.0"
+    assert {tuple(map(int, python.split(".")[:2])) for python in pins.PYTHONS} == {(3, minor) for minor in range(11, 15)}
+
+
+def test_pins_without_uv_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    assert cli.main(["pins"]) == 1
+    assert capsys.readouterr().err == "qlab: uv is not installed: .venv/bin/pip install -e '.[pins]' -c constraints.txt brings it.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for uv is a shell script")
+@pytest.mark.parametrize("script, code, line", [
+    ("echo torch==2.13.0", 0, "resolves"),
+    ("echo torch==2.13.0; echo left-pad==1.3", 1, "not pinned: left-pad==1.3"),
+    ("echo soupsieve needs 3.11.5 >&2; exit 1", 1, "soupsieve needs 3.11.5"),
+])
+def test_pins_says_where_they_do_not_resolve(tmp_path, monkeypatch, capsys, script, code, line):
+    uv = tmp_path / "uv"
+    uv.write_text(f"#!/bin/sh\n{script}\n")
+    uv.chmod(0o755)
+    monkeypatch.setattr(pins, "find_uv", lambda: str(uv))
+    assert cli.main(["pins"]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(pins.PYTHONS) * len(pins.PLATFORMS) and all(text.endswith(line) for text in lines)
 
 
 def test_every_import_is_declared():
@@ -433,7 +707,8 @@ def test_every_import_is_declared():
 def test_conda_installs_the_same_lists():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = (entry["pip"] for entry in dependencies if isinstance(entry, dict))
-    assert pip == ["-c constraints.txt", "-e .[test]"] and "python=3.11" in dependencies and "pip" in dependencies
+    assert pip == [f"--extra-index-url {bootstrap.CPU_BUILDS}", "-c constraints.txt", f"-e .[{bootstrap.COURSE}]"]
+    assert "python=3.11" in dependencies and "pip" in dependencies
 
 
 def test_the_package_holds_its_data():

@@ -17,7 +17,7 @@ import qlab
 from qlab.grading import attack, cgroups, confine, drive, mark, sandbox, slot
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None and not os.environ.get("CI"), reason="the sandbox needs bubblewrap: apt install bubblewrap"
+    not small.has_bwrap() and not os.environ.get("CI"), reason="the sandbox needs bubblewrap: apt install bubblewrap"
 )
 if not sys.platform.startswith("linux"):
     pytest.skip("the sandbox needs Linux", allow_module_level=True)
@@ -526,6 +526,7 @@ def test_limits_are_recorded(box):
 
 def test_it_fails_closed(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda *a, **k: None)
+    monkeypatch.setattr(sandbox, "PACKAGED", tmp_path / "none")
     with pytest.raises(sandbox.SandboxUnavailable, match="apt install bubblewrap"):
         sandbox.Sandbox().__enter__()
     fake = tmp_path / "bwrap"

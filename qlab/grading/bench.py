@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qlab.grading import results
+from qlab.grading import results, sandbox
 
 RECORD = Path(__file__).resolve().parents[1] / "lab" / "records" / "grading.json"
 NAME = "99_bench"
@@ -197,7 +197,7 @@ def _compare(marks: dict[str, float], students: int) -> None:
 def environment() -> dict:
     """The machine, the date and the versions."""
     cpu = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    version = subprocess.run(["bwrap", "--version"], capture_output=True, text=True).stdout.split()
+    version = subprocess.run([sandbox.find_bwrap(), "--version"], capture_output=True, text=True).stdout.split()
     return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "nbgrader")}, "bubblewrap": version[-1],
             "os": f"{platform.system()} {platform.release().split('-')[0]}", "architecture": platform.machine(),
