@@ -387,3 +387,14 @@ def test_a_class_never_shown_is_recognised_by_the_student_and_not_by_the_twin(re
     images, labels = data.load("test")
     again = accuracy(net, data.Split(images[:1000], labels[:1000])).correct
     assert (again != row["after"]["result"].correct[:1000]).sum() <= 2
+
+
+def test_without_batch_norm_a_hot_teacher_loses_every_student_and_a_mild_one_none(record):
+    rows = {(row["max_lr"], row["arm"], row["seed"]): row["result"] for row in record["runaway"]}
+    hot, mild = experiment.RUNAWAY
+    assert len(rows) == 12
+    for seed in range(3):
+        assert rows[hot, "student", seed].high < 0.11 and rows[hot, "twin", seed].low > 0.6
+        assert rows[mild, "student", seed].low > 0.6 and rows[mild, "twin", seed].low > 0.6
+    ahead = [mcnemar(rows[mild, "twin", seed], rows[mild, "student", seed]) for seed in range(3)]
+    assert sum(pair.significant and pair.difference > 0 for pair in ahead) == 2           # as notebook 10 says

@@ -10,6 +10,7 @@ Parts, each on what the one before it has chosen:
     full      the other 55,000 images: student, twin, label smoothing, three seeds
     small     3,000 of them, drawn anew for each of five seeds: the same, and hints before distillation (FitNets)
     unseen    each of the ten classes in turn left out of the images that student and twin are shown
+    runaway   1,000 images and no batch norm, three seeds: a hot teacher's pull at the twin's learning rate, and at a fifth of it
 
 The twin is the student without a teacher: same initial weights, images in the same order, epochs and learning rate, labels only. Images
 are seen as they are and mirrored, so that the teacher's logits of both are computed once. The test images are looked at once, at the
@@ -38,6 +39,7 @@ VALIDATION, SMALL = 5_000, 3_000                    # images
 EPOCHS = {"full": 4, "small": 15, "hints": 5, "unseen": 2, "try": 1}
 SEEDS = {"full": range(3), "small": range(5), "hints": range(3)}
 ARMS, TEMPERATURES = ("twin", "smoothing", "student"), (2.0, 4.0, 8.0, 16.0)
+RUNAWAY = {0.1: (10, 16.0), 0.02: (20, 4.0)}        # learning rate: (epochs, temperature)
 UNSEEN = 3                                          # the left-out class whose student is kept: Dress, as 3 is the digit in Hinton et al.
 
 
@@ -171,6 +173,20 @@ def part_unseen(record: dict, logits: torch.Tensor) -> None:
     record["unseen"] = rows
 
 
+def part_runaway(record: dict, logits: torch.Tensor | None) -> None:
+    """Without batch norm, which keeps the size of what each layer sees; on 1,000 images, whose logits are made here."""
+    (images, labels), test, rows = data.calibration(1000), data.load("test"), []
+    soft = distill.teacher_logits(zoo.load("resnet"), images)
+    for max_lr, (epochs, temperature) in RUNAWAY.items():
+        for seed in SEEDS["full"]:
+            for arm, alpha in (("twin", 0.0), ("student", 0.9)):
+                net = nn.Sequential(*(layer for name, layer in student(seed).named_children() if not name.startswith("bn")))
+                distill.distill(net, soft, images, labels, epochs, max_lr, temperature=temperature, alpha=alpha, seed=seed, name=arm)
+                rows.append({"seed": seed, "arm": arm, "max_lr": max_lr, "temperature": temperature, "epochs": epochs,
+                             **runs.outcome(accuracy(net, test))})
+    record["runaway"] = rows
+
+
 def _without(missing: int, arm: str, logits: torch.Tensor, epochs: int, **setting) -> tuple[nn.Module, float]:
     """A network that was never shown the class, without gradients, and the bias that would suit it, from the validation images."""
     images, labels = data.load("train")
@@ -196,7 +212,7 @@ def _logits(path: Path | None) -> torch.Tensor:
     return logits
 
 
-PARTS = {"choose": part_choose, "full": part_full, "small": part_small, "unseen": part_unseen}
+PARTS = {"choose": part_choose, "full": part_full, "small": part_small, "unseen": part_unseen, "runaway": part_runaway}
 
 
 def main(parts=tuple(PARTS), path: Path | None = None) -> None:
@@ -206,7 +222,7 @@ def main(parts=tuple(PARTS), path: Path | None = None) -> None:
         record |= json.loads((runs.FOLDER / f"{NAME}.json").read_text())
     record |= {"validation_images": VALIDATION, "small_images": SMALL, "epochs": EPOCHS}
     record = {key: value for key, value in record.items() if key not in ("command", "environment")}
-    logits = _logits(path)
+    logits = None if set(parts) == {"runaway"} else _logits(path)
     if "test" not in record["teacher"]:
         record["teacher"]["test"] = runs.outcome(accuracy(zoo.load("resnet"), data.load("test")))
     for part, function in PARTS.items():
