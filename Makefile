@@ -6,12 +6,13 @@ ifeq ($(OS),Windows_NT)
 QLAB = .venv/Scripts/qlab
 endif
 
-.PHONY: help setup setup-test lab test check bench zoo notebooks lint pins doctor build grade release tflite-keras clean
+.PHONY: help setup setup-test lab test check browser bench zoo notebooks lint pins doctor build grade release tflite-keras clean
 
 help:
 	@echo "make lab        open the course in JupyterLab            make lab PORT=8890, make lab ARGS=02"
 	@echo "make test       run all tests, notebooks included        make test ARGS='-k log'"
 	@echo "make check      lint and the quick tests, under a minute  make check ARGS=02: that page, its demos and its exercises too"
+	@echo "make browser    use every notebook in a real browser     make browser ARGS='02 09'; needs the extra browser and chromium"
 	@echo "make setup      make .venv and install the course        make setup PYTHON=python3.12 TORCH=cpu, or TORCH=cuda"
 	@echo "make setup-test the same, and what the tests need"
 	@echo "make doctor     say what this machine can do, and whether everything is in place"
@@ -36,7 +37,7 @@ lab: setup
 zoo doctor release: setup
 	@$(QLAB) $@ $(ARGS)
 
-test check bench notebooks lint pins build grade: setup-test
+test check browser bench notebooks lint pins build grade: setup-test
 	@$(QLAB) $@ $(ARGS)
 
 tflite-keras: setup

@@ -110,7 +110,7 @@ def pytest_command(args: list[str], root: Path) -> list[str]:
     workers = 0 if "--pdb" in args else min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     everything = [folder for folder in ("qlab", "tests", "notebooks") if (root / folder).is_dir()]
     return [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env",
-            "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder",  # a notebook's cells stay together; tests/conftest.py orders
+            "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder",  # tests/conftest.py says which file goes first
             *args, *([] if chosen else everything)]
 
 

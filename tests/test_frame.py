@@ -423,7 +423,7 @@ def test_import_and_help_load_nothing_heavy():
 def test_help_lists_every_command():
     text = command("--help").stdout
     makefile = (ROOT / "Makefile").read_text()
-    for name in ("lab", "test", "bench", "zoo", "doctor", "notebooks", "lint"):
+    for name in ("lab", "test", "browser", "bench", "zoo", "doctor", "notebooks", "lint"):
         assert re.search(rf"^ +{name}\b", text, re.M) and re.search(rf'^\t@echo "make {name} ', makefile, re.M)
 
 
@@ -449,11 +449,14 @@ def test_a_port_out_of_range_is_one_sentence(course, port, capsys):
 def test_lab_starts_the_server_on_this_machine_only(course, monkeypatch):
     labapp = pytest.importorskip("jupyterlab.labapp")
     started = []
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "")
     monkeypatch.setattr(labapp.LabApp, "launch_instance", started.extend)
     monkeypatch.setattr(cli, "choose_port", lambda port: 9999)
     assert cli.main(["lab", "--no-browser", "02"]) == 0
     assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9999", f"--ServerApp.root_dir={course}", "--ServerApp.open_browser=False",
-            "--LabApp.default_url=/lab/tree/notebooks/02_linear_quantization.ipynb", "--LabApp.news_url=None"} <= set(started)
+            "--LabApp.default_url=/lab/tree/notebooks/02_linear_quantization.ipynb", "--LabApp.news_url=None",
+            "--Application.log_level=WARN"} <= set(started)  # warnings are shown: there is nothing to hide
+    assert str(ROOT / "qlab" / "lab" / "jupyter" / "etc") in os.environ["JUPYTER_CONFIG_PATH"].split(os.pathsep)
 
 
 @pytest.mark.parametrize("name", ["02", "02_linear_quantization", "02_linear_quantization.ipynb", "notebooks/02_linear_quantization.ipynb"])
