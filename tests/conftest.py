@@ -1,15 +1,39 @@
 """Figures are drawn into memory, never into a window; hypothesis does not time its examples, for shared machines are slow at times;
-without a GPU Triton is its interpreter, whichever test imports it first."""
+without a GPU Triton is its interpreter, whichever test imports it first; the longest files go first, so that no worker ends late."""
 
+import functools
 import os
 
-import matplotlib
-import torch
 from hypothesis import settings
 
-matplotlib.use("agg")
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 if not os.environ.get("CI"):  # there hypothesis has a profile of its own: the same examples each time, and no deadline either
     settings.register_profile("qlab", deadline=None)
     settings.load_profile("qlab")
+
+# Those that take more than about eight seconds. pytest-xdist gives each file to one worker, and would start with those of most tests.
+LONGEST = (
+    "test_deploy_onnx", "test_deploy_c", "test_grading_build", "test_deploy_pytorch", "test_cluster", "test_sandbox",
+    "10_distillation", "06_", "03_", "02_", "04_", "test_triton", "07_", "01_", "05_", "09_", "13_", "14_", "11_", "08_",
+    "test_notebook_tools", "test_demo_numbers", "12_", "test_data_zoo", "test_grade.py", "00_",
+    "test_deploy_tflite", "test_qat", "test_deployment_record",
+)
+
+
+def pytest_collectstart():
+    """Where tests are collected, and not in the process that only deals them out: imports are most of what that one would do."""
+    prepare()
+
+
+@functools.cache
+def prepare() -> None:
+    import matplotlib
+    import torch
+
+    matplotlib.use("agg")
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: next((place[name] for name in place if f"/{name}" in item.nodeid.partition("::")[0]), len(place)))

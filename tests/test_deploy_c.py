@@ -433,7 +433,7 @@ def test_run_refuses(tiny, tmp_path, monkeypatch):
 
 @needs_arm
 @pytest.mark.parametrize("name, cpu, images", [
-    ("depthwise", "cortex-m4", 200), ("cnn", "cortex-m4", 200), ("resnet", "cortex-m4", 5), ("lenet5", "cortex-m4", 20),
+    ("depthwise", "cortex-m4", 40), ("cnn", "cortex-m4", 40), ("resnet", "cortex-m4", 5), ("lenet5", "cortex-m4", 20),
     ("depthwise", "cortex-m3", 10), ("cnn", "cortex-m7", 10),
 ])
 def test_the_zoo_on_a_cortex_m_is_bit_for_bit_the_integer_network(name, cpu, images, exported):

@@ -257,7 +257,7 @@ def test_the_order_and_the_ids_do_not_depend_on_the_run(tmp_path):
     (nb(metadata={"kernelspec": {"name": "julia-1.9", "language": "julia"}}), "it is written for julia, and Python was asked for"),
     (nb(metadata={"language_info": {"name": "R\nnote: forged"}}), "it is written for R\ufffdnote: forged, and Python was asked for"),
     (nb("#" * (notebook.SOURCE_BYTES + 2**20)), "its code has 5 MiB, and 4 MiB are allowed"),
-], ids=str)
+], ids=lambda given: str(given)[:50])
 def test_a_file_that_is_no_notebook(tmp_path, content, reason):
     put(tmp_path, "ada.ipynb", content)
     put(tmp_path, "bob.ipynb")
