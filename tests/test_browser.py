@@ -98,7 +98,7 @@ class Lab:
     def open(self, name: str) -> None:
         """A notebook of the course, with its kernel ready."""
         self.page.goto(f"{self.address['url']}lab/tree/{name}?token={self.address['token']}&reset", wait_until="commit")
-        self.page.wait_for_url(lambda url: "reset" not in url, wait_until="commit")  # the page loads itself once more, without the words in its address
+        self.page.wait_for_url(lambda url: "reset" not in url, wait_until="commit")  # the page loads itself twice
         self.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length > 0")
         self.page.evaluate("""async () => {
             const panel = jupyterapp.shell.currentWidget;
