@@ -1,7 +1,6 @@
 """Notebook 11's widget, driven without a browser: its bars are the library's bytes, its accuracy the network's."""
 
 import copy
-import time
 
 import pytest
 
@@ -73,15 +72,11 @@ def test_each_part_begins_where_the_one_before_it_ends(demo):
             assert after.get_x() == pytest.approx(before.get_x() + before.get_width())
 
 
-def test_a_step_is_quick_and_changes_picture_and_caption(demo):
+def test_a_step_changes_picture_and_caption(demo):
     put(demo, network="float", density=0.08, bits=5)
-    picture, text, times = demo._image.value, demo.text, []
-    for bits in (4, 3, 4, 3, 4):
-        started = time.perf_counter()
-        put(demo, bits=bits)
-        times.append(time.perf_counter() - started)
+    picture, text = demo._image.value, demo.text
+    put(demo, bits=4)
     assert demo._image.value != picture and demo.text != text
-    assert min(times) < 0.5  # a tenth of a second on a machine that has nothing else to do
 
 
 def test_bad_arguments(networks, split):

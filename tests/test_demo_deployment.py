@@ -1,7 +1,6 @@
 """Notebook 14's widget, driven without a browser: what it draws and says is what the record holds."""
 
 import re
-import time
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def put(widget, **values):
 
 @pytest.mark.parametrize("net", ["cnn", "depthwise"])
 @pytest.mark.parametrize("runtime", demo.RUNTIMES)
-def test_caption_and_bars_are_the_records(widget, record, net, runtime):
+def test_caption_and_dots_are_the_records(widget, record, net, runtime):
     threads, batch = demo.threads_of(record, net)[-1], demo.batches_of(record, net)[-1]
     put(widget, net=net, runtime=runtime, batch=batch, threads=threads, price=0.36)
     row = demo.rows(record, net)[runtime]
@@ -37,32 +36,33 @@ def test_caption_and_bars_are_the_records(widget, record, net, runtime):
         assert f"codes on {row['same_bits']:,} of {row['images']:,}" in widget.text
     at = demo.RUNTIMES.index(runtime)
     ax, right = widget.fig.axes
-    assert right.patches[at].get_width() == row["nbytes"]
+    assert right.collections[0].get_offsets()[at].tolist() == [row["nbytes"] / 1000, at]
+    assert right.texts[at].get_text() == f"{row['nbytes'] / 1000:,.1f}"
     times = record["timing"][net]["us"].get(runtime)
     if times is None:
+        assert ax.collections[0].get_offsets().mask[at].any() and ax.texts[at].get_text() == "in an emulator"
         assert f"{row['measured']['instructions']:,} instructions" in widget.text
         return
     us = times["1"]["1"] if runtime in demo.ONE_BY_ONE else times[str(threads)][str(batch)]
-    assert ax.patches[at].get_width() == us
+    assert ax.collections[0].get_offsets()[at].tolist() == [us, at]
     used = 1 if runtime in demo.ONE_BY_ONE else threads
     images, cost = re.search(r"([\d,]+) images a second, <b>([\d.e+-]+)</b>", widget.text).groups()
     assert int(images.replace(",", "")) == round(1e6 / us)
     assert float(cost) == pytest.approx(us * used * 1e-4, rel=0.01)                         # a core-second costs 0.0001
 
 
-def test_only_the_chosen_bar_is_in_full_colour(widget):
+def test_only_the_chosen_dot_is_in_full_colour(widget):
     put(widget, runtime=demo.MICRO)
     for ax in widget.fig.axes:
-        assert [i for i, bar in enumerate(ax.patches) if bar.get_alpha() == 1.0] == [demo.RUNTIMES.index(demo.MICRO)]
+        assert np.flatnonzero(ax.collections[0].get_alpha() == 1).tolist() == [demo.RUNTIMES.index(demo.MICRO)]
 
 
-def test_bars_and_labels_stay_inside(widget, record):
+def test_dots_stay_inside(widget, record):
     put(widget, net="depthwise", batch=1, threads=1)
     for ax in widget.fig.axes:
         low, high = ax.get_xlim()
-        assert all(low <= bar.get_width() < high for bar in ax.patches)
-        renderer = widget.fig.canvas.get_renderer()
-        assert all(text.get_window_extent(renderer).x1 <= widget.fig.bbox.x1 for text in ax.texts)
+        at = ax.collections[0].get_offsets()[:, 0].compressed()
+        assert len(at) and (low < at).all() and (at < high).all()
 
 
 def test_no_price_no_cost(widget):
@@ -80,15 +80,6 @@ def test_one_image_after_the_other_takes_as_long_each(record):
 
 def test_cost():
     assert demo.cost_of_a_million(3600, 1, 1.0) == 1.0 and demo.cost_of_a_million(1800, 4, 0.5) == 1.0
-
-
-def test_a_step_is_quick(widget, record):
-    times = []
-    for batch in demo.batches_of(record, "cnn") * 3:
-        started = time.perf_counter()
-        put(widget, batch=batch)
-        times.append(time.perf_counter() - started)
-    assert np.median(times) < 0.4                                                           # 0.1 s on a machine with nothing else to do
 
 
 def test_bad_arguments(record):

@@ -1,6 +1,5 @@
 """Notebook 10's widget, driven without a browser: what it draws is softmax(logits / T)."""
 
-import time
 
 import numpy as np
 import pytest
@@ -67,16 +66,13 @@ def test_the_image_and_its_label_are_shown(demo):
     assert hollow.get_y() + hollow.get_height() / 2 == pytest.approx(LABELS[2].item())
 
 
-def test_every_step_changes_the_picture_and_is_quick(demo):
+def test_every_step_changes_the_picture(demo):
     put(demo, 0, 1)
-    before, times = demo._image.value, []
+    before = demo._image.value
     for t in (2, 3, 4, 5, 6):
-        started = time.perf_counter()
         put(demo, 0, t)
-        times.append(time.perf_counter() - started)
         assert demo._image.value != before
         before = demo._image.value
-    assert min(times) < 0.1
 
 
 def test_without_a_student_only_the_teacher_is_drawn():

@@ -53,7 +53,7 @@ def test_elements_show_the_registers(array):
     busy = state.row >= 0
     registers = [*state.weight.ravel(), *state.activation[busy], *state.partial_sum[busy]]
     assert shown == sorted(str(value) for value in registers)
-    pink = sum(np.allclose(box.get_facecolor()[:3], (0xF0 / 255, 0xC8 / 255, 0xDE / 255)) for box in ax.patches if box.get_visible())
+    pink = sum(np.allclose(box.get_facecolor()[:3], (0xF4 / 255, 0xD6 / 255, 0xE6 / 255)) for box in ax.patches if box.get_visible())
     assert pink == state.active.sum() > 0
 
 

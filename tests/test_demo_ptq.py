@@ -1,6 +1,5 @@
 """Notebook 06's widget, driven without a browser: what it draws and counts is what the library's fake quantization gives. Its record."""
 
-import time
 from collections import OrderedDict
 
 import numpy as np
@@ -81,16 +80,13 @@ def test_pooling_may_come_before_the_codes():
     assert torch.equal(pool(decoded(x, 3, 0.7)), decoded(pool(x), 3, 0.7))
 
 
-def test_every_step_changes_the_picture_and_is_quick(demo):
+def test_every_step_changes_the_picture(demo):
     put(demo, layer="relu1", bits=4, percent=100)
-    before, times = demo._image.value, []
+    before = demo._image.value
     for percent in (80, 60, 40, 30, 20, 10):
-        started = time.process_time()
         put(demo, percent=percent)
-        times.append(time.process_time() - started)
         assert demo._image.value != before
         before = demo._image.value
-    assert min(times) < 0.1
 
 
 def test_bad_arguments(net):

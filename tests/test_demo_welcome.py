@@ -147,7 +147,7 @@ def test_each_tile_says_what_the_network_says(live, net, sample, found, bits, pe
         assert float(percent) == pytest.approx(100 * float(chances[i]), abs=0.51)
         wrong = says != truth
         assert cross.get_visible() == wrong and (text.get_fontweight() == "bold") == wrong      # not by colour alone
-        assert (frame.get_linewidth() > 2) == wrong and (text.get_color() == plot.COLORS["error"]) == wrong
+        assert (frame.get_linewidth() > 2) == wrong and (text.get_color() == plot.INK["error"]) == wrong
 
 
 def test_curves_ring_bar_and_text_show_the_setting(live, found):

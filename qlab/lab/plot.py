@@ -33,8 +33,8 @@ COLORS = {
     "minmax": "#002B52", "affine": "#00558C", "symmetric": "#0072B2",                   # linear quantization's schemes: blues
     "error": "#D55E00", "accent": "#CC79A7", "muted": "#8C8C8C",                        # what went wrong; one thing to look at; background
 }
-# The same hues for words: as dark as small letters need to be on white, a contrast of at least 4.5 to 1 (WCAG 2).
-INK = COLORS | {"log": "#986900", "kmeans": "#00825E", "error": "#BB5300", "accent": "#9D5D81", "muted": "#6B6B6B"}
+# The same hues for words: as dark as small letters need to be on white and pale grey, a contrast of at least 4.5 to 1 (WCAG 2).
+INK = COLORS | {"log": "#986900", "kmeans": "#00825E", "error": "#A04700", "accent": "#9D5D81", "muted": "#6B6B6B"}
 MARKERS = {"float": "o", "linear": "s", "log": "^", "kmeans": "D", "minmax": "v", "affine": "P", "symmetric": "X"}
 LINESTYLES = {
     "float": (0, (7, 2)), "linear": (0, ()), "log": (0, (4, 1.5, 1, 1.5)), "kmeans": (0, (1.5, 1)),

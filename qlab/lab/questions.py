@@ -45,6 +45,13 @@ def _html(text: str, **layout) -> ipywidgets.HTMLMath:
     return ipywidgets.HTMLMath(text, layout=ipywidgets.Layout(**WIDE | layout))
 
 
+def _ask(text: str, **layout) -> ipywidgets.HTMLMath:
+    """The question's text, directly before its options: the page's script names the group of options after it."""
+    asked = _html(text, **layout)
+    asked.add_class("qlab-ask")
+    return asked
+
+
 def _radio(options: Sequence[str]) -> ipywidgets.RadioButtons:
     return ipywidgets.RadioButtons(options=list(options), value=None, layout=ipywidgets.Layout(**WIDE))
 
@@ -86,7 +93,7 @@ class Predict(_Question):
         self._options, self._answer, self._explain, self._numeric = options, answer, explain, numeric
         self.lock = ipywidgets.Button(description="Lock in my guess", disabled=not numeric, layout=ipywidgets.Layout(width="12em"))
         self.outcome = _html("")
-        super().__init__([_html(f"<b>Predict.</b> {question}"), self.guess, self.lock, self.outcome])
+        super().__init__([_ask(f"<b>Predict.</b> {question}"), self.guess, self.lock, self.outcome])
         self.still = f"<p><b>Predict.</b> {question}</p>{choices}<p><em>Choose before you read on.</em></p>"
         self.summary = f"Predict. {plain(question)}"
         self.guess.observe(self._chosen, "value")
@@ -138,7 +145,7 @@ class Quiz(_Question):
         self._first: dict[int, bool] = {}  # question -> was its first answer right
         rows = [_html("<b>Check yourself.</b>")]
         for number, (text, _, _, _) in enumerate(self._questions):
-            rows += [_html(f"{number + 1}. {text}", margin="0.8em 2px 0"), self.choices[number], self.feedback[number]]
+            rows += [_ask(f"{number + 1}. {text}", margin="0.8em 2px 0"), self.choices[number], self.feedback[number]]
             self.choices[number].observe(lambda change, number=number: self._answered(number, change["new"]), "value")
         super().__init__([*rows, self.score])
         self.still = "<p><b>Check yourself.</b></p><ol>" + "".join(

@@ -15,6 +15,7 @@ line of text, and the value of each control. The still is made when the widget i
 
 import html
 import io
+import math
 import re
 import textwrap
 
@@ -31,6 +32,9 @@ from qlab.lab.redraw import Canvas, png
 __all__ = ["Live", "figure", "predict", "quiz"]
 DPI = 144           # dots per inch drawn
 CSS_DPI = 96        # and shown: 1.5 dots per CSS pixel, sharp on a dense screen or a projector without drawing four times the dots
+TRACK, BESIDE, LETTER = 160, 108, 7.5   # CSS pixels: a slider's shortest track, its number and margins, a letter of its label
+SLIDERS = (ipywidgets.IntSlider, ipywidgets.FloatSlider, ipywidgets.FloatLogSlider, ipywidgets.SelectionSlider,
+           ipywidgets.IntRangeSlider, ipywidgets.FloatRangeSlider, ipywidgets.SelectionRangeSlider)
 
 
 def figure(width: float = 7.0, height: float = 3.2, nrows: int = 1, ncols: int = 1, **subplots):
@@ -68,13 +72,20 @@ class Live(ipywidgets.VBox):
         self.error: Exception | None = None
         self.text = ""  # what update said last
         self._drawing = self._again = False
+        self._drawn = self.values  # the values that the picture shows
         self._width = round(CSS_DPI * fig.get_size_inches()[0])
         self._image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=f"{self._width}px", max_width="100%", height="auto"))
         self._caption = ipywidgets.HTML()
         for name, control in controls.items():
             _label(control, name)
+            if isinstance(control, SLIDERS):
+                _widen(control, self._width)
+                if control.has_trait("max"):
+                    control.observe(lambda change: _widen(change["owner"], self._width), ["min", "max", "step"])
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="2px 16px")
         super().__init__([ipywidgets.Box(list(controls.values()), layout=row), self._image, self._caption])
+        self.add_class("qlab-live")  # by these names the page's script finds the picture, and the text that describes it
+        self._image.add_class("qlab-picture")
         self._say(self._updated())
         self._canvas = Canvas(fig, DPI)
         self._image.value = png(self._canvas.pixels())
@@ -93,14 +104,15 @@ class Live(ipywidgets.VBox):
     def _changed(self, _change) -> None:
         # A browser sends a control's next value only after the kernel has dealt with the last, and then only the newest: a slider's steps
         # do not queue up. What is left to guard is an update that sets controls itself: it gets one more round, not a nested one.
-        self._again = True
+        # Where one control sets another, both report, and the picture is drawn for the first of them.
+        self._again = self.values != self._drawn
         if self._drawing:
             return
         self._drawing = True
         try:
             rounds = 0
             while self._again and rounds < 10:
-                self._again, rounds = False, rounds + 1
+                self._again, rounds, self._drawn = False, rounds + 1, self.values
                 self._redraw()
         finally:
             self._drawing = self._again = False
@@ -129,7 +141,7 @@ class Live(ipywidgets.VBox):
 
     def _say(self, text) -> None:
         self.text = text if isinstance(text, str) else ""
-        self._caption.value = f'<div role="status" style="line-height: 1.5">{self.text}</div>'
+        self._caption.value = f'<div role="status" class="qlab-text" style="line-height: 1.5">{self.text}</div>'
 
     def settings(self) -> str:
         """Each control's label and value on one line, as in the still.
@@ -156,7 +168,8 @@ class Live(ipywidgets.VBox):
         data["text/plain"] = ". ".join(filter(None, [f"Live figure: {re.sub(' {3}', ', ', self.settings())}", plain(self.text)]))
         data["image/png"] = self.still()
         width, height = Image.open(io.BytesIO(data["image/png"])).size
-        return data, {"image/png": {"width": self._width, "height": round(height * self._width / width)}}
+        size = {"width": self._width, "height": round(height * self._width / width)}
+        return data, {"image/png": size | {"alt": data["text/plain"]}}
 
 
 def _label(control: ipywidgets.Widget, name: str) -> str:
@@ -173,6 +186,19 @@ def _label(control: ipywidgets.Widget, name: str) -> str:
     if isinstance(control, ipywidgets.Checkbox):
         control.indent, control.layout.width = False, control.layout.width or "auto"
     return control.description.rstrip(":")
+
+
+def _widen(slider: ipywidgets.Widget, page: float) -> None:
+    """A track of at least TRACK pixels and two a step, so that the hand can stop at each; three where page, the row's width, has room.
+
+    It only grows: a row that is laid out anew while a slider moves would be hard to use.
+    """
+    steps = round((slider.max - slider.min) / slider.step) if slider.has_trait("max") else len(slider.options) - 1
+    beside = BESIDE + LETTER * len(slider.description)
+    track = max(TRACK, 2 * steps, min(3 * steps, page - beside))
+    if track > getattr(slider, "track", 0):
+        slider.track = track
+        slider.layout.width, slider.layout.max_width = f"{math.ceil(track + beside)}px", "100%"
 
 
 def _shown(control: ipywidgets.Widget) -> str:

@@ -80,7 +80,8 @@ class _Sizes:
         self.bars = {m: ax.vlines([], 0, 0, color=s["color"], linewidth=1.4) for m, s in styles.items()}
         self.reference = ax.axhline(0, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.3, label="float")
         self.rings, = ax.plot([], [], **RING)
-        self.names = [ax.annotate(name, (1, 50), (side * 17, -5), textcoords="offset points", ha="center", fontweight="bold")
+        self.names = [ax.annotate(name, (1, 50), (side * 17, -5), textcoords="offset points", ha="center", fontweight="bold",
+                                  bbox={"color": "white", "alpha": 0.7, "pad": 0})
                       for name, side in (("A", -1), ("B", 1))]  # either side: they stay apart where the points do not
         self.net = None
         ax.set_xscale("log")
@@ -93,7 +94,7 @@ class _Sizes:
     def show(self, table: dict, net: str, per: str, widths: list[int], chosen: list[tuple]) -> None:
         if net != self.net:
             sizes = [row["nbytes"] / plot.KB for row in table.values() if row["net"] == net and row["method"] != "float"]
-            low, high = min(sizes) / 1.2, max(sizes) * 1.1
+            low, high = min(sizes) / 1.5, max(sizes) * 1.1  # on the left there is room for an A
             self.ax.set(xlim=(low, high), xticks=[t for t in (10, 20, 30, 40, 50, 70, 100, 200, 300, 500, 1000) if low < t < high])
             self.reference.set_ydata([100 * table[net, "float", "tensor", 32]["result"].value] * 2)
             self.net = net
@@ -124,11 +125,11 @@ class _Differences:
         ax.set_yscale("symlog", linthresh=1)
         ticks = (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100)
         ax.set(xlabel="bits per code", ylabel="B minus A (points)", xticks=widths, xlim=(widths[0] - 0.6, widths[-1] + 0.6))
-        ax.set_ylim(-130, 130)
+        ax.set_ylim(-4000, 130)  # below the differences there is room for the legend
         ax.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
         ax.minorticks_off()
         mark = {"color": ink, "marker": "o", "linestyle": "", "markersize": 8}
-        ax.legend(loc="lower right", handles=[Line2D([], [], **mark, label="p < 0.05"),
+        ax.legend(loc="lower right", ncols=2, fontsize=10, handles=[Line2D([], [], **mark, label="p < 0.05"),
                                               Line2D([], [], **mark, markerfacecolor="white", label="inside the noise")])
 
     def show(self, tests: list[McNemar], at: int, a: str, b: str) -> None:

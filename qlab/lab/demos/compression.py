@@ -59,8 +59,8 @@ def dial(networks: Mapping[str, nn.Module], images: torch.Tensor, labels: torch.
         base = 100 * (first(images).argmax(1) == labels).double().mean().item()
     controls = {
         "network": ipywidgets.Dropdown(options=list(networks), layout={"width": "330px"}),
-        "density": ipywidgets.SelectionSlider(options=[(f"{100 * d:g} %", d) for d in DENSITIES], value=density, layout={"width": "330px"}),
-        "bits": ipywidgets.IntSlider(bits, 1, 8, layout={"width": "250px"}),
+        "density": ipywidgets.SelectionSlider(options=[(f"{100 * d:g} %", d) for d in DENSITIES], value=density),
+        "bits": ipywidgets.IntSlider(bits, 1, 8),
     }
     fig, (ax, right) = widgets.figure(8.8, 3.3, ncols=2, width_ratios=(3.4, 1))
     bars = {part: ax.barh(range(3), [0, 0, 0], height=0.62, color=color, label=part) for part, color in PARTS.items()}
@@ -89,7 +89,7 @@ def dial(networks: Mapping[str, nn.Module], images: torch.Tensor, labels: torch.
                 left[i] += size
         for text, total in zip(totals, left):
             text.set_text(f"{total:.1f}")
-            text.set_x(total + 0.012 * left[0])
+            text.set_x(total + 0.015 * END * whole / plot.KB)
         accuracy = 100 * (source.logits(shared, images).argmax(1) == labels).double().mean().item()
         column.set_height(accuracy)
         kept = ", ".join(f"{name} {100 * mask.double().mean():.1f} %" for name, mask in masks.items())

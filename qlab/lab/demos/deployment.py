@@ -110,18 +110,17 @@ def pick(record: dict, net: str = "cnn", runtime: str = "ONNX Runtime, static") 
     fig, (ax, right) = widgets.figure(9.2, 5.2, ncols=2, sharey=True, width_ratios=(1.5, 1))
     at = np.arange(len(RUNTIMES))
     colors = [plot.COLORS[next(color for family, color in FAMILIES.items() if name.startswith(family))] for name in RUNTIMES]
-    panels = {axis: axis.barh(at, np.ones(len(at)), color=colors, height=0.7) for axis in (ax, right)}
+    dots = {axis: axis.scatter(np.ones(len(at)), at, color=colors, zorder=3) for axis in (ax, right)}  # a log axis has no zero for bars
     notes = {axis: [axis.text(1, i, "", va="center", fontsize=9) for i in at] for axis in (ax, right)}
     us = [u for name in tables for r in RUNTIMES for b in batches_of(record, name) for t in threads_of(record, name)
           if (u := microseconds(record, name, r, t, b))]
     ax.set(xscale="log", xlim=(0.5 * min(us), 12 * max(us)), yticks=at, ylim=(len(at) - 0.4, -0.6), xlabel="microseconds an image")
     ax.set_yticks(at, RUNTIMES, fontsize=9.5)
-    right.set(xscale="log", xlim=(3e4, 3e6), xlabel="size (KB, 1 KB = 1000 bytes)", xticks=(3e4, 1e5, 3e5, 1e6))
+    right.set(xscale="log", xlim=(30, 3000), xlabel="size (KB, 1 KB = 1000 bytes)", xticks=(30, 100, 300, 1000))
     ax.xaxis.set_major_locator(LogLocator(numticks=5))
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    right.xaxis.set_major_formatter(lambda nbytes, _: f"{nbytes / plot.KB:,.0f}")
+    right.xaxis.set_major_formatter("{x:,.0f}")
     for axis in (ax, right):
-        axis.grid(axis="y", visible=False)
         axis.minorticks_off()
     right.tick_params(axis="y", length=0)
 
@@ -129,13 +128,14 @@ def pick(record: dict, net: str = "cnn", runtime: str = "ONNX Runtime, static") 
         table, chosen = tables[net], RUNTIMES.index(runtime)
         times = [microseconds(record, net, name, threads, batch) for name in RUNTIMES]
         shown = {ax: [(time, f"{time:,.0f}" if time else "in an emulator") for time in times],
-                 right: [(row["nbytes"], f"{row['nbytes']:,}") for row in table.values()]}
+                 right: [(row["nbytes"] / plot.KB, f"{row['nbytes'] / plot.KB:,.1f}") for row in table.values()]}
+        alpha, area = np.full(len(RUNTIMES), 0.45), np.full(len(RUNTIMES), 40)
+        alpha[chosen], area[chosen] = 1, 90
         for axis, values in shown.items():
             low = axis.get_xlim()[0]
+            dots[axis].set(offsets=[(value or np.nan, i) for i, (value, _) in enumerate(values)], alpha=alpha, sizes=area)
             for i, (value, text) in enumerate(values):
-                panels[axis][i].set_width(value or low)
-                panels[axis][i].set_alpha(1.0 if i == chosen else 0.35)
-                notes[axis][i].set(x=1.15 * (value or low), text=text, fontweight="bold" if i == chosen else "normal")
+                notes[axis][i].set(x=1.35 * value if value else 1.15 * low, text=text, fontweight="bold" if i == chosen else "normal")
         used = 1 if runtime in ONE_BY_ONE else threads
         return f"<b>{runtime}</b>, {net}: {_told(table[runtime])} {_time(times[chosen], table[runtime], used, price)}"
 

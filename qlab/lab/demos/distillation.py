@@ -42,7 +42,7 @@ def temperature(images: torch.Tensor, labels: torch.Tensor, teacher: torch.Tenso
     controls = {
         "image": ipywidgets.Dropdown(options=[(f"{i + 1}, {names[y]}", i) for i, y in enumerate(labels.tolist())],
                                      layout={"width": "220px"}),
-        "temperature": ipywidgets.SelectionSlider(options=[(f"{t:g}", t) for t in TEMPERATURES], value=start, layout={"width": "440px"}),
+        "temperature": ipywidgets.SelectionSlider(options=[(f"{t:g}", t) for t in TEMPERATURES], value=start),
     }
     fig, (picture_ax, ax) = widgets.figure(8.2, 3.7, ncols=2, width_ratios=(1, 1.9))
     low, high = images.min().item(), images.max().item()

@@ -78,13 +78,12 @@ def array_steps(size: int = 3, m: int = 4, k: int = 3, n: int = 3, seed: int = 0
             raise ValueError(f"{name} is {value}, and must be from 1 to {most}.")
     rng = np.random.default_rng(seed)
     all_a, all_b = rng.integers(-9, 10, (8, 6), np.int8), rng.integers(-9, 10, (6, 6), np.int8)
-    narrow = {"width": "210px"}
     controls = {
-        "size": ipywidgets.IntSlider(size, 1, LARGEST, description="array", layout=narrow),
-        "m": ipywidgets.IntSlider(m, 1, 8, description="M, rows of a", layout={"width": "250px"}),
-        "k": ipywidgets.IntSlider(k, 1, 6, description="K", layout=narrow),
-        "n": ipywidgets.IntSlider(n, 1, 6, description="N", layout=narrow),
-        "cycle": ipywidgets.IntSlider(0, 0, 1, layout={"width": "440px"}),
+        "size": ipywidgets.IntSlider(size, 1, LARGEST, description="array"),
+        "m": ipywidgets.IntSlider(m, 1, 8, description="M, rows of a"),
+        "k": ipywidgets.IntSlider(k, 1, 6, description="K"),
+        "n": ipywidgets.IntSlider(n, 1, 6, description="N"),
+        "cycle": ipywidgets.IntSlider(0, 0, 1),
     }
     fig, (ax, right) = widgets.figure(8.8, 4.3, ncols=2, width_ratios=(1.75, 1))
     ax.set(xlim=(-3.1, LARGEST), ylim=(LARGEST + 0.75, -0.62), aspect="equal")
@@ -92,15 +91,15 @@ def array_steps(size: int = 3, m: int = 4, k: int = 3, n: int = 3, seed: int = 0
     places = [(i, j) for i in range(LARGEST) for j in range(LARGEST)]
     boxes = {at: ax.add_patch(Rectangle((at[1] + 0.04, at[0] + 0.04), 0.92, 0.92, edgecolor="#555555")) for at in places}
     corner = {"fontsize": 9.5, "va": "center", "ha": "center"}
-    weights = {(i, j): ax.text(j + 0.24, i + 0.24, "", color=plot.COLORS["linear"], **corner) for i, j in places}
-    activations = {(i, j): ax.text(j + 0.76, i + 0.24, "", color=plot.COLORS["error"], **corner) for i, j in places}
+    weights = {(i, j): ax.text(j + 0.24, i + 0.24, "", color=plot.INK["linear"], **corner) for i, j in places}
+    activations = {(i, j): ax.text(j + 0.76, i + 0.24, "", color=plot.INK["error"], **corner) for i, j in places}
     sums = {(i, j): ax.text(j + 0.5, i + 0.63, "", fontsize=12.5, va="center", ha="center") for i, j in places}
-    waiting = {(i, d): ax.text(0.35 - 0.6 * d, i + 0.5, "", color=plot.COLORS["error"], **corner)
+    waiting = {(i, d): ax.text(0.35 - 0.6 * d, i + 0.5, "", color=plot.INK["error"], **corner)
                for i in range(LARGEST) for d in range(1, 6)}
     leaving = [ax.text(j + 0.5, 0, "", fontsize=11, va="center", ha="center", weight="bold") for j in range(LARGEST)]
     phase = ax.text(-3.0, -0.4, "", fontsize=11, va="center")
     for y, (what, color) in enumerate({"weight": "linear", "activation": "error", "sum": "float"}.items()):
-        ax.text(-3.0, 3.45 + 0.32 * y, what, fontsize=10.5, va="center", color=plot.COLORS[color])
+        ax.text(-3.0, 3.45 + 0.32 * y, what, fontsize=10.5, va="center", color=plot.INK[color])
     curve, = right.plot([], [], color=plot.COLORS["muted"], linewidth=1.4)
     so_far, = right.plot([], [], color=plot.COLORS["float"])
     here, = right.plot([], [], "o", color=plot.COLORS["accent"], markersize=9)
@@ -123,7 +122,7 @@ def array_steps(size: int = 3, m: int = 4, k: int = 3, n: int = 3, seed: int = 0
             shown = i < size and j < size
             used = shown and state.tile[0] + i < k and state.tile[1] + j < n
             box.set_visible(shown)
-            box.set_facecolor("#F0C8DE" if shown and state.active[i, j] else "white" if used else "#E4E4E4")
+            box.set_facecolor("#F4D6E6" if shown and state.active[i, j] else "white" if used else "#E4E4E4")
             weights[i, j].set_text(f"{state.weight[i, j]}" if shown else "")
             busy = shown and state.row[i, j] >= 0
             activations[i, j].set_text(f"{state.activation[i, j]}" if busy else "")
@@ -172,7 +171,7 @@ def rooflines(machines: Mapping[str, Machine] = MACHINES, machine: str = "A100",
 
     def slider(allowed: list[int], value: int, what: str):
         options = [(f"{x:,}", x) for x in allowed]
-        return ipywidgets.SelectionSlider(options=options, value=value, description=what, layout={"width": "300px"})
+        return ipywidgets.SelectionSlider(options=options, value=value, description=what)
 
     controls = {
         "machine": ipywidgets.Dropdown(options=list(machines), value=machine, layout={"width": "220px"}),

@@ -61,8 +61,8 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
     controls = {
         "layer": ipywidgets.Dropdown(options=list(layers), layout={"width": "230px"}),
         "start": ipywidgets.Dropdown(options=kmeans.STARTS, value=start, layout={"width": "150px"}),
-        "bits": ipywidgets.IntSlider(bits, BITS[0], BITS[-1], layout={"width": "220px"}),
-        "iteration": ipywidgets.IntSlider(0, 0, 1, layout={"width": "440px"}),
+        "bits": ipywidgets.IntSlider(bits, BITS[0], BITS[-1]),
+        "iteration": ipywidgets.IntSlider(0, 0, 1),
     }
     fig, (ax, curve_ax) = widgets.figure(8.6, 3.6, ncols=2, width_ratios=(1.9, 1))
     first = next(iter(layers.values()))
@@ -82,6 +82,7 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
     here, = curve_ax.plot([], [], color=plot.COLORS["accent"], marker="o", markersize=9, linestyle="")
     curve_ax.axhline(1, color=plot.COLORS["float"], linewidth=1.2, linestyle=plot.LINESTYLES["float"])
     curve_ax.set(xlabel="iteration", ylabel="MSE / least possible MSE", yscale="log")
+    curve_ax.xaxis.set_major_locator(plot.plt.MaxNLocator(5, integer=True))
     curve_ax.yaxis.set_major_locator(plot.LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
     curve_ax.yaxis.set_major_formatter(plot.FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     curve_ax.yaxis.set_minor_locator(plot.NullLocator())
@@ -95,12 +96,13 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
         iteration = min(iteration, last)
         codebook, ratios = path[iteration], np.array(errors) / data.best[bits]
         filled = data.counts(codebook)[0] > 0
-        if shown != [layer, start, bits]:  # axes that stay as they are need not be drawn again: a step takes half the time
-            shown[:] = layer, start, bits
+        if shown[:1] != [layer]:  # axes that stay as they are need not be drawn again: a step takes half the time
             counts, edges = data.histogram
             bars.set_data(counts, edges)
             room = 0.03 * (edges[-1] - edges[0])
             ax.set(xlim=(edges[0] - room, edges[-1] + room), ylim=(0.7, 2 * counts.max()))
+        if shown != [layer, start, bits]:
+            shown[:] = layer, start, bits
             curve.set_data(range(last + 1), ratios)
             curve_ax.set(xlim=(-0.03 * max(last, 1), 1.03 * max(last, 1)), ylim=(0.93, 1.15 * max(ratios.max(), 1.2)))
         lines.set_data(*_upright(codebook[filled], 0.94))

@@ -25,14 +25,14 @@ def rulers(coded: dict[str, QTensor], ax: Axes, values=None, zero: bool = True) 
     ends = torch.cat([q.levels() for q in coded.values()])
     left = ends.min().item()
     for row, (label, q) in enumerate(coded.items()):
-        y, color = -2 * row, plot.COLORS[plot.method_of(label)]
+        y, color, ink = -2 * row, plot.COLORS[plot.method_of(label)], plot.INK[plot.method_of(label)]
         levels = q.levels().tolist()
         ax.hlines(y, levels[0], levels[-1], color=color, linewidth=1.4)
         ax.vlines(levels, y - 0.14, y + 0.14, color=color, linewidth=2)
         for code, level in enumerate(levels, q.code_range[0]):
-            ax.text(level, y - 0.24, f"{code}", ha="center", va="top", fontsize=11, color=color,
+            ax.text(level, y - 0.24, f"{code}", ha="center", va="top", fontsize=11, color=ink,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-        ax.text(left, y + (1.15 if values is not None else 0.3), label, va="bottom", fontsize=11, color=color)
+        ax.text(left, y + (1.15 if values is not None else 0.3), label, va="bottom", fontsize=11, color=ink)
         if values is not None:
             x, x_hat = torch.as_tensor(values).tolist(), q.dequantize().tolist()
             ax.plot([x, x_hat], [[y + 0.8] * len(x), [y + 0.16] * len(x)], color=plot.COLORS["muted"], linewidth=1)
@@ -73,6 +73,7 @@ def play(values: dict[str, torch.Tensor], bits: int = 4) -> widgets.Live:
         if not x.count_nonzero():
             raise ValueError(f"values[{name!r}] is all zeros or empty, and must hold something to quantize.")
     known = {name: (*(end.item() for end in x.aminmax()), x.square().sum(dtype=torch.float64).item()) for name, x in flat.items()}
+    histograms = {name: np.histogram(x.numpy(), 200) for name, x in flat.items()}  # now, so that no control waits for a million values
     fig, (left, right) = widgets.figure(9.6, 3.7, ncols=2)
     picture = _Picture(left, right)
 
@@ -87,7 +88,7 @@ def play(values: dict[str, torch.Tensor], bits: int = 4) -> widgets.Live:
         rounding, saturation = split_error(x, x_hat, x_min, x_max)
         total = rounding + saturation
         largest = max(abs(end.item()) for end in x_hat.sub_(x).aminmax())
-        picture.show(values, x, q, max(low, x_min), min(high, x_max))
+        picture.show(values, histograms[values], q, max(low, x_min), min(high, x_max))
         sqnr = 10 * np.log10(energy / x.numel() / total) if total else np.inf
         return (f"scale {q.scale.item():.3g}, zero-point {q.zero_point.item() + 0.0:.4g}, largest error {largest:.3g} = "
                 f"{largest / q.scale.item():.2f} scales; of the squared error {100 * rounding / max(total, 1e-300):.0f} % is rounding, "
@@ -113,14 +114,14 @@ class _Picture:
         self.error, = right.plot([], [], linewidth=1.2)
         self.bound = [right.axhline(0, color=plot.COLORS["muted"], linewidth=1, linestyle=(0, (4, 2))) for _ in "ab"]
         self.bound[0].set_label("plus and minus half a scale")
-        right.legend(loc="upper center")
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
         left.set(xlabel="value", ylabel="count")
         left.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
         right.set(xlabel="value $x$", ylabel=r"error $\hat{x} - x$")
 
-    def show(self, name: str, x: torch.Tensor, q: QTensor, x_min: float, x_max: float) -> None:
+    def show(self, name: str, histogram: tuple, q: QTensor, x_min: float, x_max: float) -> None:
         if name != self.name:
-            self._frame(name, x)
+            self._frame(name, *histogram)
         color, levels, half = plot.COLORS[q.scheme], q.levels().tolist(), q.scale.item() / 2
         few = len(levels) <= 32
         self.marks.set(segments=[[(v, 0), (v, 0.86 if few else 0.08)] for v in levels], color=color, linewidth=1.2 if few else 0.6)
@@ -133,9 +134,8 @@ class _Picture:
         for shade, (a, b) in zip(self.shades, 2 * [(low, x_min), (x_max, high)]):
             shade.set(x=a, width=max(0, b - a))
 
-    def _frame(self, name: str, x: torch.Tensor) -> None:
+    def _frame(self, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
         """Everything that depends on the values alone. A bar that dwarfs the others, as that of the zeros after ReLU, is cut off."""
-        counts, edges = np.histogram(x.numpy(), 200)
         first, second = np.sort(counts)[[-1, -2]]
         cut = first > 3 * second
         self.bars.set_data(counts, edges)

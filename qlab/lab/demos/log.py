@@ -110,8 +110,8 @@ class _Levels:
         for method, (low, high) in ROWS.items():
             color = plot.COLORS[method]
             self.marks[method] = ax.vlines([0], low, high, transform=ax.get_xaxis_transform(), color=color, linewidth=1.3)
-            self.labels[method] = ax.text(-0.02, (low + high) / 2, method, transform=ax.transAxes, color=color, ha="right", va="center",
-                                          fontweight="bold")
+            self.labels[method] = ax.text(-0.02, (low + high) / 2, method, transform=ax.transAxes, color=plot.INK[method], ha="right",
+                                          va="center", fontweight="bold")
         ax.set(xlabel="value", ylabel="count / fullest bin", ylim=(0, 1.35), yticks=[0, 0.25, 0.5, 0.75, 1], title="levels")
 
     def show(self, name: str, x: torch.Tensor, coded: dict) -> None:

@@ -82,8 +82,8 @@ def tiled_product(tile: int = 4, step: int = 23) -> widgets.Live:
     if not 0 <= step <= steps:
         raise ValueError(f"step is {step}, and must be from 0 to {steps:,} for tiles of {tile} x {tile}.")
     controls = {
-        "tile": ipywidgets.SelectionSlider(options=[(f"{t} x {t}", t) for t in TILES], value=tile, layout={"width": "270px"}),
-        "step": ipywidgets.IntSlider(step, 0, steps, layout={"width": "440px"}),
+        "tile": ipywidgets.SelectionSlider(options=[(f"{t} x {t}", t) for t in TILES], value=tile),
+        "step": ipywidgets.IntSlider(step, 0, steps, _stride(tile)),
     }
     fig, (ax, right) = widgets.figure(9.0, 4.1, ncols=2, width_ratios=(1, 1.05))
     images, corners = _three_matrices(ax, SIZE)
@@ -98,15 +98,16 @@ def tiled_product(tile: int = 4, step: int = 23) -> widgets.Live:
         count = (SIZE // t) ** 3
         at = range(0, count + 1, max(1, count // 512))
         lines[t], = right.plot([100 * s / count for s in at], [_so_far(t, s) / plot.KB for s in at])
-        right.annotate(f"{t}", (100, _so_far(t, count) / plot.KB), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10.5)
+        right.annotate(f"{t}", (100, _so_far(t, count) / plot.KB), xytext=(8, 0), textcoords="offset points", va="center", fontsize=10.5)
     here, = right.plot([], [], "o", color=plot.COLORS["error"], markersize=9)
-    right.set(xlabel="share of the product done (%)", ylabel="moved so far (KB)", xlim=(-2, 108), ylim=(0, None), xticks=range(0, 101, 25))
+    right.set(xlabel="share of the product done (%)", ylabel="moved so far (KB)", xlim=(-2, 110), ylim=(0, None), xticks=range(0, 101, 25))
     right.set_title("beside each line: the edge of a tile", fontsize=11)
 
     def update(tile: int, step: int) -> str:
         edge = SIZE // tile
         steps = edge**3
         controls["step"].max = player.max = steps
+        controls["step"].step = player.step = _stride(tile)
         step = min(step, steps)
         m, n, k = np.unravel_index(np.arange(step), (edge, edge, edge))  # the loop over k is the innermost
         for name, index in {"a": (m, k), "b": (k, n), "c": (m, n)}.items():
@@ -130,11 +131,16 @@ def tiled_product(tile: int = 4, step: int = 23) -> widgets.Live:
                 f"<b>{moved:,} bytes</b> moved, {operations / moved:.1f} operations a byte; at the end {end:,} bytes, "
                 f"<b>{2 * SIZE**3 / end:.1f} operations a byte</b>.")
 
-    player = ipywidgets.Play(value=step, min=0, max=steps, interval=400)
+    player = ipywidgets.Play(value=step, min=0, max=steps, step=_stride(tile), interval=400)
     live = widgets.Live(fig, update, **controls)
     live.link = ipywidgets.jslink((player, "value"), (controls["step"], "value"))  # in the browser: one update a step, not two
     live.children[0].children += (player,)
     return live
+
+
+def _stride(tile: int) -> int:
+    """By how many steps the slider goes on: its track has room for 256 places, and a tile of 1 x 1 takes 4,096 steps."""
+    return max(1, (SIZE // tile) ** 3 // 256)
 
 
 def _so_far(tile: int, step: int) -> int:
@@ -156,9 +162,9 @@ def waves(at_once: int = 9, group: int = 3, wave: int = 1) -> widgets.Live:
         if not 1 <= value <= most:
             raise ValueError(f"{name} is {value}, and must be from 1 to {most}.")
     controls = {
-        "group": ipywidgets.IntSlider(group, 1, GRID, description="group, rows of tiles", layout={"width": "300px"}),
-        "at_once": ipywidgets.IntSlider(at_once, 1, 27, description="tiles at a time", layout={"width": "300px"}),
-        "wave": ipywidgets.IntSlider(wave, 1, waves_of[at_once], layout={"width": "300px"}),
+        "group": ipywidgets.IntSlider(group, 1, GRID, description="group, rows of tiles"),
+        "at_once": ipywidgets.IntSlider(at_once, 1, 27, description="tiles at a time"),
+        "wave": ipywidgets.IntSlider(wave, 1, waves_of[at_once]),
     }
     fig, (ax, right) = widgets.figure(9.0, 4.1, ncols=2, width_ratios=(1, 1.05))
     images, corners = _three_matrices(ax, GRID)
@@ -179,7 +185,7 @@ def waves(at_once: int = 9, group: int = 3, wave: int = 1) -> widgets.Live:
     least = right.axhline(0, color=plot.COLORS["float"], linewidth=1.2, linestyle=plot.LINESTYLES["float"], label="a square of tiles")
     right.set(xlabel="height of a group (rows of tiles)", ylabel="tiles of a and b fetched by this wave", xticks=range(1, GRID + 1),
               xlim=(0.5, GRID + 0.5), ylim=(0, 170))
-    right.legend(loc="lower right")
+    right.legend(loc="upper right")
 
     def update(group: int, at_once: int, wave: int) -> str:
         controls["wave"].max = player.max = waves_of[at_once]

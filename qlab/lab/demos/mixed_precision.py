@@ -80,7 +80,7 @@ def drag_loss_scale(tensors: Mapping[str, torch.Tensor], log_scale: int = 0) -> 
             raise ValueError(f"{name} must be finite, and must hold a number other than 0.")
     data, grid = {name: Tensor(tensor) for name, tensor in tensors.items()}, np.arange(SCALES[0], SCALES[1] + 1)
     controls = {
-        "log2 of the scale S": ipywidgets.IntSlider(log_scale, *SCALES, layout={"width": "460px"}),
+        "log2 of the scale S": ipywidgets.IntSlider(log_scale, *SCALES),
         "half": ipywidgets.ToggleButtons(options=list(HALVES)),
         "gradient": ipywidgets.Dropdown(options=list(data), layout={"width": "230px"}),
     }
@@ -94,7 +94,7 @@ def drag_loss_scale(tensors: Mapping[str, torch.Tensor], log_scale: int = 0) -> 
     ax.yaxis.set_major_formatter(plot.FuncFormatter(lambda count, _: f"{count:,.0f}"))
     ax.yaxis.set_major_locator(plot.plt.MaxNLocator(5))
     curve, = curve_ax.plot([], [], color=plot.COLORS["error"])
-    here, = curve_ax.plot([], [], color=plot.COLORS["float"], marker="o", markersize=9, linestyle="")
+    here, = curve_ax.plot([], [], color=plot.COLORS["float"], marker="o", markersize=9, linestyle="", clip_on=False)
     curve_ax.set(xlim=(SCALES[0] - 1, SCALES[1] + 1), ylim=(-4, 104), xlabel="loss scale S", ylabel="lost (%)")
     curve_ax.xaxis.set_major_locator(plot.plt.MultipleLocator(10))
     curve_ax.xaxis.set_major_formatter(plot.FuncFormatter(lambda log, _: f"$2^{{{log:.0f}}}$"))

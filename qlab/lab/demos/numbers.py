@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from qlab.lab import plot, widgets
 
-FIELDS = {"sign": plot.COLORS["float"], "exponent": plot.COLORS["accent"], "mantissa": plot.COLORS["muted"]}
+FIELDS = {"sign": plot.INK["float"], "exponent": plot.INK["accent"], "mantissa": plot.INK["muted"]}
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,16 @@ def field_of(position: int, f: Format) -> str:
     return "sign" if position == 0 else "exponent" if position <= f.exponent else "mantissa"
 
 
+def spaced(f: Format, code: int) -> str:
+    """The code's bits, field by field.
+
+    >>> spaced(FORMATS["float8_e4m3fn"], 0b1_0011_101)
+    '1 0011 101'
+    """
+    digits = f"{code:0{f.bits}b}"
+    return " ".join(filter(None, (digits[0], digits[1:1 + f.exponent], digits[1 + f.exponent:])))
+
+
 def paint(bit: str, field: str) -> tuple[str, str]:
     """Colours of a bit's face and of its digit."""
     return (FIELDS[field], "white") if bit == "1" else ("white", FIELDS[field])
@@ -106,27 +116,39 @@ class BitRow(ipywidgets.HBox):
     """A button a bit, which flips it. value: the bits as text, "0 10001 1010000000"."""
 
     value = traitlets.Unicode()
-    format: Format | None = None
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        # Made once, with the few looks that they take in turn: a new button costs more than a picture.
+        self._looks = {(field, bit): _look(field, bit) for field in FIELDS for bit in "01"}
+        self._places = {(field, first): _place(field, first) for field in FIELDS for first in (False, True)}
+        self._buttons = [self._button(i) for i in range(max(f.bits for f in FORMATS.values()))]
 
     def show(self, f: Format, code: int) -> "BitRow":
-        self.code, digits = code, f"{code:0{f.bits}b}"
-        if f != self.format:
-            self.format, old = f, self.children
-            self.children = [self._button(i, f) for i in range(f.bits)]
-            for button in old:
-                button.close()
-        for i, (digit, button) in enumerate(zip(digits, self.children)):
-            button.description = digit
-            button.style.button_color, button.style.text_color = paint(digit, field_of(i, f))
-        self.value = " ".join(filter(None, (digits[0], digits[1:1 + f.exponent], digits[1 + f.exponent:])))
+        self.format, self.code, digits = f, code, f"{code:0{f.bits}b}"
+        for i, (digit, button) in enumerate(zip(digits, self._buttons)):
+            field = field_of(i, f)
+            with button.hold_sync():  # one message for all of it
+                button.description, button.tooltip = digit, f"{field} bit"
+                button.style, button.layout = self._looks[field, digit], self._places[field, i in (1, 1 + f.exponent)]
+        if len(self.children) != f.bits:
+            self.children = self._buttons[:f.bits]
+        self.value = spaced(f, code)
         return self
 
-    def _button(self, i: int, f: Format) -> ipywidgets.Button:
-        margin = f"1px 0 1px {9 if i in (1, 1 + f.exponent) else 1}px"
-        button = ipywidgets.Button(tooltip=f"{field_of(i, f)} bit", layout={"width": "22px", "padding": "0", "margin": margin,
-                                                                            "border": f"1px solid {FIELDS[field_of(i, f)]}"})
-        button.on_click(lambda _: self.show(f, self.code ^ (1 << (f.bits - 1 - i))))
+    def _button(self, i: int) -> ipywidgets.Button:
+        button = ipywidgets.Button()
+        button.on_click(lambda _: self.show(self.format, self.code ^ (1 << (self.format.bits - 1 - i))))
         return button
+
+
+def _look(field: str, bit: str) -> ipywidgets.ButtonStyle:
+    face, ink = paint(bit, field)
+    return ipywidgets.ButtonStyle(button_color=face, text_color=ink)
+
+
+def _place(field: str, first: bool) -> ipywidgets.Layout:
+    return ipywidgets.Layout(width="22px", padding="0", margin=f"1px 0 1px {9 if first else 1}px", border=f"1px solid {FIELDS[field]}")
 
 
 def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
@@ -168,9 +190,10 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
         if f.bits > 8:
             values = [2.0**k for k in range(1 - f.bias - f.mantissa, f.bias + 1)]
         marks.set_data(values, [0] * len(values))
-        line.set_xlim(values[0] / (values[-1] / values[0]) ** 0.015, values[-1] * (values[-1] / values[0]) ** 0.015)
+        beyond = (values[-1] / values[0]) ** 0.045  # room for the labels of the first and the last power of ten
+        line.set_xlim(values[0] / beyond, values[-1] * beyond)
         line.set_title(f"every magnitude of {f.name}" if f.bits == 8 else
-                       f"{f.name}'s powers of two; {2**f.mantissa - 1:,} more numbers between two normal ones", fontsize=11)
+                       f"{f.name}'s powers of two; {2**f.mantissa - 1:,} more numbers between two normal ones", fontsize=11, y=1)
         shown[:] = [f]
 
     def update(format: str, number: float, bits: str) -> str:
@@ -200,6 +223,20 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
     row = BitRow(layout=ipywidgets.Layout(flex_flow="row wrap")).show(FORMATS[name], FORMATS[name].encode(x))
     choice = ipywidgets.Dropdown(options=list(FORMATS), value=name, layout=ipywidgets.Layout(width="15em"))
     number = ipywidgets.FloatText(x, description="round this number", layout=ipywidgets.Layout(width="16em"))
-    choice.observe(lambda c: row.show(FORMATS[c["new"]], FORMATS[c["new"]].encode(FORMATS[c["old"]].decode(row.code))), "value")
-    number.observe(lambda c: row.show(FORMATS[choice.value], FORMATS[choice.value].encode(c["new"])), "value")
+    meant = [x, row.value]  # the number as it was entered, and its bits in the format at hand; or the number of bits that were flipped
+
+    def choose(change) -> None:
+        """Into another format goes the number that was meant, not what an earlier format has made of it."""
+        if row.value != meant[1]:
+            meant[0] = FORMATS[change["old"]].decode(row.code)
+        enter(meant[0])
+
+    def enter(x: float) -> None:
+        f = FORMATS[choice.value]
+        code = f.encode(x)
+        meant[:] = x, spaced(f, code)
+        row.show(f, code)
+
+    choice.observe(choose, "value")
+    number.observe(lambda change: enter(change["new"]), "value")
     return widgets.Live(fig, update, format=choice, number=number, bits=row)

@@ -78,7 +78,7 @@ def cut(model: nn.Sequential, split: data.Split, shares: Sequence[float] | None 
     shares = [0.5] * len(net.layers) if shares is None else list(shares)
     if len(shares) != len(net.layers):
         raise ValueError(f"there are {len(shares)} shares for {len(net.layers)} layers: they must be as many.")
-    controls = {name: ipywidgets.IntSlider(round(100 * share), 0, 99, description=f"{name}, % removed", layout={"width": "300px"})
+    controls = {name: ipywidgets.IntSlider(round(100 * share), 0, 99, description=f"{name}, % removed")
                 for name, share in zip(net.layers, shares)}
     dense = net.accuracy(dict.fromkeys(net.layers, 0.0))
     fig, (ax, gauge, bars_ax) = widgets.figure(9.4, 3.5, ncols=3, width_ratios=(1.7, 0.35, 1.5))
@@ -116,7 +116,7 @@ def cut(model: nn.Sequential, split: data.Split, shares: Sequence[float] | None 
         if drawn != [moved]:  # axes that stay as they are need not be drawn again
             drawn[:] = [moved]
             ax.set(xlim=(-reach, reach), ylim=(0, 1.25 * counts.max()))
-            ax.set_title(f"{moved}, {len(weight):,} weights", fontsize=12)
+            ax.set_title(f"{moved}, {len(weight):,} weights", fontsize=12, y=1)
         result, sizes = net.accuracy(now), net.nbytes(now)
         filled.set_height(100 * result.value)
         interval.set_ydata([100 * result.low, 100 * result.high])

@@ -88,8 +88,8 @@ def clipping(model: nn.Sequential, calibration: torch.Tensor, images: torch.Tens
 
     controls = {
         "layer": ipywidgets.Dropdown(options=list(layers), layout={"width": "160px"}),
-        "bits": ipywidgets.SelectionSlider(options=BITS, value=bits, layout={"width": "240px"}),
-        "percent": ipywidgets.IntSlider(100, 1, 100, description="threshold, % of the largest value", layout={"width": "520px"}),
+        "bits": ipywidgets.SelectionSlider(options=BITS, value=bits),
+        "percent": ipywidgets.IntSlider(100, 1, 100, description="threshold, % of the largest value"),
     }
     fig, (ax, curve_ax) = widgets.figure(8.8, 3.7, ncols=2, width_ratios=(1.25, 1))
     bars = ax.stairs(*next(iter(activations.values())).histogram, fill=True, color="#CFCFCF", label="values above 0")
@@ -115,11 +115,12 @@ def clipping(model: nn.Sequential, calibration: torch.Tensor, images: torch.Tens
     def update(layer: str, bits: int, percent: int) -> str:
         activation = activations[layer]
         curve, threshold, top = activation.curves[bits], activation.top * percent / 100, 2**bits - 1
-        if shown != [layer, bits]:  # axes that stay as they are need not be drawn again
-            shown[:] = layer, bits
+        if shown[:1] != [layer]:  # axes that stay as they are need not be drawn again
             counts, edges = activation.histogram
             bars.set_data(counts, edges)
             ax.set(xlim=(-0.02 * edges[-1], 1.02 * edges[-1]), ylim=(0.7, 2 * counts.max()))
+        if shown != [layer, bits]:
+            shown[:] = layer, bits
             sums = curve.sum(1)
             for line, values in ((rounding, curve[:, 0]), (clipped, curve[:, 1]), (total, sums)):
                 line.set_data(PERCENT, values)

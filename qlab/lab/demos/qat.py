@@ -74,9 +74,8 @@ def drag_step(weights: Mapping[str, torch.Tensor], bits: int = 3, step: float = 
     data = {name: Weights(weight) for name, weight in weights.items()}
     controls = {
         "weights": ipywidgets.Dropdown(options=list(data), layout={"width": "330px"}),
-        "bits": ipywidgets.IntSlider(bits, *BITS, layout={"width": "220px"}),
-        "step": ipywidgets.FloatSlider(step, min=0.05, max=1.15, step=0.01, description="step / (max|w| / largest code)",
-                                       layout={"width": "520px"}),
+        "bits": ipywidgets.IntSlider(bits, *BITS),
+        "step": ipywidgets.FloatSlider(step, min=0.05, max=1.15, step=0.01, description="step / (max|w| / largest code)"),
     }
     fig, (ax, error_ax) = widgets.figure(8.8, 3.7, ncols=2, width_ratios=(1.25, 1))
     bars = ax.stairs([0], [0, 1], fill=True, color="#D9D9D9")
@@ -96,8 +95,9 @@ def drag_step(weights: Mapping[str, torch.Tensor], bits: int = 3, step: float = 
         """What a step of the step slider does not change need not be drawn again."""
         reach, errors = 1.1 * tensor.largest, 100 * tensor.curve(bits)
         counts, edges = tensor.histogram
-        bars.set_data(-reach + 0.7 * reach * counts / counts.max(), edges, -reach)
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        if ax.get_xlim() != (-reach, reach):  # other weights; axes that stay as they are need not be drawn again
+            bars.set_data(-reach + 0.7 * reach * counts / counts.max(), edges, -reach)
+            ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
         curve.set_data(UNITS, errors)
         error_ax.set_ylim(0, min(105.0, 1.25 * max(errors[UNITS >= 0.6].max(), 3 * errors.min())))
 

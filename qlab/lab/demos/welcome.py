@@ -81,7 +81,7 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
     places, (left, right) = top.subgridspec(1, len(picked)), bottom.subgridspec(1, 2, width_ratios=(5, 3), wspace=0.06)
     tiles = [_tile(fig.add_subplot(place), split.images[i], int(split.labels[i])) for place, i in zip(places, picked)]
     for y, word in ((-2.5, "it is"), (33.6, "it says")):
-        fig.axes[0].text(-4, y, word, ha="right", fontsize=10, fontstyle="italic", color=plot.COLORS["muted"])
+        fig.axes[0].text(-4, y, word, ha="right", fontsize=10, fontstyle="italic", color=plot.INK["muted"])
     show_accuracy, show_size = _accuracy_axes(fig.add_subplot(left), found), _size_axes(fig.add_subplot(right), found)
 
     def update(bits: int, per: str) -> str:
@@ -96,7 +96,7 @@ def fewer_bits(model: nn.Module, split: Split) -> Live:
                 f"{before.nbytes / now.nbytes:.1f} times fewer.")
 
     return Live(fig, update,
-                bits=ipywidgets.IntSlider(3, min(BITS), max(BITS), description="bits a weight", layout={"width": "24em"}),
+                bits=ipywidgets.IntSlider(3, min(BITS), max(BITS), description="bits a weight"),
                 per=ipywidgets.ToggleButtons(options=list(AXES), description="one scale per", style={"button_width": "6em"}))
 
 
@@ -119,7 +119,7 @@ def _tile(ax, picture: torch.Tensor, label: int):
         wrong = answer != label
         frame.set(edgecolor=wrong_color if wrong else "#CCCCCC", linewidth=3.5 if wrong else 1)
         cross.set_visible(wrong)
-        text.set(text=f"{CLASSES[answer]}\n{100 * probability:.0f} %", color=wrong_color if wrong else "black",
+        text.set(text=f"{CLASSES[answer]}\n{100 * probability:.0f} %", color=plot.INK["error"] if wrong else "black",
                  fontweight="bold" if wrong else "normal")
     return show
 
@@ -129,12 +129,12 @@ def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
     for per, style, at in zip(AXES, plot.line_styles(["linear", "linear"]), ((3.45, 79), (6.05, 48))):
         accuracies = [100 * found[per, bits].accuracy.value for bits in BITS]
         curves[per], = ax.plot(BITS, accuracies, **style, markersize=6)
-        names[per] = ax.text(*at, f"one scale per {per}", va="center", color=style["color"], fontsize=10.5)
+        names[per] = ax.text(*at, f"one scale per {per}", va="center", color=plot.INK["linear"], fontsize=10.5)
     accuracy = 100 * found[FLOAT].accuracy.value
     ax.axhline(accuracy, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.4)
     _still(ax, 1.8, accuracy + 1.5, "float32", va="bottom", fontsize=11)
     ax.axhline(100 / len(CLASSES), color=plot.COLORS["muted"], linewidth=1.2, linestyle=(0, (1, 2)))
-    _still(ax, 8.6, 100 / len(CLASSES) + 1.5, "guessing", va="bottom", ha="right", color=plot.COLORS["muted"], fontsize=11)
+    _still(ax, 8.6, 100 / len(CLASSES) + 1.5, "guessing", va="bottom", ha="right", color=plot.INK["muted"], fontsize=11)
     ring, = ax.plot([], [], marker="o", markersize=17, markerfacecolor="none", markeredgecolor=plot.COLORS["accent"],
                     markeredgewidth=3, linestyle="")
     ax.set(xlabel="bits a weight", ylabel="test accuracy (%)", xticks=list(BITS), xlim=(1.7, 8.7), ylim=(0, 108))
@@ -143,7 +143,7 @@ def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
         ring.set_data([bits], [100 * found[per, bits].accuracy.value])
         for name in AXES:
             curves[name].set_alpha(1 if name == per else 0.35)
-            names[name].set_alpha(1 if name == per else 0.5)
+            names[name].set_fontweight("bold" if name == per else "normal")
     return show
 
 
