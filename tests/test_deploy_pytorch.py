@@ -231,16 +231,17 @@ def test_one_file_with_its_description_and_no_notes(tmp_path):
 
 
 def test_another_process_prints_nothing_and_gets_the_same_bits(exported, tmp_path):
-    for kind in ("static", "dynamic"):
-        path = exported("cnn", kind)[0]
-        code = ("import torch; from qlab.deploy import pytorch; from qlab.lab import zoo\n"
-                "torch.set_num_threads(1); x = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))\n"
-                f"torch.save(pytorch.run({str(path)!r}, x), {str(tmp_path / 'logits')!r})\n"
-                f"pytorch.export(zoo.load('cnn'), {str(tmp_path / 'x.pt2')!r}, x, {kind!r})\n")
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        x = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(torch.load(tmp_path / "logits"), pytorch.run(path, x, threads=1))
+    code = ("import torch; from qlab.deploy import pytorch; from qlab.lab import zoo\n"
+            "torch.set_num_threads(1); x = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))\n")
+    paths = {kind: exported("cnn", kind)[0] for kind in ("static", "dynamic")}
+    for kind, path in paths.items():
+        code += (f"torch.save(pytorch.run({str(path)!r}, x), {str(tmp_path / kind)!r})\n"
+                 f"pytorch.export(zoo.load('cnn'), {str(tmp_path / 'x.pt2')!r}, x, {kind!r})\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    x = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for kind, path in paths.items():
+        assert torch.equal(torch.load(tmp_path / kind), pytorch.run(path, x, threads=1))
 
 
 @pytest.mark.parametrize("options, error, said", [
