@@ -23,7 +23,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)  # the Pythons that the pinned torch has wheel
 VERSIONS = ("3.13", "3.12", "3.11", "3.14")  # looked for if the Python that runs this does not fit
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # where pytorch.org keeps torch for Linux without CUDA
 COURSE, TEST = "course", "test"  # the sets, extras of pyproject.toml; the second holds the first
-GIGABYTES = {COURSE: (0.4, 1.4), TEST: (0.7, 2.3)}  # to download, and on the disk then
+GIGABYTES = {COURSE: (0.4, 1.4), TEST: (0.7, 2.7)}  # to download, and on the disk then
 CUDA_GIGABYTES = (2.5, 4.0)  # more, where torch comes with CUDA and Triton
 UNFINISHED, EMPTY = "unfinished", "empty"
 

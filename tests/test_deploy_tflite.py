@@ -20,7 +20,7 @@ from qlab.nets import integer, ptq  # noqa: E402
 from qlab.quant import linear  # noqa: E402
 
 NO_MICRO = importlib.util.find_spec("tflite_micro") is None
-needs_micro = pytest.mark.skipif(NO_MICRO, reason="tflite-micro is not installed: pip install qlab[deploy]")
+needs_micro = pytest.mark.skipif(NO_MICRO, reason="tflite-micro is not installed: pip install qlab[deploy] (Linux on x86-64 alone)")
 KERNELS = [pytest.param(name, marks=needs_micro) if name == "micro" else name for name in tflite.KERNELS]
 ROUNDS_TWICE = ("micro", "reference")
 

@@ -86,7 +86,8 @@ def _schema():
 
 
 def _missing(library: str) -> str:
-    return f"{library} is not installed: pip install qlab[deploy]."
+    only = " (it has a wheel for Linux on x86-64 alone)" if library == "tflite-micro" else ""
+    return f"{library} is not installed: pip install qlab[deploy]{only}."
 
 
 # Reading a file

@@ -199,7 +199,7 @@ def find_bwrap() -> str:
         found = str(PACKAGED)
     if found is None:
         raise SandboxUnavailable(
-            "the sandbox needs bubblewrap: apt install bubblewrap (or the like), or make setup-test, which brings it."
+            "the sandbox needs bubblewrap: apt install bubblewrap (or your system's package), or make setup-test, which brings it."
         )
     return found
 
