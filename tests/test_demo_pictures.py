@@ -164,7 +164,8 @@ def tick_faults(fig):
     """Labels of ticks that overlap, or halves of what is counted."""
     for axis in [axis for ax in fig.axes if ax.axison and ax.get_visible() for axis in (ax.xaxis, ax.yaxis)]:
         low, high = sorted(axis.get_view_interval())
-        ticks = [tick for tick in axis._update_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()]
+        ticks = [tick for tick in axis._update_ticks() if low <= tick.get_loc() <= high]
+        ticks = [tick for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
         name = axis.get_label_text()
         if name.startswith(COUNTED) and "/" not in name and any(tick.get_loc() != round(tick.get_loc()) for tick in ticks):
             yield f"not whole: {name}"

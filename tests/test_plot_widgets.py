@@ -397,11 +397,11 @@ def test_a_notebooks_pictures_carry_their_text_and_stay_the_same(monkeypatch):
     shell = types.SimpleNamespace(kernel=None, display_formatter=DisplayFormatter())
     shell.display_formatter.formatters["image/png"].for_type(plt.Figure, lambda fig: b"the picture")
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    fig = plot.staircase([0.0, 1.0], [0.0, 1.0]).figure
     monkeypatch.setattr(plt, "switch_backend", lambda name: None)
     with plt.rc_context():
         plot.use_style()
         plot.use_style()  # twice is once
-        fig = plot.staircase([0.0, 1.0], [0.0, 1.0]).figure
         data, metadata = shell.display_formatter.format(fig, include={"image/png"})
     assert data == {"image/png": b"the picture"} and metadata["image/png"] == {"alt": plot.alt_text(fig)}
 

@@ -82,8 +82,8 @@ class Canvas:
         self._agg = Agg(fig)
         self._agg.draw()                # the layout is found once, and then stays: it costs more than the drawing,
         fig.set_layout_engine("none")   # and a frame that moves with its tick labels would be hard to watch
-        self._kept = None               # the pixels of all frames, RGBA
-        self._places: dict[Axes, tuple[slice, slice]] = {}  # where each axes' frame has put something
+        self._kept = None               # the pixels of all frames, uint32 (height, width): four bytes, RGBA, at once
+        self._inked: dict[Axes | None, np.ndarray] = {}  # bool (height, width): where each axes' frame has drawn; None: the figure itself
         self._known: list[Artist] = []
 
     def pixels(self) -> np.ndarray:
@@ -100,47 +100,46 @@ class Canvas:
         self._known = known
         for artist in known:
             artist.stale = False  # one that is hidden or empty is not drawn, and would stay stale
-        pixels = np.asarray(self._agg.buffer_rgba())
-        pixels[:] = self._kept
+        self._page()[:] = self._kept
         for ax in sorted((ax for ax in axes if ax.get_visible()), key=Artist.get_zorder):
             for artist in sorted(_data(ax), key=Artist.get_zorder):
                 artist.draw(renderer)
-        return pixels[:, :, :3]
+        return np.asarray(self._agg.buffer_rgba())[:, :, :3]
+
+    def _page(self) -> np.ndarray:
+        return np.asarray(self._agg.buffer_rgba()).view(np.uint32)[..., 0]
 
     def _mended(self, stale: list[Axes]) -> bool:
-        """Put the frames of these axes anew into the picture; False where they overlap others, so that all have to be drawn."""
+        """Put the frames of these axes anew into the picture; False where they touch others, so that all have to be drawn."""
         for ax in stale:
-            if not ax.get_visible():
+            if ax not in self._inked or not ax.get_visible():
                 return False
-            picture, place = self._alone(ax)
-            old = self._places.get(ax)
-            if old is None or any(_overlap(place, other) or _overlap(old, other) for one, other in self._places.items() if one is not ax):
+            page, inked = self._alone(ax)
+            either = inked | self._inked[ax]
+            if any((either & other).any() for one, other in self._inked.items() if one is not ax):
                 return False
-            self._kept[old], self._kept[place] = picture[old], picture[place]
-            self._places[ax] = place
+            np.copyto(self._kept, page, where=either)
+            self._inked[ax] = inked
         return True
 
-    def _alone(self, ax: Axes | None) -> tuple[np.ndarray, tuple[slice, slice]]:
-        """One axes' frame on an empty page, and the smallest rectangle that holds it; for None, what belongs to no axes."""
+    def _alone(self, ax: Axes | None) -> tuple[np.ndarray, np.ndarray]:
+        """One axes' frame on an empty page, and where it has drawn something; for None, what belongs to no axes."""
         renderer = self._agg.get_renderer()
         renderer.clear()
         self.fig.patch.draw(renderer)
-        picture = np.asarray(self._agg.buffer_rgba())
-        blank = picture[0, 0].copy()
+        page = self._page()
+        blank = page[0, 0]
         with _hidden(_data(ax) if ax else []):
             for artist in [ax] if ax else _surroundings(self.fig)[1:]:  # without the patch
                 artist.draw(renderer)
-        drawn = picture.view(np.uint32)[..., 0] != blank.view(np.uint32)[0]
-        rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
-        return picture, tuple(slice(at[0], at[-1] + 1) if len(at) else slice(0, 0) for at in (rows, columns))
+        return page, page != blank
 
     def _draw_frames(self) -> None:
         """All frames, and what belongs to the figure alone; and where each of them is."""
         with _hidden([artist for ax in self.fig.axes for artist in _data(ax)]):
             self._agg.draw()
-        self._kept = np.array(self._agg.buffer_rgba())
-        self._places = {ax: self._alone(ax)[1] for ax in self.fig.axes if ax.get_visible()}
-        self._places[None] = self._alone(None)[1]
+        self._kept = self._page().copy()
+        self._inked = {ax: self._alone(ax)[1] for ax in [*self.fig.axes, None] if ax is None or ax.get_visible()}
 
 
 @contextlib.contextmanager
@@ -153,10 +152,6 @@ def _hidden(artists: list[Artist]):
     finally:
         for artist in shown:
             artist.set_visible(True)
-
-
-def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other))
 
 
 def _frame(ax: Axes) -> list[Artist]:

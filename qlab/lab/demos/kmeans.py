@@ -15,6 +15,7 @@ from qlab.quant import kmeans
 
 BITS = (1, 2, 3, 4)
 BINS = 60
+MARKS = {4: (1, 1.2, 1.5, 2, 3, 5), 40: (1, 2, 5), np.inf: (1,)}  # the marks of an axis that goes so far, times powers of ten
 
 
 class Layer:
@@ -83,7 +84,7 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
     curve_ax.axhline(1, color=plot.COLORS["float"], linewidth=1.2, linestyle=plot.LINESTYLES["float"])
     curve_ax.set(xlabel="iteration", ylabel="MSE / least possible MSE", yscale="log")
     curve_ax.xaxis.set_major_locator(plot.plt.MaxNLocator(5, integer=True))
-    curve_ax.yaxis.set_major_locator(plot.LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
+    curve_ax.yaxis.set_major_locator(plot.LogLocator())
     curve_ax.yaxis.set_major_formatter(plot.FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     curve_ax.yaxis.set_minor_locator(plot.NullLocator())
     shown = []
@@ -104,6 +105,7 @@ def lloyd_steps(weights: Mapping[str, torch.Tensor], start: str = "linear", bits
         if shown != [layer, start, bits]:
             shown[:] = layer, start, bits
             curve.set_data(range(last + 1), ratios)
+            curve_ax.yaxis.get_major_locator().set_params(subs=next(subs for most, subs in MARKS.items() if ratios.max() <= most))
             curve_ax.set(xlim=(-0.03 * max(last, 1), 1.03 * max(last, 1)), ylim=(0.93, 1.15 * max(ratios.max(), 1.2)))
         lines.set_data(*_upright(codebook[filled], 0.94))
         cells.set_data(*_upright(borders(codebook), 1.0))

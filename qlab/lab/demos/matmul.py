@@ -184,7 +184,7 @@ def waves(at_once: int = 9, group: int = 3, wave: int = 1) -> widgets.Live:
     here, = right.plot([], [], "o", color=plot.COLORS["accent"], markersize=11)
     least = right.axhline(0, color=plot.COLORS["float"], linewidth=1.2, linestyle=plot.LINESTYLES["float"], label="a square of tiles")
     right.set(xlabel="height of a group (rows of tiles)", ylabel="tiles of a and b fetched by this wave", xticks=range(1, GRID + 1),
-              xlim=(0.5, GRID + 0.5), ylim=(0, 170))
+              xlim=(0.5, GRID + 0.5), ylim=(0, 200))
     right.legend(loc="upper right")
 
     def update(group: int, at_once: int, wave: int) -> str:

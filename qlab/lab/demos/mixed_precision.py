@@ -89,6 +89,7 @@ def drag_loss_scale(tensors: Mapping[str, torch.Tensor], log_scale: int = 0) -> 
     lines = [ax.axvline(0, color=plot.COLORS["float"], linewidth=1.1, linestyle=(0, (4, 3))) for _ in range(3)]
     words = {fate: ax.text(0, 1.02, fate, transform=ax.get_xaxis_transform(), ha="center", size=9.5) for fate in FATES}
     ax.set(xlim=VIEW, xlabel="magnitude of S times the gradient", ylabel="count")
+    ax.yaxis.set_label_coords(-0.14, 0.5)  # stays where it is when the counts have more digits
     ax.xaxis.set_major_locator(plot.plt.MultipleLocator(10))
     ax.xaxis.set_major_formatter(plot.FuncFormatter(lambda log, _: f"$2^{{{log:.0f}}}$"))
     ax.yaxis.set_major_formatter(plot.FuncFormatter(lambda count, _: f"{count:,.0f}"))

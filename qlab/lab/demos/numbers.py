@@ -169,6 +169,7 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
         ax.spines["left"].set_visible(False)
         ax.grid(False)
     line.set_xscale("log")
+    line.minorticks_off()
     zoom.set(xlim=(-5, 5), xticks=[])
     zoom.set_title("the value among its neighbours, on a linear scale", fontsize=11)
     shown: list[Format] = []
@@ -191,6 +192,8 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
             values = [2.0**k for k in range(1 - f.bias - f.mantissa, f.bias + 1)]
         marks.set_data(values, [0] * len(values))
         beyond = (values[-1] / values[0]) ** 0.045  # room for the labels of the first and the last power of ten
+        first, last = math.ceil(math.log10(values[0])), math.floor(math.log10(values[-1]))
+        line.set_xticks([10.0**power for power in range(first, last + 1, max(1, (last - first) // 6))])
         line.set_xlim(values[0] / beyond, values[-1] * beyond)
         line.set_title(f"every magnitude of {f.name}" if f.bits == 8 else
                        f"{f.name}'s powers of two; {2**f.mantissa - 1:,} more numbers between two normal ones", fontsize=11, y=1)

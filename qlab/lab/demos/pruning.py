@@ -97,7 +97,7 @@ def cut(model: nn.Sequential, split: data.Split, shares: Sequence[float] | None 
     bars = bars_ax.barh(names, [1] * len(names), color=plot.COLORS["muted"], height=0.6)
     notes = [bars_ax.text(0, bar.get_y() + 0.3, "", va="center", fontsize=11) for bar in bars]
     most = net.nbytes(dict.fromkeys(net.layers, 0.0))["dense"] / plot.KB
-    bars_ax.set(xlabel="network (KB)", xlim=(0, 1.75 * most))
+    bars_ax.set(xlabel="network (KB)", xlim=(0, 2.1 * most))
     bars_ax.xaxis.set_major_locator(plot.plt.MaxNLocator(4))
     bars_ax.invert_yaxis()
     bars_ax.grid(axis="y", visible=False)

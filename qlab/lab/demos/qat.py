@@ -86,6 +86,7 @@ def drag_step(weights: Mapping[str, torch.Tensor], bits: int = 3, step: float = 
     tangent, = error_ax.plot([], [], color=plot.COLORS["accent"], linewidth=2.6, label="LSQ's gradient")
     here, = error_ax.plot([], [], color=plot.COLORS["accent"], marker="o", markersize=9, linestyle="")
     error_ax.set(xlim=(0, 1.2), xlabel="step / (max|w| / largest code)", ylabel=r"$\Sigma(\hat w - w)^2 \,/\, \Sigma w^2$  (%)")
+    error_ax.yaxis.set_label_coords(-0.19, 0.5)  # stays where it is when the errors have more digits
     for axes in (ax, error_ax):
         axes.locator_params(nbins=5)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
