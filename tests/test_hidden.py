@@ -1,5 +1,6 @@
 """Folded sources: which cells, and that every way of reading honours it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 from qlab.lab import hidden
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "qlab" / "lab" / "jupyter"
+CONFIG = ROOT / "qlab" / "lab" / "jupyter" / "etc"
 QUESTION = 'widgets.predict("How many?", ["one", "two"], 0, "SECRET one")'
-CELLS = ["# Title", "import torch\n\nplot.use_style()", "picture = 1", QUESTION, "print('kept')", 'x = quiz([("Which?", ["a", "b"], 1, "SECRET two")])']
+CELLS = ["# Title", "import torch\n\nplot.use_style()", "picture = 1", QUESTION, "print('kept')",
+         'x = quiz([("Which?", ["a", "b"], 1, "SECRET two")])']
 
 
 @pytest.fixture
@@ -43,16 +45,25 @@ def test_a_magic_is_not_python_and_is_left_alone():
     assert not hidden.asks("%timeit quiz()") and not hidden.imports("%matplotlib inline\nimport torch")
 
 
+def converted(page, folder, to):
+    nbformat.write(page, folder / "page.ipynb")
+    config = CONFIG / "jupyter_nbconvert_config.json"
+    command = [sys.executable, "-m", "nbconvert", f"--to={to}", "--config", config, "page.ipynb", "--stdout"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=True).stdout
+
+
 @pytest.mark.parametrize("to", ["html", "slides", "markdown"])
 def test_nbconvert_leaves_folded_sources_out_of_what_is_read(page, tmp_path, to):
-    nbformat.write(page, tmp_path / "page.ipynb")
-    command = [sys.executable, "-m", "nbconvert", f"--to={to}", "--config", CONFIG / "jupyter_nbconvert_config.json", "page.ipynb", "--stdout"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    assert "SECRET" not in run.stdout and "plot" not in run.stdout and "kept" in run.stdout
+    text = converted(page, tmp_path, to)
+    assert "SECRET" not in text and "plot" not in text and "kept" in text
 
 
 def test_scripts_keep_the_whole_source(page, tmp_path):
-    nbformat.write(page, tmp_path / "page.ipynb")
-    command = [sys.executable, "-m", "nbconvert", "--to=script", "--config", CONFIG / "jupyter_nbconvert_config.json", "page.ipynb", "--stdout"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-    assert "SECRET two" in run.stdout and "import torch" in run.stdout
+    text = converted(page, tmp_path, "script")
+    assert "SECRET two" in text and "import torch" in text
+
+
+def test_the_server_s_own_export_follows_the_same_rule():
+    told = [json.loads((CONFIG / name).read_text()) for name in ("jupyter_nbconvert_config.json", "jupyter_server_config.d/qlab.json")]
+    assert told[0].items() <= told[1].items() and "HTMLExporter" in told[0]

@@ -57,7 +57,7 @@ def test_questions_and_what_stands_before_the_first_are_folded_and_nothing_else(
 def test_the_first_screen_has_a_promise_a_picture_and_a_question(cells):
     first = next(questions(cells))[0]
     before = cells[:first]
-    assert cells[0].cell_type == "markdown" and re.match(r"# \d\d · .+\n\n\*\*[^*]+\*\*", cells[0].source), "a title, then the promise in bold"
+    assert re.match(r"# \d\d · .+\n\n\*\*[^*]+\*\*", cells[0].source), "a title, then the promise in bold"
     assert sum("image/png" in output.get("data", {}) for cell in before for output in cell.get("outputs", [])) == 1, "one picture"
     words = sum(len(cell.source.split()) for cell in before if cell.cell_type == "markdown")
     assert words <= 130, f"{words} words stand before the first question"
@@ -66,7 +66,8 @@ def test_the_first_screen_has_a_promise_a_picture_and_a_question(cells):
 
 def test_the_page_says_to_run_all_and_how_long_that_takes(cells, request):
     stem = request.node.callspec.params["cells"].stem
-    said = re.search(r"\*\*Run all cells now\*\* \(menu \*Run › Run All Cells\*\): about (\d+) seconds on this course's two-core machine", cells[0].source)
+    said = re.search(r"\*\*Run all cells now\*\* \(menu \*Run › Run All Cells\*\): about (\d+) seconds on this course's two-core machine",
+                     cells[0].source)
     assert said and int(said[1]) == notebooks.seconds_to_say(stem)
 
 
@@ -74,8 +75,8 @@ def test_no_answer_stands_before_its_question(cells):
     for n, call in questions(cells):
         seen = "\n".join(" ".join(plain(text).split()) for text in shown(cells[:n]))
         own = "\n".join(shown(cells[n:n + 1]))
-        explanations = strings(call.args[-1]) if call.func.attr == "predict" else [text for one in call.args[0].elts for text in strings(one.elts[-1])]
-        for text in explanations:
+        explained = [call.args[-1]] if call.func.attr == "predict" else [one.elts[-1] for one in call.args[0].elts]
+        for text in [text for part in explained for text in strings(part)]:
             for sentence in filter(lambda s: len(s) >= 30, re.split(r"(?<=[.:])\s+", plain(text))):
                 assert sentence not in seen, f"cell {n + 1}: {sentence!r} stands before the question"
                 assert sentence not in own, f"cell {n + 1}: the stored question tells {sentence!r}"
