@@ -13,6 +13,7 @@ With a kernel the controls are live. Without one (a stored notebook, a code-host
 line of text, and the value of each control. The still is made when the widget is shown.
 """
 
+import contextlib
 import html
 import io
 import math
@@ -29,7 +30,7 @@ from PIL import Image
 from qlab.lab.questions import plain, predict, quiz
 from qlab.lab.redraw import Canvas, png
 
-__all__ = ["Live", "figure", "predict", "quiz"]
+__all__ = ["Live", "figure", "one_thread", "predict", "quiz"]
 DPI = 144           # dots per inch drawn
 CSS_DPI = 96        # and shown: 1.5 dots per CSS pixel, sharp on a dense screen or a projector without drawing four times the dots
 TRACK, BESIDE, LETTER = 160, 108, 7.5   # CSS pixels: a slider's shortest track, its number and margins, a letter of its label
@@ -46,6 +47,23 @@ def figure(width: float = 7.0, height: float = 3.2, nrows: int = 1, ncols: int =
     """
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(nrows, ncols, **subplots)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """torch on one thread, then on as many as before. Where work comes in small pieces, threads that wait for the next one keep
+    processors busy: a slider's step then takes several times the CPU.
+
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Live(ipywidgets.VBox):
@@ -131,13 +149,8 @@ class Live(ipywidgets.VBox):
         self._say(text)
 
     def _updated(self):
-        """What update says, computed on one thread: a step's work is small, and threads that wait for more of it keep a processor busy."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             return self.update(**self.values)
-        finally:
-            torch.set_num_threads(threads)
 
     def _say(self, text) -> None:
         self.text = text if isinstance(text, str) else ""

@@ -69,6 +69,7 @@ def _ranks(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).view_as(weight)
 
 
+@widgets.one_thread()
 def cut(model: nn.Sequential, split: data.Split, shares: Sequence[float] | None = None) -> widgets.Live:
     """A slider for the sparsity of each Conv2d and Linear of a chain of modules; split: the images to try it on, a few hundred.
 

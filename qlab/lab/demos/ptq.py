@@ -64,6 +64,7 @@ def decoded(x: torch.Tensor, bits: int, threshold: float, out: torch.Tensor | No
     return torch.mul(x, 1 / step, out=out).round_().clamp_(max=2**bits - 1).mul_(step)
 
 
+@widgets.one_thread()
 @torch.inference_mode()
 def clipping(model: nn.Sequential, calibration: torch.Tensor, images: torch.Tensor, labels: torch.Tensor,
              layers: Sequence[str] = ("relu1", "relu2", "relu3"), bits: int = 4) -> widgets.Live:

@@ -11,7 +11,7 @@ from torch import nn
 from qlab.lab import plot
 from qlab.lab.data import CLASSES, Split
 from qlab.lab.measure import Accuracy, size_bytes
-from qlab.lab.widgets import Live
+from qlab.lab.widgets import Live, one_thread
 from qlab.nets.ptq import quantize_weights
 from qlab.quant import linear
 
@@ -71,6 +71,7 @@ def changing(found: dict[tuple[str, int], Answer], labels: torch.Tensor, count: 
     return chosen
 
 
+@one_thread()
 def fewer_bits(model: nn.Module, split: Split) -> Live:
     """The widget: bits from 8 to 2 and one scale per channel or per tensor; eight images with the network's answers, accuracy and size."""
     # Every setting's answers, once: 15 networks on the whole sample take a few seconds, a step of the slider then only draws.
