@@ -41,6 +41,7 @@ LINESTYLES = {
     "minmax": (0, (2, 2)), "affine": (0, (4, 1)), "symmetric": (0, (5, 1, 1, 1, 1, 1)),
 }
 KB = 1000  # bytes
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def use_style() -> None:
@@ -164,6 +165,24 @@ def _words(text: str) -> str:
     """
     text = re.sub(r"\\hat\s*\{?\s*(\w+)\}?", r"\1 hat", text.replace("$", ""))
     return " ".join(re.sub(r"\\[,;! ]", " ", re.sub(r"\\(\w+)", r"\1", text)).replace("{", "").replace("}", "").split())
+
+
+def powers(base: int = 10) -> FuncFormatter:
+    """Labels of a logarithmic axis with a tick at each power, in plain letters: TeX takes milliseconds for each.
+
+    >>> powers()(0.001), powers(2)(1024)
+    ('10⁻³', '2¹⁰')
+    """
+    return FuncFormatter(lambda x, _: power(base, round(float(np.log(x) / np.log(base)))))
+
+
+def power(base: int, exponent: int) -> str:
+    """A power in plain letters.
+
+    >>> power(2, -24)
+    '2⁻²⁴'
+    """
+    return str(base) + str(exponent).translate(SUPERSCRIPT)
 
 
 def method_of(label: str) -> str:

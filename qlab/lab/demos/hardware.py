@@ -190,6 +190,8 @@ def rooflines(machines: Mapping[str, Machine] = MACHINES, machine: str = "A100",
     for axis, step in ((ax.xaxis, 10), (ax.yaxis, 100), (right.xaxis, 1000)):
         axis.set_major_locator(LogLocator(step))
         axis.set_minor_locator(NullLocator())
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(plot.powers())
     right.grid(axis="y", visible=False)
     traffic, = right.plot([], [], "s", color=plot.COLORS["error"], markersize=9, label="traffic")
     arithmetic, = right.plot([], [], "o", color=plot.COLORS["kmeans"], markersize=9, label="arithmetic")

@@ -133,6 +133,7 @@ class _Errors:
         self.lines = {method: ax.plot([], [], color=plot.COLORS[method], linestyle=plot.LINESTYLES[method], linewidth=1.6, label=method)[0]
                       for method in METHODS}
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(plot.powers(2))
         ax.set(xlabel="|value| / largest |value|", ylabel="relative error (%)", ylim=(0, 130), xlim=(2.0**-OCTAVES, 1),
                yticks=[0, 20, 40, 60, 80, 100], title="error")
         ax.legend(loc="upper center", ncols=3, columnspacing=1.0, handlelength=1.6)

@@ -91,14 +91,14 @@ def drag_loss_scale(tensors: Mapping[str, torch.Tensor], log_scale: int = 0) -> 
     ax.set(xlim=VIEW, xlabel="magnitude of S times the gradient", ylabel="count")
     ax.yaxis.set_label_coords(-0.14, 0.5)  # stays where it is when the counts have more digits
     ax.xaxis.set_major_locator(plot.plt.MultipleLocator(10))
-    ax.xaxis.set_major_formatter(plot.FuncFormatter(lambda log, _: f"$2^{{{log:.0f}}}$"))
+    ax.xaxis.set_major_formatter(plot.FuncFormatter(lambda log, _: plot.power(2, round(log))))
     ax.yaxis.set_major_formatter(plot.FuncFormatter(lambda count, _: f"{count:,.0f}"))
     ax.yaxis.set_major_locator(plot.plt.MaxNLocator(5))
     curve, = curve_ax.plot([], [], color=plot.COLORS["error"])
     here, = curve_ax.plot([], [], color=plot.COLORS["float"], marker="o", markersize=9, linestyle="", clip_on=False)
     curve_ax.set(xlim=(SCALES[0] - 1, SCALES[1] + 1), ylim=(-4, 104), xlabel="loss scale S", ylabel="lost (%)")
     curve_ax.xaxis.set_major_locator(plot.plt.MultipleLocator(10))
-    curve_ax.xaxis.set_major_formatter(plot.FuncFormatter(lambda log, _: f"$2^{{{log:.0f}}}$"))
+    curve_ax.xaxis.set_major_formatter(plot.FuncFormatter(lambda log, _: plot.power(2, round(log))))
     shown = []
 
     def frame(tensor: Tensor, half: torch.dtype) -> None:

@@ -170,6 +170,7 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
         ax.grid(False)
     line.set_xscale("log")
     line.minorticks_off()
+    line.xaxis.set_major_formatter(plot.powers())
     zoom.set(xlim=(-5, 5), xticks=[])
     zoom.set_title("the value among its neighbours, on a linear scale", fontsize=11)
     shown: list[Format] = []

@@ -109,6 +109,7 @@ def clipping(model: nn.Sequential, calibration: torch.Tensor, images: torch.Tens
     here, = curve_ax.plot([], [], color=plot.COLORS["accent"], marker="o", markersize=6, linestyle="")
     curve_ax.set(xlabel="threshold, % of the largest value", ylabel="mean squared error", yscale="log", xlim=(-2, 104))
     curve_ax.yaxis.set_minor_locator(plot.NullLocator())
+    curve_ax.yaxis.set_major_formatter(plot.powers())
     curve_ax.legend(loc="lower center", bbox_to_anchor=(0.42, 1.0), ncols=4, fontsize=9, handlelength=1.6, handletextpad=0.3,
                     columnspacing=0.8)
     shown = []
