@@ -223,6 +223,7 @@ def test_the_extension_is_named_by_its_content():
 def test_the_server_extension_registers_the_hook_once(tmp_path, monkeypatch):
     signed = []
     monkeypatch.setattr(released, "trust", signed.append)
+    monkeypatch.setattr(os, "environ", {})
 
     class App:
         contents_manager = LargeFileManager(root_dir=str(tmp_path))
@@ -231,6 +232,7 @@ def test_the_server_extension_registers_the_hook_once(tmp_path, monkeypatch):
     assert point == {"module": jupyter.__name__}
     jupyter._load_jupyter_server_extension(App)
     assert App.contents_manager._pre_save_hooks == [saving.before_saving] and signed == [App.contents_manager]
+    assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads that spin, beside a browser on two cores, take four times the time
 
 
 def test_enable_adds_to_what_a_user_has_set(monkeypatch):

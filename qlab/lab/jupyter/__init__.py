@@ -11,6 +11,8 @@ An installation enables it for every Jupyter server of its environment (pyprojec
 import os
 from pathlib import Path
 
+from qlab.cli import PATIENT
+
 FOLDER = Path(__file__).parent
 
 
@@ -48,6 +50,7 @@ def _load_jupyter_server_extension(app) -> None:
     from qlab.lab.jupyter import released, saving
 
     app.contents_manager.register_pre_save_hook(saving.before_saving)
+    os.environ.setdefault(*PATIENT)  # kernels inherit it
     released.trust(app.contents_manager)
 
 
