@@ -226,6 +226,7 @@ def _page(path: Path) -> tuple[dict, list[dict]]:
 def live_steps(most: int = 25) -> list[dict]:
     """Every Live of this process driven twice through all options and most places of each slider; median and worst step, in ms of CPU."""
     rows = []
+    gc.collect()  # what the cells before have left is no part of a step
     for live in [thing for thing in gc.get_objects() if type(thing) is widgets.Live]:  # isinstance would wake lazy objects
         steps = []
         for name, control in 2 * list(live.controls.items()):
