@@ -16,7 +16,6 @@ import qlab
 
 PORT = 8888
 WELCOME = "00_welcome.ipynb"
-PATIENT = ("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads sleep while they wait: spinning takes a core that a browser on two cores needs
 QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune",
          "compress", "distill", "mixed_precision", "training", "records", "check", "grading_values", "links")  # of tests/, for qlab check
 PYTEST_TAKES_A_VALUE = ("-k", "-m", "-n", "-p", "-o", "-c", "-W", "--ignore", "--deselect", "--maxfail", "--dist", "--durations")
@@ -338,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     With QLAB_TRACEBACK=1 in the environment the traceback is shown.
     """
     argv = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault(*PATIENT)  # for what this command starts, kernels too
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads sleep while they wait: spinning takes the core a browser needs
     try:
         if argv and argv[0] in PASSED_ON:
             return PASSED_ON[argv[0]](argv[1:])

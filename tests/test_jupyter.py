@@ -206,7 +206,7 @@ def test_an_installation_puts_every_file_where_jupyter_looks():
     extension = jupyter.FOLDER / "labextension" / "qlab"
     for source in [*extension.rglob("*.*"), *(jupyter.FOLDER / "etc").rglob("*.json")]:
         under = (f"share/jupyter/labextensions/qlab/{source.parent.relative_to(extension)}".rstrip("/.") if extension in source.parents
-                 else "etc/jupyter/jupyter_server_config.d")
+                 else f"etc/jupyter/{source.parent.relative_to(jupyter.FOLDER / 'etc')}".rstrip("/."))
         assert source.relative_to(ROOT).as_posix() in files[under]
     assert all((ROOT / name).is_file() for names in files.values() for name in names)
 

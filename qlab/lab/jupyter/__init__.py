@@ -11,8 +11,6 @@ An installation enables it for every Jupyter server of its environment (pyprojec
 import os
 from pathlib import Path
 
-from qlab.cli import PATIENT
-
 FOLDER = Path(__file__).parent
 
 
@@ -50,7 +48,7 @@ def _load_jupyter_server_extension(app) -> None:
     from qlab.lab.jupyter import released, saving
 
     app.contents_manager.register_pre_save_hook(saving.before_saving)
-    os.environ.setdefault(*PATIENT)  # kernels inherit it
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # kernels inherit it; the qlab command does the same, and says why
     released.trust(app.contents_manager)
 
 
