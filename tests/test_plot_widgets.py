@@ -377,7 +377,8 @@ def test_the_benchmark_drives_every_control_and_puts_it_back():
     fig, _ = widgets.figure(3, 2)
     demo = widgets.Live(fig, lambda **values: seen.append(tuple(values.values())), bits=ipywidgets.IntSlider(4, 1, 8),
                         scheme=ipywidgets.Dropdown(options=[("A", "a"), ("B", "b")]), on=ipywidgets.Checkbox(True))
-    row = next(row for row in bench.live_steps() if row["controls"] == ["bits", "scheme", "on"])
+    (row,) = bench.live_steps(lives=[demo])
+    assert row["controls"] == ["bits", "scheme", "on"]
     assert {bits for bits, _, _ in seen} == set(range(1, 9)) and {scheme for _, scheme, _ in seen} == {"a", "b"}
     assert {on for _, _, on in seen} == {True, False} and demo.values == {"bits": 4, "scheme": "a", "on": True}
     assert row["steps"] == len(seen) - 1 and row["median_ms"] <= row["worst_ms"] and " = " in row["at"]

@@ -223,11 +223,11 @@ def _page(path: Path) -> tuple[dict, list[dict]]:
     return {"cpu_s": round(cpu_s, 1), "wall_s": round(ended[-2] - started, 1)}, figures
 
 
-def live_steps(most: int = 25) -> list[dict]:
-    """Every Live of this process driven twice through all options and most places of each slider; median and worst step, in ms of CPU."""
+def live_steps(most: int = 25, lives: list[widgets.Live] | None = None) -> list[dict]:
+    """Every Live of this process, or those given, driven twice through all options and most places of each slider: ms of CPU a step."""
     rows = []
     gc.collect()  # what the cells before have left is no part of a step
-    for live in [thing for thing in gc.get_objects() if type(thing) is widgets.Live]:  # isinstance would wake lazy objects
+    for live in lives or [thing for thing in gc.get_objects() if type(thing) is widgets.Live]:  # isinstance would wake lazy objects
         steps = []
         for name, control in 2 * list(live.controls.items()):
             kept = control.value

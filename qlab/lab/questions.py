@@ -94,7 +94,7 @@ class Predict(_Question):
         self.lock = ipywidgets.Button(description="Lock in my guess", disabled=not numeric, layout=ipywidgets.Layout(width="12em"))
         self.outcome = _html("")
         super().__init__([_ask(f"<b>Predict.</b> {question}"), self.guess, self.lock, self.outcome])
-        self.still = f"<p><b>Predict.</b> {question}</p>{choices}<p><em>Choose before you read on.</em></p>"
+        self.still = f"<p><b>Predict.</b> {question} <em>Choose before you read on.</em></p>{choices}"
         self.summary = f"Predict. {plain(question)}"
         self.guess.observe(self._chosen, "value")
         self.lock.on_click(self._lock)
