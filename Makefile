@@ -6,6 +6,10 @@ ifeq ($(OS),Windows_NT)
 QLAB = .venv/Scripts/qlab
 endif
 
+ifneq ($(filter-out cpu cuda,$(TORCH)),)
+$(error TORCH is $(TORCH), and may be cpu or cuda)
+endif
+
 .PHONY: help setup setup-test lab test check browser bench zoo notebooks lint pins doctor build grade release tflite-keras clean
 
 help:
@@ -26,6 +30,10 @@ help:
 	@echo "make lint       check the code's style"
 	@echo "make pins       show that the pins resolve on every Python and platform; make pins ARGS=--write renews them"
 	@echo "make clean      remove caches; .venv stays"
+
+test check browser: tests  # first: a students' copy has none, and needs nothing installed to say so
+tests:
+	@echo "qlab: tests are not part of this copy of the course; they are in the repository that it was made from." >&2; exit 1
 
 setup setup-test:
 	@command -v "$(PYTHON)" >/dev/null || { echo "qlab: there is no $(PYTHON) here: install Python 3.11 to 3.14, or name yours, as in make PYTHON=python3.12 lab." >&2; exit 1; }

@@ -192,6 +192,8 @@ def make_venv(which):
     if stamp not in ("", UNFINISHED) and works(venv_python()):
         return
     if os.path.lexists(folder):
+        if os.path.islink(folder):
+            raise Problem(f"{folder} is a link to what is no working environment: remove the link, or mend what it leads to.")
         ours = os.path.isdir(folder) and (stamp is not None or os.path.exists(os.path.join(folder, "pyvenv.cfg")) or not os.listdir(folder))
         if not ours:
             raise Problem(f"{folder} is not a virtual environment: rename or remove it.")
@@ -366,7 +368,7 @@ def main(arguments=()):
     except Problem as problem:
         message, code = str(problem), 1
     except OSError as error:
-        message, code = f"cannot change {error.filename or ROOT} ({error.strerror}).", 1
+        message, code = f"cannot change {error.filename or ROOT} ({error.strerror or error}).", 1
     except KeyboardInterrupt:
         message, code = "the installation was interrupted: run the same command to make it anew.", 130
     print("qlab: " + message, file=sys.stderr, flush=True)

@@ -42,7 +42,8 @@ def clone() -> Path:
 def find_notebook(name: str, root: Path) -> Path:
     """The notebook meant by name: a path, a name in notebooks/ with or without .ipynb, or a number that starts one ("02")."""
     tried = [Path.cwd() / name, root / name, root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
-    found = [path for path in tried if path.is_file()] or sorted((root / "notebooks").glob(f"{name}_*.ipynb"))[:1]
+    found = [path for path in tried if path.is_file()] or sorted(
+        path for path in (root / "notebooks").glob("*.ipynb") if name and path.name.startswith(f"{name}_"))[:1]
     if not found:
         raise FileNotFoundError(f"there is no notebook {name} in {root / 'notebooks'}.")
     path = found[0].resolve()
@@ -114,10 +115,13 @@ def pytest_command(args: list[str], root: Path) -> list[str]:
             *args, *([] if chosen else everything)]
 
 
+NO_TESTS = "qlab: tests are not part of this copy of the course; they are in the repository that it was made from."
+
+
 def run_tests(args: list[str]) -> int:
     root = clone()
     if not (root / "tests").is_dir():
-        print("qlab: tests are not part of this copy of the course; they are in the repository that it was made from.")
+        print(NO_TESTS)
         return 0
     settings = {
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",  # the workers fill the cores
@@ -150,6 +154,9 @@ def check(args: argparse.Namespace) -> int:
 def browser(args: argparse.Namespace) -> int:
     root = clone()
     numbers = [find_notebook(name, root).stem for name in args.names]  # all of them before the first is opened
+    if not (root / "tests").is_dir():
+        print(NO_TESTS)
+        return 0
     return subprocess.call([sys.executable, "-m", "pytest", "-q", str(root / "tests" / "test_browser.py")], cwd=root,
                            env=os.environ | {"QLAB_PAGES": " ".join(numbers) or "all"})
 

@@ -147,6 +147,15 @@ def test_a_folder_that_is_no_venv_is_not_removed(fresh, capsys):
     assert re.fullmatch(r"qlab: .*\.venv is not a virtual environment: rename or remove it\.\n", capsys.readouterr().err)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_venv_that_is_a_broken_link_is_one_sentence(fresh, tmp_path_factory, capsys):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "pyvenv.cfg").touch()
+    fresh.venv.symlink_to(elsewhere)
+    assert bootstrap.main() == 1 and (elsewhere / "pyvenv.cfg").exists()
+    assert re.fullmatch(r"qlab: .*\.venv is a link to what is no working environment: .*\n", capsys.readouterr().err)
+
+
 def test_pip_failing_is_one_sentence_and_loses_nothing(fresh, capsys):
     bootstrap.main()
     before = fresh.stamp.read_text()
@@ -468,6 +477,12 @@ def test_an_unknown_notebook_is_one_sentence(course, capsys):
     for name in ("lab", "notebooks"):
         assert cli.main([name, "99"]) == 1
         assert capsys.readouterr().err == f"qlab: there is no notebook 99 in {course / 'notebooks'}.\n"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/x.ipynb", "*", "**", "", "[0"])
+def test_a_name_is_a_name_and_no_pattern(course, name, capsys):
+    assert cli.main(["notebooks", name]) == 1
+    assert capsys.readouterr().err == f"qlab: there is no notebook {name} in {course / 'notebooks'}.\n"
 
 
 def test_a_notebook_outside_the_course_is_one_sentence(course, tmp_path_factory, capsys):

@@ -1,15 +1,17 @@
 """Folded sources: which cells, and that every way of reading honours it."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from nbconvert.exporters import get_exporter
+from traitlets.config import Config
 
-from qlab.lab import hidden
+from qlab.lab import hidden, jupyter
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "qlab" / "lab" / "jupyter" / "etc"
@@ -64,6 +66,15 @@ def test_scripts_keep_the_whole_source(page, tmp_path):
     assert "SECRET two" in text and "import torch" in text
 
 
-def test_the_server_s_own_export_follows_the_same_rule():
-    told = [json.loads((CONFIG / name).read_text()) for name in ("jupyter_nbconvert_config.json", "jupyter_server_config.d/qlab.json")]
-    assert told[0].items() <= told[1].items() and "HTMLExporter" in told[0]
+@pytest.mark.parametrize("to", ["html", "slides", "markdown"])
+def test_the_menu_of_jupyterlab_follows_the_same_rule(page, monkeypatch, to):
+    """The server's handler of Save and Export Notebook As builds its exporter from the server's own settings."""
+    class App:
+        config = Config({"HTMLExporter": {"preprocessors": ["nbconvert.preprocessors.HighlightMagicsPreprocessor"]}})
+        contents_manager = SimpleNamespace(register_pre_save_hook=lambda hook: None)
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("qlab.lab.jupyter.released.trust", lambda manager: None)
+    jupyter._load_jupyter_server_extension(App)
+    text, _ = get_exporter(to)(config=App.config).from_notebook_node(page)
+    assert "SECRET" not in text and "kept" in text and len(App.config.HTMLExporter.preprocessors) == 2

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager, LargeFileManager
 from nbformat.sign import NotebookNotary
+from traitlets.config import Config
 
 import qlab
 from qlab.lab import jupyter
@@ -226,7 +227,7 @@ def test_the_server_extension_registers_the_hook_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {})
 
     class App:
-        contents_manager = LargeFileManager(root_dir=str(tmp_path))
+        config, contents_manager = Config(), LargeFileManager(root_dir=str(tmp_path))
 
     (point,) = jupyter._jupyter_server_extension_points()
     assert point == {"module": jupyter.__name__}
@@ -247,3 +248,13 @@ def test_an_editable_installation_has_the_data_files_too():
     """setuptools asks a Distribution for has_data before it installs them; its own has none."""
     module = runpy.run_path(str(ROOT / "setup.py"), run_name="read")
     assert module["WithDataFiles"]({"data_files": [("etc", ["a"])]}).has_data() and not module["WithDataFiles"]().has_data()
+
+
+@pytest.mark.parametrize("content", [
+    {"cells": None, "metadata": None}, {"metadata": {"widgets": None}, "cells": [{"outputs": None}, {"outputs": [{"data": None}, {}]}]},
+    {"metadata": {}, "cells": [{"outputs": [{"data": {saving.WIDGET_VIEW: None, "text/html": "x", "text/plain": "Predict. x"}}]}]},
+    {"worksheets": [], "metadata": {}},
+])
+def test_odd_notebooks_do_not_stop_the_hook(content, tmp_path):
+    (tmp_path / "odd.ipynb").write_text(json.dumps({"cells": [{}], "metadata": {"language_info": None, "kernelspec": "python3"}}))
+    saving.before_saving({"type": "notebook", "content": content}, "odd.ipynb", LargeFileManager(root_dir=str(tmp_path)))

@@ -8,6 +8,7 @@
 An installation enables it for every Jupyter server of its environment (pyproject.toml, data-files); `qlab lab` does by `enable`.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def _load_jupyter_server_extension(app) -> None:
     from qlab.lab.jupyter import released, saving
 
     app.contents_manager.register_pre_save_hook(saving.before_saving)
+    for exporter, settings in json.loads((FOLDER / "etc" / "jupyter_nbconvert_config.json").read_text()).items():
+        mine = app.config[exporter].get("preprocessors", [])  # for the menu Save and Export Notebook As, which asks the server's settings
+        app.config[exporter].preprocessors = [*settings["preprocessors"], *mine]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # kernels inherit it; the qlab command does the same, and says why
     released.trust(app.contents_manager)
 

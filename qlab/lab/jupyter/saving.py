@@ -38,33 +38,44 @@ def before_saving(model: dict, path: str, contents_manager, **_) -> None:
 
 def show_stills(notebook: dict) -> None:
     """Drops the view of each of qlab's widgets that has a still beside it, unless the widget's state is saved too, which is a choice."""
-    saved = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if (WIDGET_VIEW in data and ("image/png" in data or "text/html" in data)
-                    and _text(data.get("text/plain", "")).startswith(OUR_WIDGETS) and data[WIDGET_VIEW].get("model_id") not in saved):
+    saved = _inside(notebook, "metadata", "widgets", WIDGET_STATE, "state")
+    for cell in notebook.get("cells") or []:
+        for output in cell.get("outputs") or []:
+            data = _inside(output, "data")
+            still = "image/png" in data or "text/html" in data
+            ours = WIDGET_VIEW in data and _text(data.get("text/plain", "")).startswith(OUR_WIDGETS)
+            if ours and still and _inside(data, WIDGET_VIEW).get("model_id") not in saved:
                 del data[WIDGET_VIEW]
+
+
+def _inside(holder: dict, *keys: str) -> dict:
+    """The dictionary found by one key after the other; an empty one where there is none, or something else."""
+    for key in keys:
+        holder = holder.get(key)
+        if not isinstance(holder, dict):
+            return {}
+    return holder
 
 
 def keep_metadata(notebook: dict, before: dict) -> None:
     """The descriptions of kernel and language stay those of the file before, as long as they mean the same kernel and language."""
     for key in ("kernelspec", "language_info"):
-        now, then = notebook["metadata"].get(key), before["metadata"].get(key)
+        now, then = _inside(notebook, "metadata", key), _inside(before, "metadata", key)
         if now and then and now.get("name") == then.get("name"):
             notebook["metadata"][key] = then
 
 
 def _is_ours(notebook: dict) -> bool:
     """Is it a notebook of the course: about qlab, and stored without the version of the Python that ran it?"""
-    return ("version" not in notebook["metadata"].get("language_info", {"version": None})
-            and any("qlab" in _text(cell["source"]) for cell in notebook["cells"]))
+    language = _inside(notebook, "metadata", "language_info")
+    cells = notebook["cells"] if isinstance(notebook["cells"], list) else []
+    return bool(language) and "version" not in language and any("qlab" in _text(cell.get("source", "")) for cell in cells)
 
 
 def _read(path: Path) -> dict | None:
     try:
         notebook = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # a new file, or not a notebook yet
+    except (OSError, ValueError, RecursionError):  # a new file, or not a notebook yet
         return None
     return notebook if isinstance(notebook, dict) and "cells" in notebook and "metadata" in notebook else None
 
