@@ -142,3 +142,18 @@ def test_the_caption_multiplies_to_the_value(demo, name):
 
 def test_without_a_kernel_there_is_a_still(demo):
     assert demo.still()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("visit", [name for name in FORMATS if name != "float32"])
+def test_a_visit_to_another_format_gives_the_number_back(demo, visit):
+    demo.controls["format"].value = "float32"
+    demo.controls["number"].value = 0.1
+    before = demo.text
+    demo.controls["format"].value = visit
+    demo.controls["format"].value = "float32"
+    assert demo.text == before
+    demo.controls["format"].value = visit
+    demo.controls["bits"].children[-1].click()  # a bit flipped there is a number of its own, and it stays
+    there = demo.controls["number"].value
+    demo.controls["format"].value = "float32"
+    assert demo.controls["number"].value == there
