@@ -479,7 +479,7 @@ def test_an_unknown_notebook_is_one_sentence(course, capsys):
         assert capsys.readouterr().err == f"qlab: there is no notebook 99 in {course / 'notebooks'}.\n"
 
 
-@pytest.mark.parametrize("name", ["/nowhere/x.ipynb", "*", "**", "", "[0"])
+@pytest.mark.parametrize("name", ["/nowhere/x.ipynb", "*", "**", "[0"])
 def test_a_name_is_a_name_and_no_pattern(course, name, capsys):
     assert cli.main(["notebooks", name]) == 1
     assert capsys.readouterr().err == f"qlab: there is no notebook {name} in {course / 'notebooks'}.\n"
