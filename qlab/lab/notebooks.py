@@ -28,11 +28,11 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from qlab.lab import hidden
+from qlab.lab.jupyter.saving import WIDGET_VIEW
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 BENCH = Path(__file__).parent / "records" / "bench.json"
 MAX_LINES, MAX_BYTES, TIMEOUT_S = 25, 1_000_000, 300
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KEPT_METADATA = ("tags", "slideshow", "jupyter")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
