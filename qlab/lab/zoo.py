@@ -83,8 +83,8 @@ def record(name: str, folder: Path = FOLDER) -> dict:
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Each image flipped left to right with probability 1/2 and shifted by -2 to 2 pixels, filled with the background; (n, 1, 28, 28)."""
     n = len(images)
-    flip = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
-    images = torch.where(flip, images.flip(3), images)
+    flip = torch.rand(n, 1, 1, 1, generator=generator) < 0.5                                # drawn on the CPU: the same on every device
+    images = torch.where(flip.to(images.device), images.flip(3), images)
     padded = nn.functional.pad(images, (2, 2, 2, 2), value=-data.MEAN / data.STD)
     dy, dx = torch.randint(0, 5, (2, n, 1), generator=generator)
     rows, columns = torch.arange(28) + dy, torch.arange(28) + dx                            # (n, 28)
