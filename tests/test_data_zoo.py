@@ -161,10 +161,10 @@ def test_shared_weights_are_stored_once():
 
 
 def test_the_depthwise_net_breaks_per_tensor_and_not_per_channel():
-    """The reason this network is in the zoo (measured on training images: nothing here is chosen by the test set)."""
+    """The reason this network is in the zoo, and no doing of its dead filters (on training images: the test set chooses nothing)."""
     model, split = ptq.fold_batch_norm(zoo.load("depthwise")), data.calibration(600)
     whole, per = accuracy(model, split).value, {}
     for axis in (None, 0):
-        q = ptq.quantize_weights(model, lambda w, axis=axis: linear.quantize(w, 6, "symmetric", axis=axis))
+        q = ptq.quantize_weights(model, lambda w, axis=axis: linear.quantize(w, 3, "symmetric", axis=axis))
         per[axis] = accuracy(q.model, split).value
-    assert per[None] < whole - 0.1 and per[0] > whole - 0.03
+    assert per[None] < whole - 0.6 and per[0] > whole - 0.25

@@ -69,7 +69,7 @@ def test_a_sum_keeps_a_channel_alive(images):
 
 
 def test_the_zoo_s_depthwise_net_carries_65_filters_that_nothing_reads():
-    net = ptq.fold_batch_norm(zoo.load("depthwise"))
+    net = ptq.fold_batch_norm(zoo.load("depthwise", as_trained=True))
     every = dead.find(net, data.calibration(512).images)
     found = {name: one for name, one in every.items() if name.endswith("depthwise")}
     starved = {name: dead.Dead(one.starved, torch.zeros_like(one.silent)) for name, one in found.items()}
@@ -79,6 +79,37 @@ def test_the_zoo_s_depthwise_net_carries_65_filters_that_nothing_reads():
     some = data.Split(test.images[:1000], test.labels[:1000])
     before, after = (measure.accuracy(model, some) for model in (net, dead.zero(net, starved)))
     assert torch.equal(before.correct, after.correct)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "resnet"])
+def test_the_zoo_hands_out_networks_without_dead_filters(name):
+    trained, cleaned = zoo.load(name, as_trained=True), zoo.load(name)
+    assert zoo.find_dead(trained) == zoo.record(name)["dead"] != {}
+    found = dead.find(ptq.fold_batch_norm(cleaned), data.calibration(512).images)
+    for layer, one in found.items():
+        assert (ptq.fold_batch_norm(cleaned).get_submodule(layer).weight[one.any] == 0).all()
+    test = data.load("test")
+    some = data.Split(test.images[-2000:], test.labels[-2000:])
+    before, after = (measure.accuracy(model, some) for model in (trained, cleaned))
+    assert torch.equal(before.correct, after.correct)
+
+
+def test_zeroing_before_folding_is_zeroing_after_it(images):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6, bias=False),
+                        nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    net.train()(images)                                                       # running statistics that are not 0 and 1
+    net.eval().requires_grad_(False)
+    net[1].bias[[0, 4]] = -50.0
+    net[4].bias[:] = 1.0
+    net[4].bias[2] = -50.0
+    found = dead.find(ptq.fold_batch_norm(net), images)
+    assert found["3"].starved.nonzero().flatten().tolist() == [0, 4] and found["3"].silent.nonzero().flatten().tolist() == [2]
+    before_folding = ptq.fold_batch_norm(dead.zero(net, found)).state_dict()
+    after_folding = dead.zero(ptq.fold_batch_norm(net), found).state_dict()
+    assert before_folding.keys() == after_folding.keys()
+    for name, value in before_folding.items():
+        torch.testing.assert_close(value, after_folding[name])
 
 
 @pytest.mark.parametrize("model, n, says", [

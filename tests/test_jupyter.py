@@ -4,6 +4,7 @@ import asyncio
 import copy
 import hashlib
 import json
+import logging
 import os
 import runpy
 import tomllib
@@ -234,6 +235,17 @@ def test_the_server_extension_registers_the_hook_once(tmp_path, monkeypatch):
     jupyter._load_jupyter_server_extension(App)
     assert App.contents_manager._pre_save_hooks == [saving.before_saving] and signed == [App.contents_manager]
     assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads that spin, beside a browser on two cores, take four times the time
+
+
+def test_a_page_that_is_closed_early_is_not_news():
+    class WebSocketClosedError(Exception):
+        """Named as tornado's is, and told by its name: nothing of tornado is imported to say nothing."""
+
+    def records(error):
+        return logging.LogRecord("asyncio", logging.ERROR, "", 0, "Task exception was never retrieved", None, (type(error), error, None))
+
+    assert not jupyter._worth_telling(records(WebSocketClosedError()))
+    assert jupyter._worth_telling(records(ValueError())) and jupyter._worth_telling(logging.makeLogRecord({"msg": "slow"}))
 
 
 def test_enable_adds_to_what_a_user_has_set(monkeypatch):

@@ -7,13 +7,15 @@
     lenet5
 
 `qlab zoo` (or make zoo) trains them again from nothing, on the CPU, with the recipe below; nothing is chosen by the test images,
-which are looked at once, at the end.
+which are looked at once, at the end. The filters that training left dead (qlab.nets.dead) are listed in the record of a network with
+batch norm, and load sets them to zero, which changes no outcome; load(name, as_trained=True) leaves them: notebook 02 meets them.
 """
 
 import datetime
 import hashlib
 import json
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -25,7 +27,9 @@ from torch.nn.functional import cross_entropy
 
 from qlab.lab import data
 from qlab.lab.measure import accuracy
+from qlab.nets import dead
 from qlab.nets.models import MODELS
+from qlab.nets.ptq import fold_batch_norm
 from qlab.nets.training import fit
 
 FOLDER = Path(__file__).parent / "checkpoints"
@@ -47,24 +51,43 @@ def _known(name: str) -> str:
     return name
 
 
-def load(name: str, folder: Path = FOLDER) -> nn.Module:
+def load(name: str, folder: Path = FOLDER, as_trained: bool = False) -> nn.Module:
     """The trained network, in evaluation mode: "cnn", "depthwise", "resnet", "lenet300" or "lenet5".
 
+    Dead filters, which training leaves behind in networks with batch norm, are set to zero; as_trained leaves them as they were.
     Raises ValueError for another name or a checkpoint whose sha256 is not the record's, FileNotFoundError if it is missing.
 
     >>> sum(p.numel() for p in load("cnn").parameters())
     93322
     """
-    checksum, path = record(name, folder)["sha256"], folder / f"{name}.safetensors"
+    entry, path = record(name, folder), folder / f"{name}.safetensors"
     try:
         content = path.read_bytes()
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
-    if hashlib.sha256(content).hexdigest() != checksum:
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): {_REMEDY} {name}.")
     model = MODELS[name]()
     model.load_state_dict(load_bytes(content))
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model if as_trained else dead.zero(model, {layer: _mask(model, layer, **found) for layer, found in entry["dead"].items()})
+
+
+def _mask(model: nn.Module, layer: str, starved: list[int], silent: list[int]) -> dead.Dead:
+    filters = torch.arange(len(model.get_submodule(layer).weight))
+    return dead.Dead(torch.isin(filters, torch.tensor(starved)), torch.isin(filters, torch.tensor(silent)))
+
+
+def find_dead(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """For the record: the numbers of the filters of each layer that are starved or silent on 512 calibration images.
+
+    Empty without batch norm: there a dead filter's weights are small, and set no scale.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return {}
+    found = dead.find(fold_batch_norm(model), data.calibration(512).images)
+    return {layer: {"starved": mask.starved.nonzero().flatten().tolist(), "silent": mask.silent.nonzero().flatten().tolist()}
+            for layer, mask in found.items() if mask.any.any()}
 
 
 def record(name: str, folder: Path = FOLDER) -> dict:
@@ -120,11 +143,12 @@ def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float,
         "test_images": len(test.labels), "test_correct": int(accuracy(model, test).correct.sum()),
         "command": f"qlab zoo {name}", "date": datetime.date.today().isoformat(), "minutes": round(seconds / 60, 1),
         "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-        "sha256": hashlib.sha256(partial.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(partial.read_bytes()).hexdigest(), "dead": find_dead(model),
     }
     entry["test_accuracy"] = entry["test_correct"] / entry["test_images"]
     entry_partial = folder / f"{name}.json.partial"
-    entry_partial.write_text(json.dumps(entry, indent=2) + "\n")
+    text = re.sub(r"\[\s+([\d,\s]*?)\s+]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(entry, indent=2))  # a list on a line
+    entry_partial.write_text(text + "\n")
     partial.replace(path)  # both are complete before either takes its place
     entry_partial.replace(folder / f"{name}.json")
     return entry

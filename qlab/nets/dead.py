@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from qlab.nets.graph import after, calls, kind, trace
+from qlab.nets.graph import after, calls, folding_pairs, kind, trace
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def _starved(layer: nn.Module, dead_inputs: torch.Tensor) -> torch.Tensor:
 def zero(model: nn.Module, dead: dict[str, Dead]) -> nn.Module:
     """A copy in which the weights of dead filters are 0, and the biases of silent ones: it computes what the model does.
 
-    dead: from find. On the images of find the logits are the same to the last bit that summation order leaves; on others they are as
-    long as what was dead stays dead. Raises ValueError for a name that is no layer of the model or a mask of another length.
+    dead: from find. The model may be folded or not: a silent filter's batch norm then gets gamma = beta = 0, which folds to the same.
+    On the images of find the logits are the same to the last bit that summation order leaves; on others they are as long as what was
+    dead stays dead. Raises ValueError for a name that is no layer of the model or a mask of another length.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1, groups=2))
     >>> net[0].weight.data, net[0].bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0.0, -9.0])
@@ -96,12 +97,15 @@ def zero(model: nn.Module, dead: dict[str, Dead]) -> nn.Module:
     (1, True)
     """
     model = copy.deepcopy(model)
-    layers = dict(model.named_modules())
+    layers, norms = dict(model.named_modules()), {conv.target: bn.target for conv, bn in folding_pairs(trace(model))}
     for name, found in dead.items():
         layer = layers.get(name)
         if getattr(layer, "weight", None) is None or len(found.starved) != len(layer.weight):
             raise ValueError(f"{name!r} is no layer of this model with {len(found.starved)} filters: dead must be what find says of it.")
         layer.weight[found.any] = 0
-        if layer.bias is not None:
-            layer.bias[found.silent] = 0
+        for part in (layer, layers.get(norms.get(name))):  # folding a batch norm with gamma = beta = 0 leaves the bias 0
+            if getattr(part, "bias", None) is not None:
+                part.bias[found.silent] = 0
+        if name in norms:
+            layers[norms[name]].weight[found.silent] = 0
     return model

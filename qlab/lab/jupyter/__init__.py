@@ -9,6 +9,7 @@ An installation enables it for every Jupyter server of its environment (pyprojec
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def _load_jupyter_server_extension(app) -> None:
         app.config[exporter].preprocessors = [*settings["preprocessors"], *mine]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # kernels inherit it; the qlab command does the same, and says why
     released.trust(app.contents_manager)
+    logging.getLogger("asyncio").addFilter(_worth_telling)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Not that a page was closed while its kernel still spoke to it: a traceback of the server's own, about nothing a reader can mend."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == "WebSocketClosedError")
 
 
 def _jupyter_labextension_paths() -> list[dict]:
