@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qlab.lab import hidden, notebooks
+from qlab.lab import hidden, minutes, notebooks
 from qlab.lab.questions import plain
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +70,20 @@ def test_the_page_says_to_run_all_and_how_long_that_takes(cells, request):
     said = re.search(r"\*\*Run all cells now\*\* \(menu \*Run › Run All Cells\*\): about (\d+) seconds on this course's two-core machine",
                      cells[0].source)
     assert said and int(said[1]) == notebooks.seconds_to_say(stem)
+
+
+def test_the_title_s_minutes_are_what_the_page_takes(cells):
+    """Within a quarter; and a page of more than 40 minutes has a path of 30 through it."""
+    said = re.search(r"\*Time:\* (\d+) minutes(?:; (\d+) along the headings marked \*short path\*)?", cells[0].source)
+    whole, path = minutes.of(cells), minutes.of(minutes.short_path(cells))
+    assert abs(int(said[1]) - whole) <= whole / 4
+    assert (said[2] is None) == (int(said[1]) <= minutes.LONG)
+    if said[2]:
+        assert abs(int(said[2]) - path) <= path / 4 and abs(path - minutes.PATH) <= minutes.PATH / 4
+
+
+def test_code_fits_a_slide(cells):
+    assert [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if len(line) > notebooks.MAX_COLUMNS] == []
 
 
 def test_no_answer_stands_before_its_question(cells):

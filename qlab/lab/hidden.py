@@ -1,6 +1,7 @@
-"""Whose source a reader does not see: what stands before a page's first question, and every cell that asks one.
+"""Whose source a reader does not see: what stands before a page's first question, every cell that asks one, and what only draws.
 
-A question's own code gives its answer away, and imports are not what a first screen is for. Such cells carry JupyterLab's metadata
+A question's own code gives its answer away, imports are not what a first screen is for, and a cell that does nothing but draw what the
+cells before it have computed (its first line is PICTURE) is not what a page teaches. Such cells carry JupyterLab's metadata
 {"jupyter": {"source_hidden": true}}: JupyterLab folds their source (a click opens it), and `HideSource` leaves it out of what nbconvert
 makes for reading. An installation tells every `jupyter nbconvert` of its environment to use it (etc/jupyter/jupyter_nbconvert_config.json);
 scripts and notebooks keep their whole source.
@@ -14,6 +15,7 @@ from nbformat import NotebookNode
 from traitlets import Bool
 
 QUESTIONS = ("predict", "quiz")
+PICTURE = "# a picture (folded: its code only draws)"
 
 
 def asks(source: str) -> bool:
@@ -54,7 +56,7 @@ def mark(cells: Sequence[NotebookNode]) -> None:
             continue
         folded = cell.metadata.get("jupyter", NotebookNode())
         folded.pop("source_hidden", None)
-        if n <= first or n in asking or imports(cell.source):
+        if n <= first or n in asking or imports(cell.source) or cell.source.startswith(PICTURE):
             folded["source_hidden"] = True
         if folded:
             cell.metadata["jupyter"] = folded

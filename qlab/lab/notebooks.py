@@ -3,7 +3,7 @@
 A refreshed notebook depends only on its cells' text and on what they print and draw, so refreshing twice gives the same bytes: no times, no
 versions, no widget state, cell names made from the cells' own text. Widgets are stored as their stills (see qlab.lab.widgets).
 
-House rules: no error, nothing on stderr, a code cell of at most 25 lines, an assert in every cell whose output is not compared
+House rules: no error, nothing on stderr, a code cell of at most 25 lines of 88 columns (they fit a slide), an assert in every cell whose output is not compared
 (tag nbval-ignore-output), no widget without a still, a file under 1 MB. A notebook that breaks one is left as it was.
 """
 
@@ -27,12 +27,12 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from PIL import Image
 
-from qlab.lab import hidden
+from qlab.lab import hidden, minutes
 from qlab.lab.jupyter.saving import WIDGET_VIEW
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 BENCH = Path(__file__).parent / "records" / "bench.json"
-MAX_LINES, MAX_BYTES, TIMEOUT_S = 25, 1_000_000, 300
+MAX_LINES, MAX_COLUMNS, MAX_BYTES, TIMEOUT_S = 25, 88, 1_000_000, 300
 KEPT_METADATA = ("tags", "slideshow", "jupyter")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -66,6 +66,7 @@ def _refreshed(path: Path) -> bytes:
         raise ValueError(f"{path.name} is not a Jupyter notebook of format 4.") from None
     _say_seconds(path.stem, notebook)
     _tidy_cells(notebook)
+    minutes.say(notebook.cells)
     _check_sources(path.name, notebook)
     _execute(path, notebook)
     for number, cell in enumerate(notebook.cells, 1):
@@ -120,6 +121,9 @@ def _check_sources(name: str, notebook: NotebookNode) -> None:
         lines = len(cell.source.splitlines())
         if lines > MAX_LINES:
             raise ValueError(f"{name}, cell {number} has {lines} lines of code, and may have at most {MAX_LINES}: split it.")
+        if long := [line for line in cell.source.splitlines() if len(line) > MAX_COLUMNS]:
+            raise ValueError(f"{name}, cell {number} has a line of {len(long[0])} columns, and may have at most {MAX_COLUMNS}: "
+                             f"{long[0].strip()[:40]} ...")
         if "nbval-ignore-output" in cell.metadata.get("tags", []) and not re.search(r"^\s*assert\b", cell.source, re.MULTILINE):
             raise ValueError(f"{name}, cell {number} is tagged nbval-ignore-output and asserts nothing: assert what must hold everywhere.")
 

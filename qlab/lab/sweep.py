@@ -1,6 +1,7 @@
 """The sweep behind notebook 05: every network of the zoo, its weights quantized by three methods, 2 to 8 bits, per tensor and per channel.
 
     python -m qlab.lab.sweep                        writes records/sweep.json: true bytes, accuracy on the test images, which were right
+    python -m qlab.lab.sweep depthwise              one network again; the others' rows stay
     python -m qlab.lab.sweep --picture FILE.png     draws the record's size and accuracy, as on the first page of the project
 
 Batch norm is folded first; all Conv2d and Linear weights are quantized, biases and activations are not (fake quantization: the record
@@ -34,8 +35,9 @@ def _row(net: str, method: str, per: str, bits: int, nbytes: int, result: Accura
 
 
 def run(nets=NETS, folder: Path = runs.FOLDER) -> dict:
-    """Measure every combination and write the record; about 20 minutes on two cores."""
-    test, rows = data.load("test"), []
+    """Measure every combination of these networks and write the record, beside the rows of the others; about 20 minutes on two cores."""
+    test = data.load("test")
+    rows = [] if set(nets) == set(NETS) else [row for row in runs.raw("sweep", folder)["rows"] if row["net"] not in nets]
     for net in nets:
         model = fold_batch_norm(zoo.load(net))
         rows.append(_row(net, "float", "tensor", 32, size_bytes(model), accuracy(model, test)))
@@ -43,7 +45,8 @@ def run(nets=NETS, folder: Path = runs.FOLDER) -> dict:
         for method, per, bits in tqdm(combinations, desc=net):
             q = quantize_weights(model, METHODS[method](bits, AXES[per]))
             rows.append(_row(net, method, per, bits, q.nbytes, accuracy(q.model, test)))
-    return runs.write("sweep", "python -m qlab.lab.sweep", folder, checkpoints={net: zoo.record(net)["sha256"] for net in nets}, rows=rows)
+    rows.sort(key=lambda row: NETS.index(row["net"]))                                       # stable: each network's rows in their order
+    return runs.write("sweep", "python -m qlab.lab.sweep", folder, checkpoints={net: zoo.record(net)["sha256"] for net in NETS}, rows=rows)
 
 
 def load() -> list[dict]:
@@ -72,6 +75,7 @@ def picture(path: Path, net: str = "depthwise") -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure the sweep of notebook 05 and write its record, or draw the record.")
+    parser.add_argument("net", nargs="*", choices=[*NETS, []], help="only these, beside what the record holds")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the committed record instead")
     arguments = parser.parse_args()
-    picture(arguments.picture) if arguments.picture else run()
+    picture(arguments.picture) if arguments.picture else run(arguments.net or NETS)
