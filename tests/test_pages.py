@@ -83,7 +83,8 @@ def test_the_title_s_minutes_are_what_the_page_takes(cells):
 
 
 def test_code_fits_a_slide(cells):
-    assert [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if len(line) > notebooks.MAX_COLUMNS] == []
+    lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    assert [line for line in lines if len(line) > notebooks.MAX_COLUMNS] == []
 
 
 def test_no_answer_stands_before_its_question(cells):

@@ -3,8 +3,8 @@
 A refreshed notebook depends only on its cells' text and on what they print and draw, so refreshing twice gives the same bytes: no times, no
 versions, no widget state, cell names made from the cells' own text. Widgets are stored as their stills (see qlab.lab.widgets).
 
-House rules: no error, nothing on stderr, a code cell of at most 25 lines of 88 columns (they fit a slide), an assert in every cell whose output is not compared
-(tag nbval-ignore-output), no widget without a still, a file under 1 MB. A notebook that breaks one is left as it was.
+House rules: no error, nothing on stderr, a code cell of at most 25 lines of 88 columns (they fit a slide), an assert in every cell whose
+output is not compared (tag nbval-ignore-output), no widget without a still, a file under 1 MB. What breaks one is left as it was.
 """
 
 import base64
