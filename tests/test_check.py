@@ -129,6 +129,12 @@ def test_the_verdict_is_the_graders(answer, why):
     assert told.state == "failed" and dict(told.details)["why"] == why
 
 
+def test_a_number_of_numpy_passes():
+    asked(case("f(x)", x=np.array([1.0, 2.0]), expect=1.5, tol=1e-9))
+    assert run("q1", {"f": lambda x: x.mean()}).state == "passed"
+    assert dict(run("q1", {"f": lambda x: x.sum()}).details)["why"] == "expected 1.5, got 3.0."
+
+
 def test_an_input_that_is_written_into_spoils_no_other_case():
     x = torch.ones(2)
     asked(*[case("f(x)", x=x, expect=torch.full((2,), 2.0))] * 2)

@@ -181,6 +181,36 @@ def test_compare_says_why_not():
     assert why(1.0, float("inf"), tol=1e300) != "" and why(float("nan"), 1.0, tol=1e300) != ""
 
 
+@pytest.mark.parametrize("right, wrong, numbers", [
+    (0.5, 0.25, (np.float64(0.5), np.float32(0.5), np.float16(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor(0.5).bfloat16(),
+                 torch.nn.Parameter(torch.tensor(0.5)))),
+    (3, 4, (np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.int8))),
+    (2**63 - 1, 2**63 - 2, (np.int64(2**63 - 1), torch.tensor(2**63 - 1))),
+    (True, False, (np.bool_(True), np.array(True), torch.tensor(True))),
+    (float("nan"), 0.0, (np.float64("nan"), torch.tensor(float("nan")))),
+])
+def test_a_number_of_numpy_or_torch_is_a_number(right, wrong, numbers):
+    for number in numbers:
+        for wrap in (lambda x: x, lambda x: [x], lambda x: (1, x), lambda x: {"a": x}):
+            assert compare(encode(wrap(number)), encode(wrap(right))) == "", (number, right)
+            assert compare(encode(wrap(number)), encode(wrap(wrong))) != "", (number, wrong)
+
+
+def test_a_number_of_another_kind_or_shape_is_none():
+    def why(got, expect):
+        return compare(encode(got), encode(expect))
+
+    assert why(np.float64(2), 2) == "expected an int, got a NumPy float64."
+    assert why(np.int64(2), 2.0) == "expected a float, got a NumPy int64."
+    assert why(np.bool_(True), 1) == "expected an int, got a NumPy bool."
+    assert why(np.int64(1), True) == "expected a bool, got a NumPy int64."
+    assert why(torch.tensor(2.0), 2) == "expected an int, got a tensor." and why(np.complex64(2), 2.0) != ""
+    assert why(np.array([0.5]), 0.5) == "expected a float, got a NumPy array."
+    assert why(torch.tensor([2]), 2) == "expected an int, got a tensor."
+    assert why(np.float32(0.1), 0.1).startswith("expected 0.1, got 0.100000001")  # rounded, and said so
+    assert why(0.5, np.float64(0.5)) == "expected a NumPy array, got a float."  # an array of shape () was asked for
+
+
 def test_nan_infinity_and_zero():
     nan, inf = float("nan"), float("inf")
     for make in (lambda *x: torch.tensor(x), lambda *x: np.array(x), lambda *x: list(x), lambda *x: tuple(x)):

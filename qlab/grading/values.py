@@ -241,13 +241,15 @@ def restore(value: dict) -> object:
 
 _NAMES = {"none": "None", "int": "an int", "array": "a NumPy array"} | {t: f"a {t}" for t in (*_TYPES, "tensor") if t != "int"}
 _NUMBERS = ("int", "float", "tensor", "array")
+_KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat")}  # the dtypes of the scalars that are such a number
 
 
 def compare(got: dict, expect: dict, tol: float = 0.0, dtype: bool = True) -> str:
     """"" if the VALUE got is the one expected, else one sentence that says why not.
 
     Shapes always count; tol bounds the largest absolute error (0: equal numbers, so -0.0 is 0.0); NaN equals only an expected NaN,
-    and infinities must match. dtype=False compares numbers by their values: an int, a float, a tensor and an array are then alike.
+    and infinities must match. Where a plain number is expected, a NumPy scalar or a tensor of shape () of its kind (bool, integer, real)
+    is one. dtype=False compares numbers by their values: an int, a float, a tensor and an array are then alike.
 
     >>> compare(encode(np.array([1.0, 2.0])), encode(np.array([1.0, 2.5])))
     '1 of 2 elements differs: expected 2.5 at [1], got 2.0; the largest error is 0.5, and 0 is allowed.'
@@ -255,6 +257,8 @@ def compare(got: dict, expect: dict, tol: float = 0.0, dtype: bool = True) -> st
     ('', '')
     >>> compare(encode([1, True]), encode([1, 1]))
     'In item 1: expected an int, got a bool.'
+    >>> compare(encode(np.float64(0.5)), encode(0.5)), compare(encode(np.float64(2)), encode(2))
+    ('', 'expected an int, got a NumPy float64.')
     """
     decode(got), decode(expect)
     why = _compare(got, expect, float(tol), dtype)
@@ -262,11 +266,13 @@ def compare(got: dict, expect: dict, tol: float = 0.0, dtype: bool = True) -> st
 
 
 def _compare(got: dict, expect: dict, tol: float, dtype: bool) -> str:
+    if "shape" in got and not got["shape"] and got["dtype"].startswith(_KINDS.get(expect["t"], ())):
+        got = encode(decode(got).item())  # what NumPy or torch computed is as good a number as Python's
     have, want = got["t"], expect["t"]
     if have in ("error", "unsupported"):
         return f"expected {_NAMES.get(want, 'an error')}, got {show(got)}." if got != expect else ""
     if have != want and (dtype or have not in _NUMBERS or want not in _NUMBERS):
-        return f"expected {_NAMES.get(want, show(expect))}, got {_NAMES[have]}."
+        return f"expected {_NAMES.get(want, show(expect))}, got {_name(got)}."
     if want in ("list", "tuple"):
         if len(got["v"]) != len(expect["v"]):
             return f"expected a {want} of {len(expect['v'])} items, got {len(got['v'])}."
@@ -284,6 +290,12 @@ def _compare(got: dict, expect: dict, tol: float, dtype: bool) -> str:
         if why := _compare(one, other, tol, dtype):
             return f"In {place}: {why}" if not why.startswith("In ") else f"In {place}, {why[3:]}"
     return ""
+
+
+def _name(value: dict) -> str:
+    if value["t"] == "array" and not value["shape"]:
+        return f"a NumPy {value['dtype']}"
+    return _NAMES[value["t"]]
 
 
 def _compare_numbers(got: dict, expect: dict, tol: float, dtype: bool) -> str:
