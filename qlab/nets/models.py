@@ -2,9 +2,8 @@
 
     cnn         three plain convolutions, no batch norm, 93K parameters: weights with one bell-shaped histogram a layer
     depthwise   MobileNet-like (Howard et al. 2017): batch norm and depthwise convolutions, whose channels have ranges
-                that differ widely once batch norm is folded: one scale for the whole tensor does not fit them. The widest
-                belong to channels that died in training: their variance is near 0, and folding divides by its root
-                (as Sheng et al. 2018 saw in MobileNet)
+                that differ widely once batch norm is folded: one scale for the whole tensor does not fit them. Training
+                also kills some of its channels, with the widest ranges of all (qlab.nets.dead)
     resnet      a larger residual network (He et al. 2016), the teacher for distillation
     lenet300    LeNet-300-100 and LeNet-5, old and generous with weights: the two networks on which pruning and
     lenet5      Deep Compression (Han et al. 2015, 2016) report their numbers
