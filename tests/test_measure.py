@@ -432,8 +432,8 @@ def test_latency_refuses_a_result_in_place_of_a_function():
 # ---- the machine
 
 KEYS = {"os", "architecture", "cpu", "physical_cores", "logical_cores", "usable_cores", "torch_threads", "avx2", "avx512", "avx512_vnni",
-        "avx_vnni", "amx_tile", "amx_int8", "arm_dot", "arm_i8mm", "torch_cpu_capability", "onednn_limit", "memory_gb", "cuda",
-        "cuda_capability", "cuda_driver", "mps"}
+        "avx_vnni", "amx_tile", "amx_int8", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "arm_dot", "arm_i8mm",
+        "torch_cpu_capability", "onednn_limit", "memory_gb", "cuda", "cuda_capability", "cuda_driver", "mps"}
 
 
 def test_abilities_hold_the_documented_keys_and_fit_a_record():
@@ -453,7 +453,8 @@ def test_abilities_agree_with_proc():
     text = Path("/proc/cpuinfo").read_text()
     words, found = set(text.split()), machine.abilities()
     for key, flag in {"avx2": "avx2", "avx512": "avx512f", "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "amx_tile": "amx_tile",
-                      "amx_int8": "amx_int8", "arm_dot": "asimddp", "arm_i8mm": "i8mm"}.items():
+                      "amx_int8": "amx_int8", "avx512_bf16": "avx512_bf16", "avx512_fp16": "avx512_fp16", "amx_bf16": "amx_bf16",
+                      "amx_fp16": "amx_fp16", "arm_dot": "asimddp", "arm_i8mm": "i8mm"}.items():
         assert found[key] is (flag in words), key
     assert found["logical_cores"] == sum(line.startswith("processor") for line in text.splitlines())
     total_kb = int(Path("/proc/meminfo").read_text().split()[1])

@@ -482,3 +482,46 @@ def test_a_row_of_the_experiment_repeats_itself(monkeypatch):
     plain = experiment.row("float16", 0, 1, 0.05, 0, half="float16", scaler=LossScale(2.0**10))
     assert again["weights_sha256"] == plain["weights_sha256"] != first["weights_sha256"]   # S times the weight is the same
     experiment.row.cache_clear()
+
+
+# The times of a training step
+
+def test_speed_writes_one_entry_a_processor_and_keeps_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    runs.write("mixed_precision_speed", "python", tmp_path, processors={"Another": {"rows": []}})
+    experiment.speed("cpu", tmp_path, widths=(4, 8), batches=(2,), rounds=1)
+    record = runs.raw("mixed_precision_speed", tmp_path)
+    (name,) = set(record["processors"]) - {"Another"}
+    entry = record["processors"][name]
+    assert name == entry["environment"]["cpu"] and entry["device"] == "cpu" and record["processors"]["Another"] == {"rows": []}
+    assert [(row["width"], row["batch"], row["flop"]) for row in entry["rows"]] == [
+        (4, 2, 2 * (4 * 784 * 4 + 6 * 4 * 14)), (8, 2, 2 * (4 * 784 * 8 + 6 * 8 * 18))]
+    assert all(list(row["times"]) == ["float32", "bfloat16", "float16"] for row in entry["rows"])
+
+
+def test_speed_leaves_out_what_would_take_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(experiment, "step_time", lambda w, b, dtype, device: {"ms": 1000.0 if dtype == "float16" else 1.0})
+    experiment.speed("cpu", tmp_path, widths=(4,), batches=(1, 4, 5), rounds=1)
+    (entry,) = runs.raw("mixed_precision_speed", tmp_path)["processors"].values()
+    assert ["float16" in row["times"] for row in entry["rows"]] == [True, True, True]
+    monkeypatch.setattr(experiment, "SLOW_S", 3)
+    experiment.speed("cpu", tmp_path, widths=(4,), batches=(1, 4, 5), rounds=1)
+    (entry,) = runs.raw("mixed_precision_speed", tmp_path)["processors"].values()
+    assert ["float16" in row["times"] for row in entry["rows"]] == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype, products", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_a_timed_step_trains_in_its_data_type(dtype, products):
+    seen, linear = [], nn.Linear.forward
+
+    def spy(layer, x):
+        y = linear(layer, x)
+        seen.append((y.dtype, layer.weight.dtype))
+        return y
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", spy)
+        step = experiment.perceptron_step(8, 4, dtype, "cpu")
+        step()
+    assert seen == [(products, torch.float32)] * 3

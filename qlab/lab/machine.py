@@ -4,6 +4,8 @@
     x86    VNNI (as part of AVX-512, or by itself as AVX-VNNI) and AMX-INT8, which multiplies whole tiles
     ARM    the dot-product instructions (SDOT, UDOT) and the int8 matrix instructions (I8MM)
     CUDA   tensor cores from compute capability 7.2 (INT8), 8.9 (FP8)
+Half precision is fast where the products themselves are of halves: AVX512-BF16, AVX512-FP16, AMX-BF16, AMX-FP16; tensor cores from 7.0
+(float16) and 8.0 (bfloat16).
 """
 
 import ctypes
@@ -26,6 +28,10 @@ INSTRUCTIONS = {  # ability: (architecture, name in torch.cpu.get_capabilities, 
     "avx_vnni": ("x86", "avx_vnni", "", "avx_vnni", ""),
     "amx_tile": ("x86", "amx_tile", "_is_amx_tile_supported", "amx_tile", ""),
     "amx_int8": ("x86", "amx_int8", "", "amx_int8", ""),
+    "avx512_bf16": ("x86", "avx512_bf16", "", "avx512_bf16", ""),
+    "avx512_fp16": ("x86", "avx512_fp16", "", "avx512_fp16", ""),
+    "amx_bf16": ("x86", "amx_bf16", "", "amx_bf16", ""),
+    "amx_fp16": ("x86", "amx_fp16", "", "amx_fp16", ""),
     "arm_dot": ("arm", "dot", "", "asimddp", "hw.optional.arm.FEAT_DotProd"),
     "arm_i8mm": ("arm", "i8mm", "", "i8mm", "hw.optional.arm.FEAT_I8MM"),
 }
@@ -131,6 +137,7 @@ def abilities() -> dict:
     physical_cores, logical_cores, usable_cores   of the machine; usable: those this process may run on
     torch_threads                                 threads that one torch operation uses
     avx2, avx512, avx512_vnni, avx_vnni, amx_tile, amx_int8, arm_dot, arm_i8mm     True or False
+    avx512_bf16, avx512_fp16, amx_bf16, amx_fp16  products of halves: True or False
     torch_cpu_capability                          the kernels that torch chose, e.g. "AVX2"
     onednn_limit                                  ONEDNN_MAX_CPU_ISA if it is set: it hides instructions from torch's matmul
     memory_gb                                     of the machine, 1e9 bytes

@@ -2,6 +2,7 @@
 
     python -m qlab.lab.experiments.mixed_precision              all parts, about five minutes on one core
     python -m qlab.lab.experiments.mixed_precision rate         one of them again: equal, weight or rate
+    python -m qlab.lab.experiments.mixed_precision speed        the times of a training step, on the CPU or with --device cuda
 
     equal    float32 with six seeds, mixed precision with three, torch.autocast with GradScaler, and without scaling
     weight   the loss times 2^-k, the learning rate times 2^k: in float32 the same training, in float16 only with scaling
@@ -13,20 +14,29 @@ images. Which of the 10,000 test images were right is kept for every run, and a 
 A CPU without 16-bit arithmetic takes ten times as long for a product of halves as for one of floats. So here each such product is computed
 from the same halves, converted, with sums in float32, and rounded to half once (HalfProducts): what a tensor core does, and what the
 CPU's own half products do one number at a time. The arm "float16, native" is computed by those, to show that it makes no difference.
+
+speed writes records/mixed_precision_speed.json, one entry for each processor, and keeps the entries of others. A step is what a training
+with torch.autocast does for one batch: forward, loss in float32, backward, SGD with momentum; for float16 scaled and checked by
+GradScaler. The network is a perceptron 784-w-w-10: small ones are bound by the start of each operation or by the memory that the update of
+the weights moves, large ones by their products. On a CPU one thread computes; a GPU also shows float32 with products in TF32, which is
+the least that it takes to use its tensor cores.
 """
 
 import argparse
+import gc
 import hashlib
 import math
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qlab.lab import data, runs, zoo
-from qlab.lab.measure import accuracy
+from qlab.lab import data, machine, runs, zoo
+from qlab.lab.measure import accuracy, latency_ms
 from qlab.nets.mixed_precision import HALVES, LossScale, Run, train, train_autocast
 from qlab.nets.models import lenet_300_100
 from qlab.nets.training import fit
@@ -50,6 +60,8 @@ RATE_ARMS = {
     "float16, no master": {"half": "float16", "scaler": SCALER, "master": False},
     "bfloat16, no master": {"half": "bfloat16", "master": False},
 }
+WIDTHS, BATCHES = (256, 1024, 4096, 16384), (128, 1024, 8192)
+SLOW_S = 4
 
 
 class HalfProducts(TorchDispatchMode):
@@ -113,6 +125,71 @@ def rate():
             yield row(arm, 0, 2, max_lr, **how)
 
 
+def perceptron_step(width: int, batch: int, dtype: str, device: str):
+    """A function that takes one training step: dtype is float32, bfloat16, float16, or tf32 (float32 with products in TF32)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)).to(device)
+    x, y = torch.randn(batch, 784, device=device), torch.randint(10, (batch,), device=device)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == "float16")
+
+    def step():
+        torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+        optimiser.zero_grad()
+        with torch.autocast(device, DTYPE.get(dtype), enabled=dtype in DTYPE):
+            logits = model(x)
+        scaler.scale(cross_entropy(logits.float(), y)).backward()
+        scaler.step(optimiser)
+        scaler.update()
+    return step
+
+
+def step_flop(width: int, batch: int) -> int:
+    """Of a step's products: 2 for each weight and image forward, and twice that backward, less the gradient of the images."""
+    first, rest = 784 * width, width * (width + 10)
+    return batch * (4 * first + 6 * rest)
+
+
+def step_time(width: int, batch: int, dtype: str, device: str, seconds: float = 0.2) -> dict[str, float]:
+    """Milliseconds of a step, the best of what fits into the seconds, but of one at least; on a GPU also the most memory held, in MB."""
+    if device == "cuda":
+        gc.collect()                                            # what an earlier network has left
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step = perceptron_step(width, batch, dtype, device)
+    once = latency_ms(step, warmup=2, repeats=1, min_sample_ms=10).median_ms
+    more = min(20, int(1000 * seconds / max(once, 10)))
+    samples = latency_ms(step, warmup=1, repeats=more, min_sample_ms=10).samples_ms if more else ()
+    peak = {"peak_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)} if device == "cuda" else {}
+    return {"ms": float(f"{min([once, *samples]):.4g}"), **peak}
+
+
+def speed(device: str, folder: Path = runs.FOLDER, widths=WIDTHS, batches=BATCHES, rounds: int = 3) -> None:
+    """Time every size, the data types in turn, and put this processor's entry into the record after each.
+
+    Left out is what would take longer than SLOW_S a step, judged by the size before: the largest networks on a CPU, and most of them
+    in a data type that it has no instructions for.
+    """
+    name = f"{NAME}_speed"
+    torch.set_num_threads(1)
+    environment, rows = machine.environment(), []
+    dtypes = ("float32", *(["tf32"] if device == "cuda" else []), "bfloat16", "float16")
+    ms_per_flop = dict.fromkeys(dtypes, 0.0)
+    for width, batch, flop in ((w, b, step_flop(w, b)) for w in widths for b in batches):
+        timed = [dtype for dtype in dtypes if ms_per_flop[dtype] * flop <= 1000 * SLOW_S]
+        taken = [{dtype: step_time(width, batch, dtype, device) for dtype in timed} for _ in range(rounds if timed else 0)]
+        if not taken:
+            continue
+        times = {dtype: min((one[dtype] for one in taken), key=lambda time: time["ms"]) for dtype in timed}
+        ms_per_flop |= {dtype: time["ms"] / flop for dtype, time in times.items()}
+        rows.append({"width": width, "batch": batch, "flop": flop, "times": times})
+        print(f"width {width}, batch {batch}:", ", ".join(f"{dtype} {time['ms']:g} ms" for dtype, time in times.items()), flush=True)
+        kept = runs.raw(name, folder)["processors"] if (folder / f"{name}.json").exists() else {}
+        entry = {"device": device, "environment": environment, "rows": rows}
+        runs.write(name, f"python -m qlab.lab.experiments.{NAME} speed --device {device}", folder, network="784-w-w-10, ReLU",
+                   optimiser="SGD, Nesterov momentum 0.9", processors=kept | {environment["cuda" if device == "cuda" else "cpu"]: entry})
+
+
 PARTS = {"equal": equal, "weight": weight, "rate": rate}
 
 
@@ -131,9 +208,18 @@ def main(parts=tuple(PARTS)) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train LeNet-300-100 in mixed precision, with and without each ingredient, "
-                                                 "and write records/mixed_precision.json.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which parts to run: {', '.join(PARTS)} (default: all)")
-    parts = parser.parse_args().parts
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}: choose among {', '.join(PARTS)}.")
-    main(parts or tuple(PARTS))
+                                                 "and write records/mixed_precision.json; or time a training step.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which parts to run: {', '.join(PARTS)} (default: these), or speed alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where speed runs (default: cpu)")
+    arguments = parser.parse_args()
+    parts = arguments.parts
+    if unknown := set(parts) - {*PARTS, "speed"}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: choose among {', '.join(PARTS)}, speed.")
+    if "speed" in parts and len(parts) > 1:
+        parser.error("speed is a run of its own: name no other part beside it.")
+    if arguments.device == "cuda" and (parts != ["speed"] or not torch.cuda.is_available()):
+        parser.error("--device cuda is for speed, on a machine where PyTorch finds a CUDA device.")
+    if parts == ["speed"]:
+        speed(arguments.device)
+    else:
+        main(parts or tuple(PARTS))
