@@ -1,25 +1,33 @@
-"""The experiments of notebook 09, each with a record of its own.
+"""The experiments of notebook 09, each part with a record of its own.
 
     python -m qlab.lab.experiments.pruning sensitivity     each layer of the cnn pruned alone; training images, nothing is trained
-    python -m qlab.lab.experiments.pruning unstructured    90.5 % of the cnn's weights removed: gradually, at once, and the dense control
-    python -m qlab.lab.experiments.pruning structured      2:4, and half of the MACs gone with whole channels
-    python -m qlab.lab.experiments.pruning taught          90.5 % removed, and 2:4, learning from the residual network; two controls
+    python -m qlab.lab.experiments.pruning arms            90.5 % of the weights, 2:4, whole channels; their controls; five seeds
     python -m qlab.lab.experiments.pruning lottery         LeNet-300-100: winning tickets against the same masks, drawn anew; five seeds
     python -m qlab.lab.experiments.pruning speed           milliseconds of dense, pruned and channel-pruned networks, and of CSR products
 
-The recipe of the zoo trains everything (SGD, Nesterov momentum, one-cycle learning rate), on the 60,000 training images. The learning
-rate 0.05 was chosen over 0.02 in a short trial with nine weights in ten removed, on 5,000 training images held out of the trial (the
-dense network had seen them); for 2:4 and channels it was taken over untried. In the part taught every epoch goes through the images as
-they are and mirrored, with the zoo's residual network's soft labels (qlab.nets.distill, T = 4, alpha = 0.9, not tuned). There 2:4 was
-first trained briefly, at a fifth of the learning rate; when that had lost 0.34 points, it got the recipe of 90.5 %. Otherwise the test
-images are looked at once, at the end of an arm.
+The part arms is many runs, half a day on one core. One at a time, where a GPU is, each written as it ends, and then the record:
+
+    python -m qlab.lab.experiments.pruning list            the names and seeds of the runs, the most important first
+    python -m qlab.lab.experiments.pruning run gradual 1 --folder runs --device cuda
+    python -m qlab.lab.experiments.pruning collect --folder runs
+
+All arms start from the zoo's cnn and learn 8 more epochs of the zoo's recipe (SGD, Nesterov momentum, one-cycle learning rate) on the
+60,000 training images; the seed draws order and augmentation. The control stays dense. The learning rate 0.05 was chosen over 0.02 in a
+short trial with nine weights in ten removed, on 5,000 training images held out of the trial (the dense network had seen them); the other
+arms take it over untried. The small arms start from nothing, with the widths that the channels leave: 16 epochs, the zoo's recipe, then 8
+more; or 24 in one cycle. The taught arms see the images as they are and mirrored, 4 epochs of both, with the soft labels of the zoo's
+residual network (qlab.nets.distill, T = 4, alpha = 0.9, not tuned). The test images are looked at before and after a training, and
+choose nothing.
 """
 
 import argparse
 import copy
+import json
 import math
+import shutil
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,33 +38,19 @@ from qlab.nets.models import lenet_300_100, plain_cnn
 from qlab.nets.training import fit
 
 SPARSITY, EPOCHS, MAX_LR = 0.905, 8, 0.05
-N_M_EPOCHS, CHANNEL_EPOCHS = 3, 5
-TAUGHT, BRIEFLY = (4, 0.05), (1, 0.01)                                                       # epochs of 120,000 images, learning rate
+TAUGHT_EPOCHS, TEMPERATURE, ALPHA = 4, 4, 0.9                                                # epochs of 120,000 images
 CHANNELS = {"conv1": 0.25, "conv2": 0.375, "conv3": 0.25}                                   # 24, 40 and 48 of 32, 64 and 64 stay
 SENSITIVITY = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
-SEEDS, ROUNDS, LOTTERY_EPOCHS = range(5), 5, 2
+SEEDS, LOTTERY_SEEDS, ROUNDS, LOTTERY_EPOCHS = (1, 2, 3, 4, 5), range(5), 5, 2
+LABELS = ("small", "small-one-cycle", "control", "2:4", "channels", "gradual", "one-shot")   # arms that learn from labels
+TAUGHT = ("taught-control", "taught-gradual", "taught-2:4")                                  # arms that learn from the residual network
+KEPT = {"gradual": "pruning_cnn", "2:4": "pruning_cnn_2_4", "channels": "pruning_cnn_channels", "taught-gradual": "pruning_cnn_taught"}
 COMMAND = "python -m qlab.lab.experiments.pruning"
-
-
-def trainable() -> nn.Module:
-    """The zoo's cnn, to be trained further."""
-    return copy.deepcopy(zoo.load("cnn")).requires_grad_(True)
-
-
-def tune(model: nn.Module, epochs: int, name: str, after_step: Callable[[], None] | None = None) -> nn.Module:
-    """The model after some more epochs of the zoo's recipe for the cnn."""
-    fit(model, *data.load("train"), epochs, MAX_LR, seed=1, augment=zoo.augment, after_step=after_step, name=name)
-    return model
 
 
 def test(model: nn.Module) -> dict:
     """Which test images the model gets right."""
     return runs.outcome(measure.accuracy(model, data.load("test")))
-
-
-def shares(masks: prune.Masks) -> dict[str, float]:
-    """The share removed from each layer."""
-    return {name: prune.sparsity({name: mask}) for name, mask in masks.items()}
 
 
 def sensitivity() -> None:
@@ -66,95 +60,113 @@ def sensitivity() -> None:
     runs.write("pruning_sensitivity", f"{COMMAND} sensitivity", images="4,000 training images", sparsities=SENSITIVITY, accuracy=curves)
 
 
-def unstructured() -> None:
-    """One threshold for the whole network; gradual: the sparsity follows the cubic schedule for a quarter of the epochs, then it stays."""
-    settings = {"sparsity": SPARSITY, "scope": "global", "epochs": EPOCHS, "max_lr": MAX_LR, "schedule_epochs": EPOCHS / 4}
-    arms = {"dense": {"test": test(zoo.load("cnn")), "epochs": 0}}
-
-    model, steps = trainable(), math.ceil(len(data.load("train").labels) / zoo.BATCH_SIZE) * EPOCHS
-    masks, after_step = prune.gradual(model, SPARSITY, steps // 4, scope="global")
-    tune(model, EPOCHS, "gradual", after_step)
-    arms["gradual"] = {"test": test(model), "epochs": EPOCHS, "sparsity": prune.sparsity(masks), "layers": shares(masks)}
-    checkpoint = {"name": "pruning_cnn", "sha256": runs.save_model("pruning_cnn", model)}
-
-    def keep():
-        runs.write("pruning", f"{COMMAND} unstructured", settings=settings, dense_sha256=zoo.record("cnn")["sha256"],
-                   checkpoint=checkpoint, arms=arms)
-
-    keep()
-    arms["control"] = {"test": test(tune(trainable(), EPOCHS, "control")), "epochs": EPOCHS}
-    keep()
-    model = trainable()
-    masks = prune.magnitude(model, SPARSITY, "global")
-    prune.apply(model, masks)
-    arms["one-shot, not trained"] = {"test": test(model), "epochs": 0, "sparsity": prune.sparsity(masks), "layers": shares(masks)}
-    tune(model, EPOCHS, "one-shot", prune.hold(model, masks))
-    arms["one-shot"] = {"test": test(model), "epochs": EPOCHS, "sparsity": prune.sparsity(masks), "layers": shares(masks)}
-    keep()
+def names() -> list[tuple[str, int]]:
+    """Arm and seed of all runs of the part arms, the most important first: three seeds of everything, then the others."""
+    first, rest = SEEDS[:3], SEEDS[3:]
+    return [("dense", SEEDS[0]), *((arm, seed) for seeds in (first, rest) for arms in (LABELS, TAUGHT) for arm in arms for seed in seeds)]
 
 
-def structured() -> None:
-    """2:4 (conv1 has one input channel, and is skipped), then channels by L1 norm."""
-    arms, checkpoints = {"dense": {"test": test(zoo.load("cnn")), "epochs": 0}}, {}
-
-    def keep():
-        runs.write("pruning_structured", f"{COMMAND} structured", settings={"max_lr": MAX_LR, "channels": CHANNELS},
-                   dense_sha256=zoo.record("cnn")["sha256"], checkpoints=checkpoints, arms=arms)
-
-    model = trainable()
-    masks = prune.n_m(model, 2, 4, skip=["conv1"])
-    prune.apply(model, masks)
-    arms["2:4, not trained"] = {"test": test(model), "epochs": 0, "layers": shares(masks)}
-    tune(model, N_M_EPOCHS, "2:4", prune.hold(model, masks))
-    arms["2:4"] = {"test": test(model), "epochs": N_M_EPOCHS, "layers": shares(masks)}
-    checkpoints["2:4"] = {"name": "pruning_cnn_2_4", "sha256": runs.save_model("pruning_cnn_2_4", model)}
-    keep()
-
-    example, model = torch.zeros(1, 1, 28, 28), trainable()
-    arms["dense"]["macs"] = sum(channels.macs(model, example).values())
-    model = channels.remove(model, channels.weakest(model, CHANNELS))
-    widths = {name: model.get_submodule(name).out_channels for name in CHANNELS}
-    facts = {"macs": sum(channels.macs(model, example).values()), "widths": widths,
-             "parameters": sum(p.numel() for p in model.parameters())}
-    arms["channels, not trained"] = {"test": test(model), "epochs": 0} | facts
-    tune(model, CHANNEL_EPOCHS, "channels")
-    arms["channels"] = {"test": test(model), "epochs": CHANNEL_EPOCHS} | facts
-    checkpoints["channels"] = {"name": "pruning_cnn_channels", "sha256": runs.save_model("pruning_cnn_channels", model)}
-    keep()
+def start(arm: str, seed: int, steps: int, device: str) -> tuple[nn.Module, prune.Masks, Callable[[], None] | None]:
+    """The network of an arm before its training, its masks, and what to call after each of the training's steps."""
+    model, how = copy.deepcopy(zoo.load("cnn")).requires_grad_(True), arm.removeprefix("taught-")
+    if how == "channels" or how.startswith("small"):
+        model = channels.remove(model, channels.weakest(model, CHANNELS))
+    if how.startswith("small"):                                                             # the widths only: nothing is kept of the values
+        torch.manual_seed(seed)
+        for layer in model.modules():
+            if isinstance(layer, prune.LAYERS):
+                layer.reset_parameters()
+    model.to(device)
+    if how == "gradual":
+        return model, *prune.gradual(model, SPARSITY, steps // 4, scope="global")           # then the masks stay as they are
+    if how == "one-shot":
+        masks = prune.magnitude(model, SPARSITY, "global")
+    elif how == "2:4":
+        masks = prune.n_m(model, 2, 4, skip=["conv1"])                                      # conv1 has one input channel
+    else:
+        return model, {}, None
+    return model, masks, prune.hold(model, masks)
 
 
-def taught() -> None:
-    """The residual network teaches the pruned networks; and, equally long, dense ones, to tell the teaching from the pruning."""
-    images, labels = data.load("train")
-    views, teacher = torch.cat([images, images.flip(3)]), zoo.load("resnet")
-    logits, arms, checkpoints = distill.teacher_logits(teacher, views), {"dense": {"test": test(zoo.load("cnn")), "epochs": 0}}, {}
+def run(arm: str, seed: int, folder: Path, device: str = "cpu", epochs: int = EPOCHS, images: int = 60_000) -> None:
+    """Train one arm with one seed; write its rows to folder/ARM_SEED.json, and the first seed's network if a page needs it.
 
-    def learn(name: str, model: nn.Module, recipe=TAUGHT, after_step=None, **facts) -> None:
-        epochs, max_lr = recipe
-        fit(model, views, torch.arange(len(views)), epochs, max_lr, seed=1, after_step=after_step, name=name,
-            loss=lambda model, x, number: distill.distillation_loss(model(x), logits[number], labels[number % len(labels)]))
-        arms[name] = {"test": test(model), "epochs": epochs, "max_lr": max_lr} | facts
+    epochs and images are less only where a test tries it. Of the taught arms an epoch is half an epoch of both images and mirror images.
+    """
+    torch.backends.cudnn.allow_tf32 = False                                                 # float32 means float32 on a GPU too
+    (x, y), row = data.load("train"), {"arm": arm, "seed": seed}
+    x, y = x[:images].to(device), y[:images].to(device)
+    if arm == "dense":
+        model = zoo.load("cnn")
+        rows = [row | {"epochs": 0, "test": test(model.to(device))} | size(model)]
+    elif arm.startswith("small"):
+        (model, *_), rows = start(arm, seed, 0, device), []
+        for stage in (2 * epochs, epochs) if arm == "small" else (3 * epochs,):
+            fit(model, x, y, stage, MAX_LR, seed=seed + 10 * len(rows), augment=zoo.augment, name=f"{arm} {seed}")
+            rows.append(row | {"epochs": (3 if arm != "small" or rows else 2) * epochs, "test": test(model)} | size(model))
+    else:
+        steps = math.ceil(len(x) / zoo.BATCH_SIZE) * epochs
+        if arm in TAUGHT:
+            x, epochs = torch.cat([x, x.flip(3)]), epochs * TAUGHT_EPOCHS // EPOCHS
+            logits = distill.teacher_logits(zoo.load("resnet").to(device), x)
+        model, masks, after_step = start(arm, seed, steps, device)
+        if arm in ("one-shot", "2:4", "channels"):
+            row["before"] = test(model)
+        if arm in TAUGHT:
+            def lesson(model, batch, number):
+                return distill.distillation_loss(model(batch), logits[number], y[number % len(y)], TEMPERATURE, ALPHA)
+            fit(model, x, torch.arange(len(x), device=device), epochs, MAX_LR, seed=seed, loss=lesson, after_step=after_step,
+                name=f"{arm} {seed}")
+        else:
+            fit(model, x, y, epochs, MAX_LR, seed=seed, augment=zoo.augment, after_step=after_step, name=f"{arm} {seed}")
+        if masks:
+            row |= {"sparsity": prune.sparsity(masks), "layers": {name: prune.sparsity({name: mask}) for name, mask in masks.items()}}
+        rows = [row | {"epochs": epochs, "test": test(model)} | size(model)]
+    kept = {}
+    if seed == SEEDS[0] and arm in KEPT:
+        kept[arm] = {"name": KEPT[arm], "sha256": runs.save_model(KEPT[arm], model.cpu(), folder)}
+    runs.write(file_name(arm, seed), f"{COMMAND} run {arm} {seed} --device {device}", folder, checkpoints=kept, rows=rows)
 
-    def keep():
-        runs.write("pruning_taught", f"{COMMAND} taught", settings={"sparsity": SPARSITY, "temperature": 4, "alpha": 0.9},
-                   dense_sha256=zoo.record("cnn")["sha256"], teacher_sha256=zoo.record("resnet")["sha256"],
-                   checkpoints=checkpoints, arms=arms)
 
-    model, steps = trainable(), math.ceil(len(views) / zoo.BATCH_SIZE) * TAUGHT[0]
-    masks, after_step = prune.gradual(model, SPARSITY, steps // 4, scope="global")
-    learn("gradual", model, after_step=after_step)
-    arms["gradual"] |= {"sparsity": prune.sparsity(masks), "layers": shares(masks)}
-    checkpoints["gradual"] = {"name": "pruning_cnn_taught", "sha256": runs.save_model("pruning_cnn_taught", model)}
-    keep()
-    for name, recipe in (("2:4, briefly", BRIEFLY), ("2:4", TAUGHT)):
-        model = trainable()
-        masks = prune.n_m(model, 2, 4, skip=["conv1"])
-        learn(name, model, recipe, prune.hold(model, masks), layers=shares(masks))
-        keep()
-    checkpoints["2:4"] = {"name": "pruning_cnn_2_4_taught", "sha256": runs.save_model("pruning_cnn_2_4_taught", model)}
-    for name, recipe in (("control of 2:4, briefly", BRIEFLY), ("control", TAUGHT)):
-        learn(name, trainable(), recipe)
-        keep()
+def size(model: nn.Module) -> dict[str, int]:
+    """MACs of an image, and parameters."""
+    example = torch.zeros(1, 1, 28, 28, device=next(model.parameters()).device)
+    return {"macs": sum(channels.macs(model, example).values()), "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def file_name(arm: str, seed: int) -> str:
+    """Of a run's own small record, without its ending."""
+    return f"{arm.replace(':', '_')}_{seed}"
+
+
+def collect(folder: Path, records: Path = runs.FOLDER) -> None:
+    """The record "pruning" of all runs in folder, of the seeds that every arm of its kind has; networks are copied beside it."""
+    found = {name: runs.raw(file_name(*name), folder) for name in names() if (folder / f"{file_name(*name)}.json").exists()}
+    if ("dense", SEEDS[0]) not in found:
+        raise ValueError(f"{folder} lacks the run dense {SEEDS[0]}: without it no other can be compared.")
+    machines = {json.dumps({key: one["environment"][key] for key in ("cpu", "cuda", "torch")}) for one in found.values()}
+    if len(machines) > 1:
+        raise ValueError(f"the runs in {folder} come from {len(machines)} machines, and results may be compared within one only.")
+    complete = {kind: [seed for seed in SEEDS if all((arm, seed) in found for arm in kind)] for kind in (LABELS, TAUGHT)}
+    wanted = [("dense", SEEDS[0]), *((arm, seed) for kind, seeds in complete.items() for arm in kind for seed in seeds)]
+    print("seeds that are complete:", *complete.values())
+    checkpoints = {arm: kept for name in wanted for arm, kept in found[name]["checkpoints"].items()}
+    for kept in checkpoints.values():
+        if folder != records:
+            shutil.copy(folder / f"{kept['name']}.safetensors", records)
+    settings = {"sparsity": SPARSITY, "scope": "global", "max_lr": MAX_LR, "schedule_epochs": EPOCHS / 4, "channels": CHANNELS,
+                "temperature": TEMPERATURE, "alpha": ALPHA}
+    runs.write("pruning", f"{COMMAND} arms", records, environment=found["dense", SEEDS[0]]["environment"], settings=settings,
+               dense_sha256=zoo.record("cnn")["sha256"], teacher_sha256=zoo.record("resnet")["sha256"], checkpoints=checkpoints,
+               rows=[row for name in wanted for row in found[name]["rows"]])
+
+
+def arms(folder: Path = Path("runs"), device: str = "cpu") -> None:
+    """All runs that folder lacks, one after the other, and the record of them."""
+    for arm, seed in names():
+        if not (folder / f"{file_name(arm, seed)}.json").exists():
+            run(arm, seed, folder, device)
+    collect(folder)
 
 
 def lottery() -> None:
@@ -170,7 +182,7 @@ def lottery() -> None:
         fit(model, images, labels, LOTTERY_EPOCHS, zoo.RECIPE["lenet300"]["max_lr"], seed=seed, after_step=after_step, name=name)
         return test(model)
 
-    for seed in SEEDS:
+    for seed in LOTTERY_SEEDS:
         torch.manual_seed(seed)
         model = lenet_300_100()
         initial = copy.deepcopy(model.state_dict())
@@ -206,11 +218,11 @@ def speed() -> None:
     """A batch of 64 images through three networks; and a square matrix of several densities times 64 columns, dense and as CSR."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-    pruned, structured = runs.load("pruning")["checkpoint"], runs.load("pruning_structured")["checkpoints"]["channels"]
+    kept = runs.load("pruning")["checkpoints"]
     small = channels.remove(plain_cnn(), channels.weakest(plain_cnn(), CHANNELS))
     nets = {"dense": zoo.load("cnn"),
-            "pruned": runs.load_model("pruning_cnn", plain_cnn(), pruned["sha256"]),
-            "fewer channels": runs.load_model("pruning_cnn_channels", small, structured["sha256"])}
+            "pruned": runs.load_model("pruning_cnn", plain_cnn(), kept["gradual"]["sha256"]),
+            "fewer channels": runs.load_model("pruning_cnn_channels", small, kept["channels"]["sha256"])}
     nets = {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
     x = data.load("test").images[:64].contiguous(memory_format=torch.channels_last)
     networks = in_turn({name: lambda net=net: net(x) for name, net in nets.items()})
@@ -224,11 +236,29 @@ def speed() -> None:
     runs.write("pruning_speed", f"{COMMAND} speed", threads=torch.get_num_threads(), batch=64, networks=networks, products=rows)
 
 
-PARTS = {function.__name__: function for function in (sensitivity, unstructured, structured, taught, lottery, speed)}
+PARTS = {function.__name__: function for function in (sensitivity, arms, lottery, speed)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The pruning experiments: a part of them, all in order, or single runs of the part arms.")
+    parser.add_argument("what", nargs="?", choices=[*PARTS, "list", "run", "collect"], help="without it, all parts")
+    parser.add_argument("run", nargs="*", metavar="ARM SEED", help="after run: which")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single runs are written (runs)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    given = parser.parse_args(arguments)
+    single = given.what == "run"
+    if single != bool(given.run) or single and given.run not in [[arm, str(seed)] for arm, seed in names()]:
+        parser.error("after run, and only there, name an arm and a seed that list prints")
+    if given.what == "list":
+        print("\n".join(f"{arm} {seed}" for arm, seed in names()))
+    elif given.what == "run":
+        run(given.run[0], int(given.run[1]), given.folder, given.device)
+    elif given.what == "collect":
+        collect(given.folder)
+    else:
+        for name in [given.what] if given.what else PARTS:
+            arms(given.folder, given.device) if name == "arms" else PARTS[name]()
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Run one part of the pruning experiments and write its record, or all of them in order.")
-    parser.add_argument("part", nargs="?", choices=PARTS, help="the part; without it, all (about an hour on one core)")
-    arguments = parser.parse_args()
-    for name in [arguments.part] if arguments.part else PARTS:
-        PARTS[name]()
+    main()
