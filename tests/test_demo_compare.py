@@ -1,4 +1,6 @@
-"""Notebook 05's live figure, driven without a browser on a small made-up record whose counts are known."""
+"""Notebook 05's live figure, driven without a browser on a small made-up record whose counts are known; and its tables."""
+
+from math import comb
 
 import numpy as np
 import pytest
@@ -111,7 +113,77 @@ def test_sizes_draws_the_rows_of_one_network_and_notes_the_bits(rows):
     for method, points in drawn.items():
         expected = [(r["nbytes"] / 1000, 100 * r["result"].value) for b in BITS for r in [find(rows, "small", method, "channel", b)]]
         np.testing.assert_allclose(points, expected)
-    notes = {text.get_text(): text.xy for text in ax.texts}
-    assert set(notes) == {"2", "3", "4"}
-    np.testing.assert_allclose(notes["3"], drawn["linear"][1])
+    notes = {text.get_text(): text.get_position()[0] for text in ax.texts}
+    assert notes == {str(b): find(rows, "small", "linear", "channel", b)["nbytes"] / 1000 for b in BITS}
     assert any(line.get_label() == "float, 400 KB" for line in ax.lines)
+
+
+def bonferroni(ps: list[float]) -> list[float]:
+    """Another correction than the page's, so that the tables are seen to use what they are given."""
+    return [min(1.0, len(ps) * p) for p in ps]
+
+
+def by_hand(a, b) -> float:
+    """McNemar's exact p from its definition."""
+    a_only, b_only = int((a.correct & ~b.correct).sum()), int((b.correct & ~a.correct).sum())
+    n = a_only + b_only
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(a_only, b_only) + 1)) / 2**n)
+
+
+def test_a_league_stars_the_best_and_all_that_are_not_shown_to_be_worse(rows):
+    contests = {("small", "3 bits"): [(m, "tensor", 3) for m in compare.METHODS],
+                ("large", "mixed"): [("linear", "tensor", 4), None, ("kmeans", "channel", 2)]}
+    three = contests["small", "3 bits"]
+    asked = [("small", three[i], three[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    asked += [("large", ("linear", "tensor", 4), ("kmeans", "channel", 2))]
+    pairs = {(net, a, b): by_hand(find(rows, net, *a)["result"], find(rows, net, *b)["result"]) for net, a, b in asked}
+    corrected = dict(zip(pairs, bonferroni(list(pairs.values()))))
+    first, head, small, large = compare.league(rows, contests, bonferroni).splitlines()
+    before, after = (sum(p < 0.05 for p in ps.values()) for ps in (pairs, corrected))
+    assert first == f"4 tests: p < 0.05 in {before}, corrected in {after}"
+    assert head.split() == ["linear/te", "log/te", "kmeans/te"]
+    best = ("kmeans", "tensor", 3)                                       # 72.5, 75, 77.5 % by construction
+    stars = ["*" if corrected["small", (m, "tensor", 3), best] >= 0.05 else "" for m in ("linear", "log")] + ["*"]
+    assert small.split() == ["small", "3", "bits"] + [w for m, s in zip(("72.5", "75.0", "77.5"), stars) for w in ("(3)", m + s)]
+    assert large.split()[:2] == ["large", "mixed"] and "-" in large.split() and "(4) 80.0*" in large and "(2) 75.0 " in large + " "
+
+
+def test_a_league_s_star_goes_to_a_best_that_stands_first_or_last(rows):
+    for order in (1, -1):
+        candidates = [("kmeans", "tensor", 4), ("linear", "tensor", 2)][::order]
+        line = compare.league(rows, {("small", "x"): candidates}, bonferroni).splitlines()[-1]
+        assert line.count("*") == 1 and "(4) 85.0*" in line
+
+
+def test_gains_are_differences_in_points_and_bytes(rows):
+    for r in rows:
+        if (r["net"], r["method"]) == ("large", "log"):
+            r["result"] = outcome(300)                                    # both granularities alike
+    text = compare.gains(rows, 4, bonferroni).splitlines()
+    assert len(text) == 1 + 2 * 3
+    small_linear, large_log = text[1].split(), text[5].split()
+    assert small_linear == ["small", "linear", "80.0%", "85.0%", "+5.00", "+1.8%"]   # 20 of 400 images more, 50,900 bytes over 50,000
+    assert large_log[:5] == ["large", "log", "75.0%", "75.0%", "+0.00?"]
+
+
+def test_the_smallest_are_found_by_trying_all(rows):
+    text, loss = compare.smallest(rows, 4.0).splitlines(), 4.0
+    reference = outcome(370)
+    at = 0
+    for net in ("small", "large"):
+        assert text[at] == f"{net}, float {400 if net == 'small' else 800} KB"
+        for method in compare.METHODS:
+            for name in ("seen", "shown"):
+                at += 1
+                fits = []
+                for r in rows:
+                    if (r["net"], r["method"]) == (net, method):
+                        test = mcnemar(reference, r["result"])
+                        if 100 * (test.difference if name == "seen" else test.low) >= -loss - 1e-9:
+                            fits.append(r)
+                found = min(fits, key=lambda r: r["nbytes"]) if fits else None
+                assert text[at].split()[:2] == [method, name]
+                assert ("none" in text[at]) if found is None else (f"{found['bits']} bits per {found['per']}" in text[at]
+                                                                   and f"{found['nbytes'] / 1000:.1f} KB" in text[at])
+        at += 1
+    assert any("none" in line for line in text) and any(" KB," in line for line in text)

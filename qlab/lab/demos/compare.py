@@ -1,7 +1,11 @@
-"""Notebook 05's live figure: the record's networks by size and accuracy, and the paired test between two of the methods.
+"""Notebook 05: the record's networks by size and accuracy as pictures and tables, and the paired test between two of the methods.
 
-The accuracies are spread by the logarithm of the errors, so that 92 and 93 % stay apart while 10 % is still on the page.
+The accuracies are spread by the logarithm of the errors, so that 92 and 93 % stay apart while 10 % is still on the page. The tables take
+the page's own correction for many tests: correct, from a list of p-values to the adjusted ones in the same order.
 """
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 import ipywidgets
 import numpy as np
@@ -29,17 +33,80 @@ def error_scale(ax: Axes, low: float = -10, high: float = 95) -> None:
 
 
 def sizes(rows: list[dict], net: str, per: str, ax: Axes | None = None) -> Axes:
-    """Size against accuracy of one network's rows of qlab.lab.sweep.load, one line a method, on error_scale; the bits beside linear's.
+    """Size against accuracy of one network's rows of qlab.lab.sweep.load, one line a method, on error_scale.
 
-    per: "tensor" or "channel". Without ax, a new figure of pyplot's.
+    per: "tensor" or "channel". At the top, above linear's points, stand their bits. Without ax, a new figure of pyplot's.
     """
     mine = sorted((row for row in rows if row["net"] == net), key=lambda row: row["bits"])
     of = {method: [row for row in mine if (row["method"], row["per"]) == (method, per)] for method in METHODS}
     points = {method: [_size_and_interval(row) for row in of[method]] for method in METHODS}
     reference = next(_size_and_interval(row) for row in mine if row["method"] == "float")
-    ax = plot.pareto(points, reference, ax, {"linear": [row["bits"] for row in of["linear"]]})
-    error_scale(ax)
+    ax = plot.pareto(points, reference, ax)
+    error_scale(ax, high=96)
+    for drawn in ax.containers:
+        drawn.lines[0].set_markersize(4)  # larger marks would cover most of the intervals
+    for row in of["linear"]:              # at the top no line passes
+        ax.text(row["nbytes"] / plot.KB, 0.99, str(row["bits"]), transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=10,
+                color=plot.INK["linear"])
     return ax
+
+
+def league(rows: list[dict], contests: Mapping[tuple[str, str], Sequence[tuple | None]], correct: Callable) -> str:
+    """A table of contests: within each, every pair of candidates is tested; the p-values of all contests are corrected together.
+
+    contests: (net, name) -> candidates (method, per, bits), None for one that does not take part, in the same order in each. A star marks
+    the best of a contest and every candidate that the corrected test does not find worse (p >= 0.05).
+    """
+    table = _by_key(rows)
+    pairs = {(*key, a, b): mcnemar(table[key[0], *a]["result"], table[key[0], *b]["result"])
+             for key, candidates in contests.items() for a, b in combinations(filter(None, candidates), 2)}
+    p = dict(zip(pairs, correct([test.p for test in pairs.values()])))
+    columns = [next(c for c in column if c)[:2] for column in zip(*contests.values())]
+    before, after = (sum(q < 0.05 for q in ps) for ps in ([test.p for test in pairs.values()], p.values()))
+    lines = [f"{len(p)} tests: p < 0.05 in {before}, corrected in {after}",
+             " " * 19 + "".join(f"{f'{method}/{per[:2]}':>11}" for method, per in columns)]
+    for key, candidates in contests.items():
+        accuracy = {c: table[key[0], *c]["result"].value for c in candidates if c}
+        best = max(accuracy, key=accuracy.get)
+        level = {c for c in accuracy if c == best or p[*key, *sorted((c, best), key=list(accuracy).index)] >= 0.05}
+        cells = [f"({c[2]}) {100 * accuracy[c]:.1f}{'*' if c in level else ' '}" if c else "- " for c in candidates]
+        lines.append(f"{key[0]:<10}{key[1]:>9}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def gains(rows: list[dict], bits: int, correct: Callable) -> str:
+    """A table: what a scale or codebook a channel gains over one a tensor, in points, and pays in bytes; ? where corrected p >= 0.05."""
+    table = _by_key(rows)
+    pairs = {(net, method): [table[net, method, per, bits] for per in ("tensor", "channel")]
+             for net in dict.fromkeys(row["net"] for row in rows) for method in METHODS}
+    tests = [mcnemar(a["result"], b["result"]) for a, b in pairs.values()]
+    lines = [f"{f'{bits} bits':<18}per tensor  per channel     gain    bytes"]
+    for ((net, method), (a, b)), test, p in zip(pairs.items(), tests, correct([test.p for test in tests])):
+        lines.append(f"{net:<10}{method:<8}{100 * a['result'].value:>9.1f}%{100 * b['result'].value:>12.1f}%"
+                     f"{100 * test.difference:>+8.2f}{' ' if p < 0.05 else '?'}{b['nbytes'] / a['nbytes'] - 1:>+8.1%}")
+    return "\n".join(lines)
+
+
+def smallest(rows: list[dict], loss: float) -> str:
+    """A table: for each network and method the fewest bytes that lose at most so many points of float.
+
+    seen: the measured difference is within the loss. shown: so is the whole 95 % interval of the paired difference.
+    """
+    table, lines = _by_key(rows), []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        reference = table[net, "float", "tensor", 32]
+        lines.append(f"{net}, float {reference['nbytes'] / plot.KB:.0f} KB")
+        for method in METHODS:
+            tests = [(row, mcnemar(reference["result"], row["result"])) for row in rows if (row["net"], row["method"]) == (net, method)]
+            for name, end in (("seen", "difference"), ("shown", "low")):
+                # 1e-9: so that a loss of exactly so many points counts
+                good = [row for row, test in tests if 100 * getattr(test, end) >= -loss - 1e-9]
+                row = min(good, key=lambda row: row["nbytes"], default=None)
+                what = "none" if row is None else (
+                    f"{row['bits']} bits per {row['per']:<8}{row['nbytes'] / plot.KB:>6.1f} KB, "
+                    f"{reference['nbytes'] / row['nbytes']:.1f} times smaller, {100 * row['result'].value:.1f} %")
+                lines.append(f"  {method:<8}{name:<6} {what}")
+    return "\n".join(lines)
 
 
 def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: int = 4, a: str = "linear",
@@ -48,7 +115,7 @@ def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: 
 
     rows: those of qlab.lab.sweep.load. net: the first network shown, by default the last of the rows.
     """
-    table = {(row["net"], row["method"], row["per"], row["bits"]): row for row in rows}
+    table = _by_key(rows)
     nets = list(dict.fromkeys(row["net"] for row in rows))
     widths = sorted({row["bits"] for row in rows if row["method"] != "float"})
     fig, (left, right) = widgets.figure(8.6, 3.7, ncols=2, width_ratios=(1.25, 1))
@@ -80,15 +147,14 @@ class _Sizes:
         self.bars = {m: ax.vlines([], 0, 0, color=s["color"], linewidth=1.4) for m, s in styles.items()}
         self.reference = ax.axhline(0, color=plot.COLORS["float"], linestyle=plot.LINESTYLES["float"], linewidth=1.3, label="float")
         self.rings, = ax.plot([], [], **RING)
-        self.names = [ax.annotate(name, (1, 50), (side * 17, -5), textcoords="offset points", ha="center", fontweight="bold",
-                                  bbox={"color": "white", "alpha": 0.7, "pad": 0})
-                      for name, side in (("A", -1), ("B", 1))]  # either side: they stay apart where the points do not
+        self.names = [ax.annotate(name, (1, 50), (0, 0), textcoords="offset points", ha="center", va="center", fontweight="bold")
+                      for name in ("A", "B")]
         self.net = None
         ax.set_xscale("log")
         ax.set(xlabel="size (KB, 1 KB = 1000 bytes)", ylabel="test accuracy (%), by log of errors")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
-        error_scale(ax)
+        error_scale(ax, low=-60)  # room under the points of a network that guesses, for an A or a B
         ax.legend(loc="lower right", handles=[*self.lines.values(), self.reference])
 
     def show(self, table: dict, net: str, per: str, widths: list[int], chosen: list[tuple]) -> None:
@@ -105,8 +171,10 @@ class _Sizes:
             self.bars[method].set_segments([_interval(table[net, method, per, width]) for width in widths])
         points = [_point(table[net, method, per, bits]) for method, bits in chosen]
         self.rings.set_data(*zip(*points))
-        for name, xy in zip(self.names, points):
+        higher = int(points[1][1] > points[0][1])
+        for i, (name, xy) in enumerate(zip(self.names, points)):  # the lines rise to the right: above left and below right is room
             name.xy = xy
+            name.set_position((-14, 14) if i == higher else (14, -14))
 
 
 class _Differences:
@@ -139,6 +207,10 @@ class _Differences:
         self.noise.set_data(self.widths[~real], points[~real])
         self.ring.set_data([self.widths[at]], [points[at]])
         self.title.set_text(f"{b} minus {a}")
+
+
+def _by_key(rows: list[dict]) -> dict[tuple, dict]:
+    return {(row["net"], row["method"], row["per"], row["bits"]): row for row in rows}
 
 
 def _point(row: dict) -> tuple[float, float]:
