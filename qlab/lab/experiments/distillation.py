@@ -1,27 +1,34 @@
 """Notebook 10's experiments: the zoo's residual network teaches a student of 8,962 parameters.
 
-    python -m qlab.lab.experiments.distillation                      all parts, about half an hour on one core
-    python -m qlab.lab.experiments.distillation --parts small        one part again; the others' results stay in the record
+    python -m qlab.lab.experiments.distillation                 everything, some hours on one core
+    python -m qlab.lab.experiments.distillation unseen          the part of this name: arms, unseen or runaway
 
-Parts, each on what the one before it has chosen:
+The part arms is many trainings; where a GPU is, one at a time, each written as it ends, and then the record:
 
-    choose    the learning rate (the twin's best, used for all), temperature, alpha, label smoothing: on 5,000 training images that no
-              later part trains on
-    full      the other 55,000 images: student, twin, label smoothing, three seeds
-    small     3,000 of them, drawn anew for each of five seeds: the same, and hints before distillation (FitNets)
+    python -m qlab.lab.experiments.distillation list rates      the names and numbers of trainings; then settings, then arms: each
+    python -m qlab.lab.experiments.distillation list settings   chooses by the ones before it, and the most important come first
+    python -m qlab.lab.experiments.distillation run full-student 0 --folder runs --device cuda
+    python -m qlab.lab.experiments.distillation collect --folder runs
+
+    rates     the twin's learning rate, used for all: the best of five on 5,000 training images that nothing trains on
+    settings  on the same images: the student's temperature and alpha, the best of eight; label smoothing's share, the best of eight
+    arms      full: the other 55,000 images, student, twin, label smoothing. small: 3,000 of them, drawn anew for each seed: the same, and
+              hints before distillation (FitNets). thousand: 1,000 images, as notebook 10 trains on them. hot: all images, and a
+              temperature that is given
     unseen    each of the ten classes in turn left out of the images that student and twin are shown
     runaway   1,000 images and no batch norm, three seeds: a hot teacher's pull at the twin's learning rate, and at a fifth of it
 
 The twin is the student without a teacher: same initial weights, images in the same order, epochs and learning rate, labels only. Images
 are seen as they are and mirrored, so that the teacher's logits of both are computed once. The test images are looked at once, at the
-end of each part.
+end of each training, and choose nothing.
 """
 
 import argparse
 import json
-import time
+import shutil
 from collections import OrderedDict
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,15 +43,18 @@ from qlab.nets.training import fit
 
 NAME, COMMAND = "distillation", "python -m qlab.lab.experiments.distillation"
 VALIDATION, SMALL = 5_000, 3_000                    # images
-EPOCHS = {"full": 4, "small": 15, "hints": 5, "unseen": 2, "try": 1}
-SEEDS = {"full": range(3), "small": range(5), "hints": range(3)}
-ARMS, TEMPERATURES = ("twin", "smoothing", "student"), (2.0, 4.0, 8.0, 16.0)
+EPOCHS = {"full": 4, "small": 15, "hints": 5, "unseen": 2, "try": 2}                         # try: to choose by, with all images
+ARMS, STAGES = ("twin", "smoothing", "student"), ("rates", "settings", "arms")
+RATES, SMOOTHINGS, TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8), (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5), (2.0, 4.0, 8.0, 16.0)
+SETTINGS = {"student": [{"temperature": t, "alpha": a} for t in TEMPERATURES for a in (0.5, 0.9)],
+            "smoothing": [{"smoothing": share} for share in SMOOTHINGS]}
+CHOOSING_SEED = 100                                 # of weights, order and the 3,000 images: no later training has it
 RUNAWAY = {0.1: (10, 16.0), 0.02: (20, 4.0)}        # learning rate: (epochs, temperature)
-UNSEEN = 3                                          # the left-out class whose student is kept: Dress, as 3 is the digit in Hinton et al.
+UNSEEN, UNSEEN_RATE = 3, 0.2                        # the left-out class whose student is kept: Dress, as 3 is the digit in Hinton et al.
 
 
 def student(seed: int = 0) -> nn.Sequential:
-    """Three convolutions with batch norm and one linear layer, its initial weights drawn from seed; a 42nd of the teacher's parameters.
+    """Three convolutions with batch norm and one linear layer, its initial weights drawn from seed.
 
     >>> sum(p.numel() for p in student().parameters())
     8962
@@ -72,170 +82,218 @@ def split() -> tuple[torch.Tensor, torch.Tensor]:
     return order[:VALIDATION], order[VALIDATION:]
 
 
-def views(logits: torch.Tensor, index: torch.Tensor) -> Transfer:
-    """The training images of these numbers, and behind them the same images mirrored; logits: (2, 60000, 10)."""
+def views(index: torch.Tensor, device: str = "cpu", teacher: bool = True) -> Transfer:
+    """The training images of these numbers, and behind them the same images mirrored; the teacher's logits only if it is asked."""
     images, labels = data.load("train")
-    return Transfer(torch.cat([images[index], images[index].flip(3)]), labels[index].repeat(2), logits[:, index].flatten(0, 1))
+    images = torch.cat([images[index], images[index].flip(3)]).to(device)
+    logits = distill.teacher_logits(zoo.load("resnet").to(device), images) if teacher else torch.zeros(len(images), 10, device=device)
+    return Transfer(images, labels[index].repeat(2).to(device), logits)
 
 
 def train(arm: str, transfer: Transfer, epochs: int, seed: int, max_lr: float = 0.1, temperature: float = 4.0, alpha: float = 0.9,
           smoothing: float = 0.1) -> nn.Module:
     """Train one network: arm "twin", "smoothing", "student", or "hints", the student after FitNets' first stage."""
-    net, (images, labels, logits) = student(seed), transfer
+    net, (images, labels, logits) = student(seed).to(transfer.images.device), transfer
     if arm == "smoothing":
         fit(net, images, labels, epochs, max_lr, seed=seed, name=arm,
             loss=lambda net, x, y: cross_entropy(net(x), y, label_smoothing=smoothing))
         return net
     if arm == "hints":
         plain = images[:len(images) // 2]           # without the mirrored ones: the teacher runs live
-        distill.fit_hints(net, zoo.load("resnet"), plain, "relu2", "block3", EPOCHS["hints"], max_lr, seed=seed)
+        distill.fit_hints(net, zoo.load("resnet").to(plain.device), plain, "relu2", "block3", EPOCHS["hints"], max_lr, seed=seed)
     distill.distill(net, logits, images, labels, epochs, max_lr, temperature=temperature, alpha=0.0 if arm == "twin" else alpha,
                     seed=seed, name=arm)
     return net
 
 
-def part_choose(record: dict, logits: torch.Tensor) -> None:
-    """One training for each candidate, with a seed that no later part uses; the best on the validation images is chosen.
+def names(stage: str) -> list[tuple[str, int]]:
+    """Names and numbers of the trainings of a stage, the most important first: a number is a candidate's, or in arms the seed."""
+    if stage == "rates":
+        return [(f"rate-{regime}", number) for regime in ("full", "small") for number in range(len(RATES))]
+    if stage == "settings":
+        return [(f"{arm}-{regime}", number) for regime in ("full", "small") for arm in SETTINGS for number in range(len(SETTINGS[arm]))]
+    hot = [(f"hot-{t:g}", seed) for t in TEMPERATURES[::-1] for seed in range(3)]
+    return [*((f"full-{arm}", seed) for seed in range(3) for arm in ARMS), ("teacher", 0), *((f"small-{arm}", seed) for seed in range(5)
+            for arm in ARMS), *(("thousand", seed) for seed in range(5)), *hot, *(("small-hints", seed) for seed in range(3)),
+            *((f"full-{arm}", seed) for seed in (3, 4) for arm in ARMS)]
 
-    First the learning rate, for the twin; student and smoothing must do with it. Then theirs.
+
+def run(name: str, number: int, folder: Path, device: str = "cpu", shorter: int = 1) -> None:
+    """One training (thousand: four), written to folder/NAME_NUMBER.json.
+
+    A stage reads from folder what the one before it chose, and raises ValueError if anything of it is missing. shorter divides the
+    numbers of images and epochs, where a test tries it.
     """
-    images, labels = data.load("train")
-    validation, rest = split()
-    held_out, rows, chosen = data.Split(images[validation], labels[validation]), [], {}
+    torch.backends.cudnn.allow_tf32 = False                                                 # float32 means float32 on a GPU too
+    first, _, second = name.partition("-")
+    if first in ("rate", *SETTINGS):                                                        # a candidate
+        arm, regime = ("twin" if first == "rate" else first), second
+        setting = {"max_lr": RATES[number]} if first == "rate" else best(folder, regime, "twin") | SETTINGS[arm][number]
+        transfer = _transfer(regime, CHOOSING_SEED if regime == "small" else 0, device, shorter, arm == "student")
+        net = train(arm, transfer, _epochs("try" if regime == "full" else "small", shorter), CHOOSING_SEED, **setting)
+        images, labels = data.load("train")
+        held_out = data.Split(images[split()[0]], labels[split()[0]])
+        rows = [{"regime": regime, "arm": arm, **setting, "correct": int(accuracy(net, held_out).correct.sum()), "images": VALIDATION}]
+    elif name == "teacher":
+        rows = [{"arm": "teacher", **runs.outcome(accuracy(zoo.load("resnet").to(device), data.load("test")))}]
+    elif name == "thousand":
+        images, labels = (part.to(device) for part in data.calibration(1000))
+        transfer, rows = Transfer(images, labels, distill.teacher_logits(zoo.load("resnet").to(device), images)), []
+        for epochs in (10, 20):
+            for arm in ("twin", "student"):
+                net = train(arm, transfer, epochs, number, max_lr=0.1)
+                rows.append({"seed": number, "arm": arm, "epochs": epochs, **runs.outcome(accuracy(net, data.load("test")))})
+    else:
+        if first == "hot":
+            regime, arm, setting = "full", "student", best(folder, "full", "twin") | {"temperature": float(second), "alpha": 0.9}
+        else:
+            regime, arm = first, second
+            setting = best(folder, regime, "student" if arm == "hints" else arm)
+        transfer = _transfer(regime, number if regime == "small" else 0, device, shorter, arm in ("student", "hints"))
+        net = train(arm, transfer, _epochs(regime, shorter), number, **setting)
+        rows = [{"seed": number, "arm": arm, **setting, **runs.outcome(accuracy(net, data.load("test")))}]
+    kept = {}
+    if name in ("full-student", "full-twin") and number == 0:
+        kept[arm] = runs.save_model(f"{NAME}_{arm}", net.cpu(), folder)
+    runs.write(f"{name}_{number}", f"{COMMAND} run {name} {number} --device {device}", folder, models=kept, rows=rows)
 
-    def best(regime: str, arm: str, settings: list[dict], run) -> dict:
-        right = []
-        for setting in settings:
-            right.append(int(accuracy(run(**setting), held_out).correct.sum()))
-            rows.append({"regime": regime, "arm": arm, **setting, "correct": right[-1], "images": VALIDATION})
-        return settings[right.index(max(right))]
 
-    soft = [{"temperature": t, "alpha": a} for t in TEMPERATURES for a in (0.5, 0.9)]
-    for regime, index, epochs in (("small", _draw(rest, 100), EPOCHS["small"]), ("full", rest, EPOCHS["try"])):
-        transfer = views(logits, index)
-        rate = best(regime, "twin", [{"max_lr": lr} for lr in (0.05, 0.1, 0.2)], partial(train, "twin", transfer, epochs, 100))
-        candidates = {"student": soft if regime == "small" else soft[1::2]}
-        candidates |= {"smoothing": [{"smoothing": s} for s in (0.05, 0.1, 0.2)]} if regime == "small" else {}
-        chosen[regime] = {"twin": rate} | {
-            arm: rate | best(regime, arm, settings, partial(train, arm, transfer, epochs, 100, **rate))
-            for arm, settings in candidates.items()}
-    chosen["full"]["smoothing"] = chosen["full"]["twin"] | {"smoothing": chosen["small"]["smoothing"]["smoothing"]}
+def best(folder: Path, regime: str, arm: str) -> dict:
+    """The setting that was right most often on the validation images, with the twin's learning rate; of equals the first."""
+    name, choice = ("rate", [{"max_lr": rate} for rate in RATES]) if arm == "twin" else (arm, SETTINGS[arm])
+    right = [_rows(folder, f"{name}-{regime}", number)[0]["correct"] for number in range(len(choice))]
+    return (best(folder, regime, "twin") if arm != "twin" else {}) | choice[right.index(max(right))]
 
-    def corrected(**setting) -> nn.Module:
-        net, bias = _without(UNSEEN, "student", logits, EPOCHS["try"], **setting)
+
+def collect(folder: Path, records: Path = runs.FOLDER) -> None:
+    """The record "distillation" of the trainings in folder; the networks are copied beside it."""
+    wanted = [name for stage in STAGES for name in names(stage)]
+    files = {name: runs.raw(f"{name[0]}_{name[1]}", folder) for name in wanted if (folder / f"{name[0]}_{name[1]}.json").exists()}
+    missing = [f"{name} {number}" for name, number in wanted if (name, number) not in files]
+    print("missing:", ", ".join(missing) or "nothing")
+    machines = {json.dumps({key: one["environment"][key] for key in ("cpu", "cuda", "torch")}) for one in files.values()}
+    if len(machines) > 1:
+        raise ValueError(f"the runs in {folder} come from {len(machines)} machines, and results may be compared within one only.")
+    found: dict[str, list] = {}
+    for (name, _), one in files.items():
+        first = name.partition("-")[0]
+        found.setdefault("choose" if first in ("rate", *SETTINGS) else first, []).extend(one["rows"])
+    for part in ("full", "small"):                                                          # only seeds that all arms have
+        seeds = set.intersection(*({row["seed"] for row in found[part] if row["arm"] == arm} for arm in ARMS))
+        found[part] = [row for row in found[part] if row["seed"] in seeds]
+    models = {arm: sha256 for one in files.values() for arm, sha256 in one["models"].items()}
+    for arm in models if folder != records else ():
+        shutil.copy(folder / f"{NAME}_{arm}.safetensors", records)
+    teacher = {"network": "resnet", "sha256": zoo.record("resnet")["sha256"], "test": found.pop("teacher")[0]}
+    chosen = {regime: {arm: best(folder, regime, arm) for arm in ARMS} for regime in ("full", "small")}
+    runs.write(NAME, f"{COMMAND} arms", records, environment=next(iter(files.values()))["environment"], teacher=teacher, models=models,
+               validation_images=VALIDATION, small_images=SMALL, epochs=EPOCHS, chosen=chosen, **found)
+
+
+def arms(folder: Path = Path("runs"), device: str = "cpu") -> None:
+    """All trainings that folder lacks, one after the other, and the record of them."""
+    for stage in STAGES:
+        for name, number in names(stage):
+            if not (folder / f"{name}_{number}.json").exists():
+                run(name, number, folder, device)
+    collect(folder)
+
+
+def unseen() -> None:
+    """Each class left out in turn. Soft labels alone (alpha = 1); the bias of the class is then chosen on the validation images.
+
+    So is the temperature, with the class Dress left out, for one epoch. The learning rate is not: student and twin have the same.
+    """
+    test, rows, models, tried = data.load("test"), [], {}, []
+    logits = views(torch.arange(60_000)).logits[:60_000]
+    for t in TEMPERATURES:
+        net, bias = _without(UNSEEN, "student", logits, 1, t)
         net.fc.bias[UNSEEN] += bias
-        return net
-
-    rate = chosen["full"]["twin"]
-    chosen["unseen"] = best("unseen", "student", [rate | {"temperature": t, "alpha": 1.0} for t in TEMPERATURES], corrected)
-    record |= {"choose": rows, "chosen": chosen}
-
-
-def part_full(record: dict, logits: torch.Tensor) -> None:
-    """All 55,000 images; keeps the student and the twin of the first seed."""
-    transfer, test, rows = views(logits, split()[1]), data.load("test"), []
-    for seed in SEEDS["full"]:
-        for arm in ARMS:
-            setting = record["chosen"]["full"][arm]
-            net = train(arm, transfer, EPOCHS["full"], seed, **setting)
-            rows.append({"seed": seed, "arm": arm, **setting, **runs.outcome(accuracy(net, test))})
-            if seed == 0 and arm in ("student", "twin"):
-                record["models"][arm] = runs.save_model(f"{NAME}_{arm}", net)
-    record["full"] = rows
-
-
-def part_small(record: dict, logits: torch.Tensor) -> None:
-    """3,000 images, drawn anew for each seed."""
-    test, rows = data.load("test"), []
-    for seed in SEEDS["small"]:
-        transfer = views(logits, _draw(split()[1], seed))
-        for arm in (*ARMS, "hints") if seed in SEEDS["hints"] else ARMS:
-            setting = record["chosen"]["small"]["student" if arm == "hints" else arm]
-            net = train(arm, transfer, EPOCHS["small"], seed, **setting)
-            rows.append({"seed": seed, "arm": arm, **setting, **runs.outcome(accuracy(net, test))})
-    record["small"] = rows
-
-
-def part_unseen(record: dict, logits: torch.Tensor) -> None:
-    """Each class left out in turn. Soft labels alone (alpha = 1); the bias of the class is then chosen on the validation images."""
-    test, rows = data.load("test"), []
+        images, labels = data.load("train")
+        held_out = data.Split(images[split()[0]], labels[split()[0]])
+        tried.append({"temperature": t, "correct": int(accuracy(net, held_out).correct.sum()), "images": VALIDATION})
+    chosen = max(tried, key=lambda row: row["correct"])["temperature"]
     for missing, name in enumerate(data.CLASSES):
         for arm in ("twin", "student"):
-            net, bias = _without(missing, arm, logits, EPOCHS["unseen"], **record["chosen"]["unseen"])
+            net, bias = _without(missing, arm, logits, EPOCHS["unseen"], chosen)
             if missing == UNSEEN:
-                record["models"][f"unseen_{arm}"] = runs.save_model(f"{NAME}_unseen_{arm}", net)
+                models[f"unseen_{arm}"] = runs.save_model(f"{NAME}_unseen_{arm}", net)
             row = {"missing": missing, "class": name, "arm": arm, "bias": bias}
             for when, shift in (("before", 0.0), ("after", bias)):
                 net.fc.bias[missing] += shift
                 result = accuracy(net, test)
                 row |= {when: runs.outcome(result), f"recall_{when}": runs.outcome(Accuracy(result.correct[test.labels == missing]))}
             rows.append(row)
-    record["unseen"] = rows
+    runs.write(f"{NAME}_unseen", f"{COMMAND} unseen", teacher_sha256=zoo.record("resnet")["sha256"], models=models, choose=tried,
+               epochs=EPOCHS["unseen"], chosen={"max_lr": UNSEEN_RATE, "temperature": chosen, "alpha": 1.0}, rows=rows)
 
 
-def part_runaway(record: dict, logits: torch.Tensor | None) -> None:
+def runaway() -> None:
     """Without batch norm, which keeps the size of what each layer sees; on 1,000 images, whose logits are made here."""
     (images, labels), test, rows = data.calibration(1000), data.load("test"), []
     soft = distill.teacher_logits(zoo.load("resnet"), images)
     for max_lr, (epochs, temperature) in RUNAWAY.items():
-        for seed in SEEDS["full"]:
+        for seed in range(3):
             for arm, alpha in (("twin", 0.0), ("student", 0.9)):
                 net = nn.Sequential(*(layer for name, layer in student(seed).named_children() if not name.startswith("bn")))
                 distill.distill(net, soft, images, labels, epochs, max_lr, temperature=temperature, alpha=alpha, seed=seed, name=arm)
                 rows.append({"seed": seed, "arm": arm, "max_lr": max_lr, "temperature": temperature, "epochs": epochs,
                              **runs.outcome(accuracy(net, test))})
-    record["runaway"] = rows
+    runs.write(f"{NAME}_runaway", f"{COMMAND} runaway", rows=rows)
 
 
-def _without(missing: int, arm: str, logits: torch.Tensor, epochs: int, **setting) -> tuple[nn.Module, float]:
+def _without(missing: int, arm: str, logits: torch.Tensor, epochs: int, temperature: float) -> tuple[nn.Module, float]:
     """A network that was never shown the class, without gradients, and the bias that would suit it, from the validation images."""
     images, labels = data.load("train")
     validation, rest = split()
     shown = rest[labels[rest] != missing]
-    net = train(arm, Transfer(images[shown], labels[shown], logits[0, shown]), epochs, seed=0, **setting)
+    net = train(arm, Transfer(images[shown], labels[shown], logits[shown]), epochs, 0, UNSEEN_RATE, temperature, alpha=1.0)
     net.requires_grad_(False)
     return net, distill.best_bias(distill.teacher_logits(net, images[validation]), labels[validation], missing)
 
 
-def _draw(index: torch.Tensor, seed: int) -> torch.Tensor:
-    return index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:SMALL]]
+@lru_cache(maxsize=4)  # in one process the many trainings with all images share them, and what the teacher says
+def _transfer(regime: str, seed: int, device: str, shorter: int, teacher: bool) -> Transfer:
+    index = split()[1]                                                                      # full: the same for every seed
+    if regime == "small":
+        index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:SMALL]]
+    return views(index[:len(index) // shorter], device, teacher)
 
 
-def _logits(path: Path | None) -> torch.Tensor:
-    """The teacher's logits of the training images as they are and mirrored, (2, 60000, 10); kept at path, if one is given."""
-    if path is not None and path.exists():
-        return torch.load(path)
-    images, teacher = data.load("train").images, zoo.load("resnet")
-    logits = torch.stack([distill.teacher_logits(teacher, images), distill.teacher_logits(teacher, images.flip(3))])
-    if path is not None:
-        torch.save(logits, path)
-    return logits
+def _epochs(what: str, shorter: int) -> int:
+    return max(1, EPOCHS[what] // shorter)
 
 
-PARTS = {"choose": part_choose, "full": part_full, "small": part_small, "unseen": part_unseen, "runaway": part_runaway}
+def _rows(folder: Path, name: str, number: int) -> list[dict]:
+    if not (folder / f"{name}_{number}.json").exists():
+        raise ValueError(f"{folder} lacks the training {name} {number}, by which this one is chosen: run the stage before it.")
+    return runs.raw(f"{name}_{number}", folder)["rows"]
 
 
-def main(parts=tuple(PARTS), path: Path | None = None) -> None:
-    """Run the parts in their order, and write the record after each."""
-    record = {"teacher": {"network": "resnet", "sha256": zoo.record("resnet")["sha256"]}, "models": {}, "seconds": {}}
-    if (runs.FOLDER / f"{NAME}.json").exists():
-        record |= json.loads((runs.FOLDER / f"{NAME}.json").read_text())
-    record |= {"validation_images": VALIDATION, "small_images": SMALL, "epochs": EPOCHS}
-    record = {key: value for key, value in record.items() if key not in ("command", "environment")}
-    logits = None if set(parts) == {"runaway"} else _logits(path)
-    if "test" not in record["teacher"]:
-        record["teacher"]["test"] = runs.outcome(accuracy(zoo.load("resnet"), data.load("test")))
-    for part, function in PARTS.items():
-        if part in parts:
-            started = time.time()
-            function(record, logits)
-            record["seconds"][part] = round(time.time() - started)
-            runs.write(NAME, COMMAND, **record)
+PARTS: dict[str, Callable] = {"arms": arms, "unseen": unseen, "runaway": runaway}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train and measure students, twins and controls for notebook 10, and write the records.")
+    parser.add_argument("what", nargs="?", choices=[*PARTS, "list", "run", "collect"], help="without it, all parts")
+    parser.add_argument("which", nargs="*", help="after list: rates, settings or arms; after run: a name and a number that list prints")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single trainings are written (runs)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    given = parser.parse_args(arguments)
+    allowed = {"list": [[stage] for stage in STAGES],
+               "run": [[name, str(number)] for stage in STAGES for name, number in names(stage)]}.get(given.what, [[]])
+    if given.which not in allowed:
+        parser.error("after list name rates, settings or arms; after run a name and a number that list prints; else nothing")
+    if given.what == "list":
+        print("\n".join(f"{name} {number}" for name, number in names(given.which[0])))
+    elif given.what == "run":
+        run(given.which[0], int(given.which[1]), given.folder, given.device)
+    elif given.what == "collect":
+        collect(given.folder)
+    else:
+        for part in [given.what] if given.what else PARTS:
+            arms(given.folder, given.device) if part == "arms" else PARTS[part]()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train and measure students, twins and controls for notebook 10, and write the record.")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="which parts; they run in this order")
-    parser.add_argument("--logits", type=Path, metavar="FILE", help="keep the teacher's logits here, for the next run")
-    arguments = parser.parse_args()
-    main(arguments.parts, arguments.logits)
+    main()
