@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,21 +125,33 @@ def test_fake_quantize_is_torch_s_forward_and_backward(bits, low, high):
     torch.testing.assert_close(ours.detach(), quantized)
 
 
+@pytest.mark.parametrize("zero_point, low, high", [(0, 0, 15), (5, 0, 15), (0, -7, 7), (0, -1, 1)])
+@pytest.mark.parametrize("a_tensor", [False, True])
+def test_a_learned_scale_s_gradients_are_the_paper_s(zero_point, low, high, a_tensor):
+    """Esser et al. 2020, eq. 3 (by s) and 5 (by v), in NumPy, element by element: at the ends, between them and half a step beyond."""
+    s, ends = 0.25, np.array([low - zero_point, high - zero_point], dtype=np.float32)          # a power of 2: x / s is exact
+    v = np.concatenate([np.linspace(-20, 20, 641, dtype=np.float32), ends, ends + 0.25, ends - 0.25, ends + 0.49, ends - 0.49])
+    below, above = v <= ends[0], v >= ends[1]
+    by_s = np.where(below, ends[0], np.where(above, ends[1], np.rint(v) - v))
+    zero = torch.tensor(zero_point, dtype=torch.uint8) if a_tensor else zero_point
+    x, scale = torch.from_numpy(v * s).requires_grad_(True), torch.full((len(v),), s, requires_grad=True)
+    y = fake_quantize(x, scale, zero, low, high)
+    y.sum().backward()
+    np.testing.assert_allclose(y.detach(), s * np.clip(np.rint(v), *ends), rtol=1e-6)
+    np.testing.assert_allclose(scale.grad, by_s, atol=1e-5)
+    np.testing.assert_array_equal(x.grad, ~(below | above))
+    shared = torch.tensor(s, requires_grad=True)
+    fake_quantize(x.detach(), shared, zero, low, high).sum().backward()
+    np.testing.assert_allclose(shared.grad, by_s.sum(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("zero_point, low, high", [(0, 0, 15), (5, 0, 15), (0, -7, 7)])
-def test_the_scale_s_gradient_is_lsq_s(zero_point, low, high):
-    """Esser et al. 2020, eq. 3, element by element, and torch's own learnable fake quantizer."""
-    x, scale = torch.linspace(-3.01, 4.02, 101), torch.tensor(0.3, requires_grad=True)
+def test_a_learned_scale_s_gradient_is_torch_s_but_for_half_a_step_beyond_the_ends(zero_point, low, high):
+    x, scale, theirs = torch.linspace(-7.03, 7.02, 997), torch.tensor(0.3, requires_grad=True), torch.tensor([0.3], requires_grad=True)
+    v = x / 0.3 + zero_point
+    x = x[((v < low - 0.51) | (v > low + 0.01)) & ((v < high - 0.01) | (v > high + 0.51))]    # between, torch rounds and LSQ saturates
     fake_quantize(x, scale, zero_point, low, high).sum().backward()
-    v = x / 0.3
-    low_end, high_end = low - zero_point, high - zero_point
-    expected = torch.where(v <= low_end, low_end, torch.where(v >= high_end, high_end, v.round() - v))
-    # The paper cuts at the last level; we, as torch, half a step beyond it, where rounding stops to reach it.
-    inside_edge = ((v > low_end - 0.5) & (v < low_end)) | ((v > high_end) & (v < high_end + 0.5))
-    expected = torch.where(inside_edge, v.round() - v, expected).sum()
-    torch.testing.assert_close(scale.grad, expected, rtol=1e-4, atol=1e-4)
-    theirs = torch.tensor([0.3], requires_grad=True)
-    zero = torch.tensor([float(zero_point)])
-    torch._fake_quantize_learnable_per_tensor_affine(x, theirs, zero, low, high, 1.0).sum().backward()
+    torch._fake_quantize_learnable_per_tensor_affine(x, theirs, torch.tensor([float(zero_point)]), low, high, 1.0).sum().backward()
     torch.testing.assert_close(scale.grad, theirs.grad[0], rtol=1e-3, atol=1e-3)
 
 

@@ -3,10 +3,13 @@
     q     = clamp(round(x / s) + z, low, high)          x_hat = s * (q - z)                 Jacob et al. 2018, eq. 1 and 12
 
 Rounding has the derivative 0 almost everywhere, so training would stop. The straight-through estimator (Bengio et al. 2013) passes the
-gradient on as if rounding were not there, and 0 where the value saturates. The learned step size of Esser et al. 2020 (LSQ, eq. 3)
-treats the rounded value as a constant as well when it differentiates x_hat by s:
+gradient on as if rounding were not there, and 0 where the code is cut off. A learned step size (LSQ, Esser et al. 2020) clamps first and
+rounds then: the codes are the same, but what lies beyond the last level saturates, even where it would have been rounded to it. With
+v = x / s and the ends -Q_N = low - z and Q_P = high - z (eq. 3 and 5):
 
-    dx_hat/dx = 1 inside, 0 outside                     dx_hat/ds = round(x / s) - x / s inside,  q - z outside
+                           v <= -Q_N         between          v >= Q_P
+    dx_hat/ds                -Q_N         round(v) - v           Q_P
+    dx_hat/dx                  0                1                 0
 """
 
 import torch
@@ -18,10 +21,18 @@ from qlab.quant import linear
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, zero_point, low, high):
-        q = (x / scale).round_().add_(zero_point)
-        inside = (q >= low).logical_and_(q <= high)
-        x_hat = q.clamp_(low, high).sub_(zero_point).mul_(scale)
-        ctx.save_for_backward(inside, scale, *((x, x_hat) if ctx.needs_input_grad[1] else ()))
+        v = x / scale
+        if isinstance(zero_point, torch.Tensor):
+            zero_point = zero_point.to(v.dtype)                                             # low - z is negative, and codes are uint8
+        ends = low - zero_point, high - zero_point
+        learned = ctx.needs_input_grad[1]
+        if learned:
+            inside = (v > ends[0]).logical_and_(v < ends[1])
+        q = v.round_()
+        if not learned:
+            inside = (q >= ends[0]).logical_and_(q <= ends[1])
+        x_hat = q.clamp_(*ends).mul_(scale)
+        ctx.save_for_backward(inside, scale, *((x, x_hat) if learned else ()))
         return x_hat
 
     @staticmethod
@@ -35,15 +46,18 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | int, low: int, high: int) -> torch.Tensor:
-    """x_hat of the formula above, with the gradients above for x and for the scale.
+    """x_hat of the formula above. The gradient for x is the straight-through estimator's; a scale that requires a gradient is learned,
+    and then both gradients are LSQ's.
 
     x: float, any shape. scale, and zero_point if it is a tensor: of a shape that broadcasts to x's. low, high: the codes' ends.
 
-    >>> x = torch.tensor([0.3, 0.8, 5.0], requires_grad=True)
-    >>> y = fake_quantize(x, torch.tensor(0.5), 0, 0, 3)
-    >>> y.sum().backward()
-    >>> y.tolist(), x.grad.tolist()
-    ([0.5, 1.0, 1.5], [1.0, 1.0, 0.0])
+    >>> x, s = torch.tensor([0.3, 0.8, 1.6, 5.0], requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    >>> fake_quantize(x, s, 0, 0, 3).tolist()
+    [0.5, 1.0, 1.5, 1.5]
+    >>> torch.autograd.grad(fake_quantize(x, s.detach(), 0, 0, 3).sum(), x)             # 1.6 / 0.5 rounds to 3, a code
+    (tensor([1., 1., 1., 0.]),)
+    >>> torch.autograd.grad(fake_quantize(x, s, 0, 0, 3).sum(), x)                      # and is above 3: LSQ has it saturated
+    (tensor([1., 1., 0., 0.]),)
     """
     return _FakeQuantize.apply(x, scale, zero_point, low, high)
 

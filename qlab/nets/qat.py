@@ -3,8 +3,8 @@
 Every weight and every tensor of activations passes through a fake quantizer (qlab.nets.fake) in the forward pass; the optimiser moves the
 floating-point weights behind them. Steps are set in one of two ways:
 
-    learned=False    weights: max|w| / (2**(b-1) - 1), anew in each step. Activations: moving average of the batches' extremes
-                                                                                            Jacob et al. 2018, section 3.1
+    learned=False    weights: max|w| / (2**(b-1) - 1), anew in each step. Activations: as calibrated; or, with moving=True, from a
+                     moving average of the batches' extremes                                Jacob et al. 2018, section 3.1
     learned=True     every scale is a parameter, with the gradient of fake.py, times 1 / sqrt(values * largest code)
                                                                                             Esser et al. 2020 (LSQ), section 2.2
 Batch norm is folded while it trains: a device will hold w * gamma / sigma, so this is what must be rounded. The convolution runs with the
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx, nn
 
-from qlab.nets.fake import FakeQuantize, affine_parameters, fake_quantize
+from qlab.nets.fake import FakeQuantize, fake_quantize
 from qlab.nets.graph import calls, folding_pairs, trace
 from qlab.nets.ptq import RANGES, Quantized, batches_of, fold_batch_norm, insert, observe, point_bits, quantize_weights
 from qlab.nets.training import fit
@@ -101,10 +101,10 @@ class QuantizedLayer(nn.Module):
         return self.layer.weight if self.bn is None else self.layer.weight * self.factor().view(-1, 1, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.quantizer(self.folded())
         if self.bn is None:
-            return self._run(x, weight, self.layer.bias)
-        y = self._run(x, weight, None) / self.factor().view(1, -1, 1, 1)
+            return self._run(x, self.quantizer(self.layer.weight), self.layer.bias)
+        factor = self.factor()
+        y = self._run(x, self.quantizer(self.layer.weight * factor.view(-1, 1, 1, 1)), None) / factor.view(1, -1, 1, 1)
         return self.bn(y if self.layer.bias is None else y + self.layer.bias.view(1, -1, 1, 1))
 
     def _run(self, x, weight, bias):
@@ -140,19 +140,20 @@ class AveragedActivations(FakeQuantize):
         if self.training:
             with torch.no_grad():
                 self.range.lerp_(torch.stack(x.aminmax()), 1 - self.momentum)
-                scale, zero_point = affine_parameters(self.bits, *self.range)
-                self.scale.copy_(scale)
-                self.zero_point.copy_(zero_point)
+                low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)          # affine_parameters, without its checks:
+                self.scale.copy_(((high - low) / self.top).clamp(min=1e-12))                # each would make a GPU wait
+                self.zero_point.copy_((-low / self.scale).round())
         return super().forward(x)
 
 
 def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor], weight_bits: int = 4, activation_bits: int = 4,
-            axis: int | None = 0, learned: bool = True, ranges: str = "mse") -> fx.GraphModule:
+            axis: int | None = 0, learned: bool = True, ranges: str = "mse", moving: bool = False) -> fx.GraphModule:
     """A copy of a trained network with fake quantizers in place, ready to be trained; every parameter requires a gradient.
 
     calibration: training images (n, ...) or batches of them: the activations start with the ranges that ptq.quantize would use.
-    axis: 0 for a scale per output channel, None for one per tensor. The network's input and its logits keep 8 bits, all weights have
-    weight_bits. Raises ValueError for what ptq.quantize refuses.
+    axis: 0 for a scale per output channel, None for one per tensor. moving: the activations' ranges follow the batches' extremes; not
+    together with learned. The network's input and its logits keep 8 bits, all weights have weight_bits. Raises ValueError for what
+    ptq.quantize refuses.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> prepare(net, torch.rand(8, 1, 4, 4))(torch.rand(8, 1, 4, 4)).shape
@@ -162,6 +163,8 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
         check_bits(bits, 2, 8)
     if axis not in (0, None):
         raise ValueError(f"axis is {axis!r}, and must be 0 (a scale per output channel) or None (one per tensor).")
+    if learned and moving:
+        raise ValueError("learned and moving are both True, and an activation's range is either learned or follows the batches.")
     if ranges not in RANGES:
         raise ValueError(f"ranges is {ranges!r}, and must be one of {', '.join(RANGES)}.")
     folded = trace(fold_batch_norm(model))
@@ -179,7 +182,7 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
             bn.replace_all_uses_with(node)
             traced.graph.erase_node(bn)
             traced.delete_submodule(bn.target)                                              # it lives in the layer now
-    kind_of = LearnedActivations if learned else AveragedActivations
+    kind_of = LearnedActivations if learned else AveragedActivations if moving else FakeQuantize
     insert(traced, {name: kind_of(bits[name], *seen[name]) for name in seen})
     return traced.eval()
 

@@ -1,89 +1,183 @@
-"""The runs behind notebook 07: the depthwise net with weights and activations of 4 bits, quantized after training and trained for it.
+"""The runs behind notebook 07: the depthwise net on 4, 3 and 2 bits (weights and activations), quantized after training or trained for it.
 
-    python -m qlab.lab.experiments.qat              all arms; about 50 minutes of one core
-    python -m qlab.lab.experiments.qat lsq-tensor   one arm again; the others' results stay in the record
+    python -m qlab.lab.experiments.qat list                              the names of all runs, the most important first
+    python -m qlab.lab.experiments.qat run lsq-channel 4 0               one run: arm, bits, seed; about 15 minutes of one core
+    python -m qlab.lab.experiments.qat run ptq 4 0                       all of post-training quantization at 4 bits; as long
+    python -m qlab.lab.experiments.qat collect                           the record, and the networks that the notebook needs
+
+Each run writes a file of its own into --folder as it ends, so that many can run side by side:
+`... list | xargs -L1 -P14 env OMP_NUM_THREADS=1 python -m qlab.lab.experiments.qat run --device cuda`.
 
 Every arm starts from the zoo's network and is trained equally long on the same images in the same order: 3 epochs, then one at a small
-learning rate with batch norm's statistics frozen. The control is trained in float32, so that what more training alone brings is not
-mistaken for what quantization-aware training brings.
+learning rate with batch norm's statistics frozen. The activations of all arms start with the same ranges (mse, 512 calibration images).
+
+    control         in float32: what more training alone brings; its bits are given as 32
+    lsq-*           the steps of weights and activations are learned
+    ste-*           a weight's step follows max|w|; the activations' ranges stay as calibrated
+    moving-*        as ste, and the activations' ranges follow the batches' extremes (Jacob et al. 2018, section 3.1)
+    fixed-*         the steps with which LSQ starts, and they stay: what learning them brings beyond a good start
+
+Post-training quantization is the best that the library can do: every combination of weight range, activation range and repairs is
+tried on 2,000 training images that calibration has not seen; the test images see only the one chosen and the plainest.
 """
 
 import argparse
 import copy
+import itertools
 import time
+from pathlib import Path
+
+import torch
 
 from qlab.lab import data, runs, zoo
 from qlab.lab.measure import accuracy
 from qlab.nets import ptq, qat
 from qlab.nets.training import fit
-from qlab.quant import linear
+from qlab.quant import linear, ranges
 
-NET, BITS, SEED = "depthwise", 4, 0
-EPOCHS, MAX_LR = (3, 1), (0.02, 0.0005)                                                      # then with batch norm frozen
+NET, CALIBRATION_IMAGES, CHOICE_IMAGES = "depthwise", 512, 2000
+EPOCHS, MAX_LR = (3, 1), (0.02, 0.0005)                                                     # then with batch norm frozen
 AXES = {"tensor": None, "channel": 0}
-ARMS = {  # name: learned scales, axis; the names of the checkpoints in records/
-    "lsq-channel": (True, 0), "ste-channel": (False, 0), "lsq-tensor": (True, None),
+ARMS = {  # how the scales are set
+    "lsq": {"learned": True}, "ste": {"learned": False}, "moving": {"learned": False, "moving": True}, "fixed": {"learned": True},
+}
+MAIN = ("lsq-channel", "ste-channel", "lsq-tensor", "ste-tensor")
+KEPT = ("lsq-channel", "lsq-tensor")                                                        # 4 bits, seed 0: the notebook looks inside
+SEEDS = (0, 1, 2)
+OPTIONS = ("weights", "activations", "equalize", "correct_bias")                            # of post-training quantization
+FOLDER = Path("qat-runs")
+WEIGHTS = {  # the range of a weight
+    "max": lambda w, bits, axis: ranges.minmax(w, axis), "mse": lambda w, bits, axis: ranges.mse(w, bits, "symmetric", axis),
 }
 
 
-def prepared(arm: str):
-    """The network of an arm before its training: fake quantizers in place, ranges from 512 calibration images."""
-    learned, axis = ARMS[arm]
-    return qat.prepare(zoo.load(NET), data.calibration(512).images, BITS, BITS, axis=axis, learned=learned)
+def names() -> list[tuple[str, int, int]]:
+    """All runs: arm, bits, seed; the most important first. Seeds of post-training quantization: none, it has no chance in it."""
+    order = [[("control", 32)]] + [[(arm, bits) for arm in MAIN] for bits in (4, 3, 2)]
+    order += [[(arm, bits)] for arm in ("fixed-channel", "moving-channel") for bits in (3, 2, 4)]
+    return [("ptq", bits, 0) for bits in (4, 3, 2)] + [(*run, seed) for block in order for run in block for seed in SEEDS]
+
+
+def prepared(arm: str, bits: int, calibration: torch.Tensor | None = None, ranges: str = "mse"):
+    """The network of an arm before its training: fake quantizers in place, activation ranges from the calibration images."""
+    kind, per = arm.split("-")
+    images = data.calibration(CALIBRATION_IMAGES).images if calibration is None else calibration
+    model = qat.prepare(zoo.load(NET), images, bits, bits, axis=AXES[per], ranges=ranges, **ARMS[kind])
+    if kind == "fixed":
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] == "scale":
+                parameter.requires_grad_(False)
+    return model
 
 
 def trained(arm: str):
-    """The network of an arm after its training, from its checkpoint: the input of qat.convert; or "control", in float32."""
-    model = copy.deepcopy(zoo.load(NET)) if arm == "control" else prepared(arm)
-    return runs.load_model(f"qat_{arm}", model, runs.load("qat")["arms"][arm]["sha256"])
+    """The network of an arm after its training at 4 bits, seed 0, from the committed checkpoint: the input of qat.convert."""
+    few = data.calibration(16).images                                                       # the checkpoint has ranges of its own
+    model = prepared(arm, 4, few, "minmax")
+    return runs.load_model(f"qat_{arm}", model, runs.raw("qat")["arms"][arm]["4"]["0"]["sha256"])
 
 
-def after_training() -> dict:
-    """Post-training quantization at 4 bits: per tensor and per channel, each with two kinds of range, equalized or not."""
-    model, cal, test = zoo.load(NET), data.calibration(512).images, data.load("test")
-    rows = {"float": {"nbytes": 4 * sum(p.numel() for p in ptq.fold_batch_norm(model).parameters()), **runs.outcome(accuracy(model, test))}}
-    for per, axis in AXES.items():
-        for ranges in ("minmax", "mse"):
-            for equalize in (False, True):
-                q = ptq.quantize(model, cal, lambda w, axis=axis: linear.quantize(w, BITS, "symmetric", axis=axis), BITS, ranges, equalize)
-                name = f"{per}, {ranges}{', equalized' if equalize else ''}"
-                rows[name] = {"nbytes": q.nbytes, **runs.outcome(accuracy(q.model, test))}
-                print(name, accuracy(q.model, test), flush=True)
-    return rows
-
-
-def run(arm: str) -> dict:
+def train(arm: str, bits: int, seed: int, device: str, folder: Path) -> dict:
     """Train one arm and look at the test images once."""
-    train, test, started = data.load("train"), data.load("test"), time.time()
-    model = zoo.load(NET).requires_grad_(True) if arm == "control" else prepared(arm)
-    learn, losses = fit if arm == "control" else qat.train, []
+    started, control = time.time(), arm == "control"
+    model = zoo.load(NET).requires_grad_(True) if control else prepared(arm, bits)
+    images, labels = (part.to(device) for part in data.load("train"))
+    model, learn, losses = model.to(device), fit if control else qat.train, []
     for phase, (epochs, max_lr) in enumerate(zip(EPOCHS, MAX_LR)):
-        if phase == 1 and arm != "control":
+        if phase == 1 and not control:
             qat.freeze(model)
-        losses += learn(model, *train, epochs, max_lr, seed=SEED + phase, augment=zoo.augment, name=arm)
-    if arm == "control":
-        nbytes, result = 4 * sum(p.numel() for p in ptq.fold_batch_norm(model).parameters()), accuracy(model, test)
+        losses += learn(model, images, labels, epochs, max_lr, seed=10 * seed + phase, augment=zoo.augment, name=f"{arm} {bits} {seed}")
+    model = model.cpu()
+    if control:
+        deployed, nbytes = model, float_bytes(model)
     else:
-        q = qat.convert(model)
-        nbytes, result = q.nbytes, accuracy(q.model, test)
-    minutes = round((time.time() - started) / 60, 1)
-    return {"sha256": runs.save_model(f"qat_{arm}", model), "losses": losses, "minutes": minutes, "nbytes": nbytes,
-            **runs.outcome(result)}
+        quantized = qat.convert(model)
+        deployed, nbytes = quantized.model, quantized.nbytes
+    result = accuracy(copy.deepcopy(deployed).to(device), data.load("test"))
+    return {"losses": losses, "minutes": round((time.time() - started) / 60, 2), "nbytes": nbytes,
+            "sha256": runs.save_model(f"qat_{arm}_{bits}_{seed}", model, folder), **runs.outcome(result)}
+
+
+def float_bytes(model) -> int:
+    return 4 * sum(p.numel() for p in ptq.fold_batch_norm(model).parameters())
+
+
+def after_training(bits: int, device: str) -> dict:
+    """By axis: the plainest post-training quantization, the one that is best on training images, and all that were tried."""
+    model = zoo.load(NET).to(device)
+    images, labels = data.calibration(CALIBRATION_IMAGES + CHOICE_IMAGES)
+    cal, choice = images[:CALIBRATION_IMAGES].to(device), data.Split(images[CALIBRATION_IMAGES:], labels[CALIBRATION_IMAGES:])
+
+    def quantized(per, weights, activations, equalize, correct_bias):
+        def codes(w):
+            low, high = WEIGHTS[weights](w, bits, AXES[per])
+            return linear.quantize(w, bits, "symmetric", axis=AXES[per], x_min=low, x_max=high)
+        return ptq.quantize(model, cal, codes, bits, activations, equalize, correct_bias)
+
+    def row(options):
+        q = quantized(**options)
+        return {**options, "nbytes": q.nbytes, **runs.outcome(accuracy(q.model.to(device), data.load("test")))}
+
+    found = {}
+    for per in AXES:
+        tried = []
+        for combination in itertools.product(WEIGHTS, ptq.RANGES, (False, True), (False, True)):
+            options = dict(zip(OPTIONS, combination))
+            right = int(accuracy(quantized(per, **options).model.to(device), choice).correct.sum())
+            tried.append({**options, "correct_of_choice": right})
+            print(bits, per, options, right, flush=True)
+        best = max(tried, key=lambda entry: entry["correct_of_choice"])
+        found[per] = {name: row({"per": per, **{key: entry[key] for key in OPTIONS}}) for name, entry in
+                      (("plain", tried[0]), ("best", best))} | {"tried": tried}
+    return found
+
+
+def run(arm: str, bits: int, seed: int, device: str, folder: Path) -> None:
+    """One run, and its file in the folder."""
+    torch.backends.cudnn.allow_tf32 = False                                                 # products of codes are exact in float32
+    result = after_training(bits, device) if arm == "ptq" else train(arm, bits, seed, device, folder)
+    runs.write(f"{arm}-{bits}-{seed}", f"python -m qlab.lab.experiments.qat run {arm} {bits} {seed}", folder, device=device, result=result)
+
+
+def collect(folder: Path, into: Path = runs.FOLDER) -> None:
+    """The record from the runs in the folder, and the checkpoints that the notebook needs."""
+    done = {name: runs.raw("-".join(map(str, name)), folder) for name in names() if (folder / f"{'-'.join(map(str, name))}.json").exists()}
+    content = {"ptq": {}, "control": {}, "arms": {}}
+    for (arm, bits, seed), entry in done.items():
+        result = entry["result"]
+        if arm == "ptq":
+            content["ptq"][str(bits)] = result
+        elif arm == "control":
+            content["control"][str(seed)] = result
+        else:
+            content["arms"].setdefault(arm, {}).setdefault(str(bits), {})[str(seed)] = result
+    into.mkdir(parents=True, exist_ok=True)
+    for arm in KEPT:
+        if "0" in content["arms"].get(arm, {}).get("4", {}):
+            (into / f"qat_{arm}.safetensors").write_bytes((folder / f"qat_{arm}_4_0.safetensors").read_bytes())
+    whole = zoo.load(NET)
+    machines = {where: entry["environment"] for entry in done.values() for where in [entry["device"]]}
+    runs.write("qat", "python -m qlab.lab.experiments.qat collect", into, net=NET, checkpoint=zoo.record(NET)["sha256"], epochs=EPOCHS,
+               max_lr=MAX_LR, calibration_images=CALIBRATION_IMAGES, choice_images=CHOICE_IMAGES, ran_on=machines,
+               float={"nbytes": float_bytes(whole), **runs.outcome(accuracy(whole, data.load("test")))}, **content)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="*", choices=["ptq", "control", *ARMS, []], help="only these, beside what the record holds")
-    parts = parser.parse_args(arguments).part or ["ptq", "control", *ARMS]
-    for part in parts:
-        result = after_training() if part == "ptq" else run(part)
-        try:
-            old = runs.raw("qat")
-        except FileNotFoundError:
-            old = {}
-        found = {"ptq": old.get("ptq", {}), "arms": old.get("arms", {})}
-        (found if part == "ptq" else found["arms"])[part] = result
-        runs.write("qat", "python -m qlab.lab.experiments.qat", net=NET, bits=BITS, epochs=EPOCHS, max_lr=MAX_LR, seed=SEED, **found)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the runs' own files are")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("do", choices=["list", "run", "collect"])
+    parser.add_argument("run", nargs="*", help="of run: arm, bits, seed")
+    given = parser.parse_args(arguments)
+    if given.do == "list":
+        print("\n".join(f"{arm} {bits} {seed}" for arm, bits, seed in names()))
+    elif given.do == "collect":
+        collect(given.folder)
+    else:
+        chosen = (given.run[0], *map(int, given.run[1:])) if len(given.run) == 3 else None
+        if chosen not in names():
+            parser.error("run needs an arm, bits and a seed, one of those that list prints")
+        run(*chosen, given.device, given.folder)
 
 
 if __name__ == "__main__":
