@@ -1,7 +1,7 @@
 """Notebook 11's widget: LeNet-300-100 pruned and shared at once, without any training, and where the bytes are after each step.
 
 Left: the bytes of the file after pruning, after sharing and after Huffman coding, part by part; a dotted line is the promise, 35 times
-smaller than the float network. Right: the accuracy of what the file holds, on a few hundred images, beside the float network's.
+smaller than the float network. Right: the accuracy of what the file holds, on a few hundred training images, beside the float network's.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ def dial(networks: Mapping[str, nn.Module], images: torch.Tensor, labels: torch.
     fig.legend(bars.values(), bars, ncols=6, fontsize=9.5, loc="outside upper left", handlelength=1.0, handletextpad=0.4, columnspacing=1.0)
     column, = right.bar([0], [0], width=0.6, color=plot.COLORS["kmeans"])
     right.axhline(base, color=plot.COLORS["float"], linewidth=1.4, linestyle=plot.LINESTYLES["float"])
-    right.set(ylim=(0, 100), xlim=(-0.8, 0.8), xticks=[], ylabel=f"accuracy (%), {len(images)} images")
+    right.set(ylim=(0, 100), xlim=(-0.8, 0.8), xticks=[], ylabel=f"accuracy (%),\n{len(images)} training images")
 
     def update(network: str, density: float, bits: int) -> str:
         source = sources[network]

@@ -2,7 +2,7 @@
 
     python -m qlab.lab.experiments.compression search NET    which density and bits: decided on 10,000 training images held out
     python -m qlab.lab.experiments.compression final NET     those, on all 60,000 training images: the file, its test accuracy, a control
-    python -m qlab.lab.experiments.compression sharing       LeNet-300-100: few bits, four starts, before and after the centroids' training
+    python -m qlab.lab.experiments.compression sharing       LeNet-300-100: few bits, three starts, before and after the centroids' training
     python -m qlab.lab.experiments.compression orders        LeNet-300-100: the steps in other orders, and each alone, at the same bytes
 
 NET is lenet300 or lenet5. Pruning is gradual, one threshold for the whole network. What search decides by: of the files at least 40 times
