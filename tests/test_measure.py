@@ -584,3 +584,23 @@ def test_int8_peak_needs_int_mm(monkeypatch):
     monkeypatch.delattr(torch, "_int_mm")
     with pytest.raises(RuntimeError, match="_int_mm"):
         roofline.measure_peak(torch.int8)
+
+
+def test_over_seeds_is_numpy_s_mean_of_the_images_and_says_when_seeds_agree():
+    generator = np.random.default_rng(0)
+    a, b = generator.random((3, 500)) < 0.8, generator.random((3, 500)) < 0.9
+    found = measure.over_seeds([torch.tensor(one) for one in a], [torch.tensor(one) for one in b])
+    assert np.allclose(found.each, 100 * (b.mean(1) - a.mean(1)))
+    an_image = 100 * (b.mean(0) - a.mean(0))
+    half = 1.959964 * an_image.std(ddof=1) / 500**0.5
+    assert np.allclose((found.mean, found.low, found.high), an_image.mean() + np.array([0, -half, half]), atol=1e-5)
+    assert found.agree and not measure.over_seeds([torch.tensor(a[0])], [torch.tensor(a[1])]).agree
+
+
+@pytest.mark.parametrize("a, b, told", [
+    ([], [], "a has 0 seeds and b has 0"), ([[True, False]], [], "a has 1 seeds and b has 0"),
+    ([[True, False]], [[True]], r"the results have \[1, 2\] images"), ([[True]], [[True]], r"the results have \[1\] images"),
+    ([[1, 0]], [[True, False]], "must be bool")])
+def test_over_seeds_refuses_what_cannot_be_compared(a, b, told):
+    with pytest.raises(ValueError, match=told):
+        measure.over_seeds([torch.tensor(one) for one in a], [torch.tensor(one) for one in b])

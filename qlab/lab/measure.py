@@ -2,7 +2,7 @@
 
     sqnr      10 log10(sum x^2 / sum (x - x_hat)^2)
 
-wilson, mcnemar and their results come from qlab.lab.significance, one page of statistics, and are available here too.
+wilson, mcnemar, over_seeds and their results come from qlab.lab.significance, one page of statistics, and are available here too.
 """
 
 import math
@@ -17,9 +17,9 @@ from torch import nn
 
 from qlab.lab import machine
 from qlab.lab.data import Split
-from qlab.lab.significance import Accuracy, McNemar, mcnemar, wilson
+from qlab.lab.significance import Accuracy, McNemar, mcnemar, over_seeds, wilson
 
-__all__ = ["Accuracy", "Latency", "McNemar", "accuracy", "latency_ms", "mcnemar", "size_bytes", "sqnr_db", "wilson"]
+__all__ = ["Accuracy", "Latency", "McNemar", "accuracy", "latency_ms", "mcnemar", "over_seeds", "size_bytes", "sqnr_db", "wilson"]
 
 
 def accuracy(model: Callable, split: Split, batch_size: int = 100) -> Accuracy:

@@ -180,3 +180,52 @@ def mcnemar(a, b) -> McNemar:
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} images and b has {len(b)}, and they must be the same images.")
     return McNemar(len(a), int((a & ~b).sum()), int((b & ~a).sum()))
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Method B against method A, each trained with several seeds; all numbers are points of accuracy, B minus A.
+
+    each: the difference of every seed. low, high: the 95 % interval of their mean, for other test images and these very seeds. It knows
+    nothing of other seeds: take a difference for one of the methods only if the interval leaves out 0 and the seeds agree.
+
+    >>> print(OverSeeds(each=(0.83, 0.37, 0.43), low=0.26, high=0.83))
+    +0.54 [+0.26, +0.83]  seeds +0.83 +0.37 +0.43
+    """
+
+    each: tuple[float, ...]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds."""
+        return sum(self.each) / len(self.each)
+
+    @property
+    def agree(self) -> bool:
+        """Whether the interval leaves out 0 and every seed has the sign of the mean."""
+        return (self.low > 0 or self.high < 0) and all(value * self.mean > 0 for value in self.each)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]  seeds {' '.join(f'{value:+.2f}' for value in self.each)}"
+
+
+def over_seeds(a, b) -> OverSeeds:
+    """How far method B is ahead of A: a and b hold the results of as many seeds, in the same order, all on the same images.
+
+    For each image, how much more often B was right than A, as a share of the seeds; the interval is that of the mean over the images.
+    Raises ValueError for no seeds, another number of them, fewer than two images, or what mcnemar refuses.
+
+    >>> right, wrong = torch.tensor([True, True, True, False]), torch.tensor([True, False, True, False])
+    >>> print(over_seeds([wrong, right], [right, right]))
+    +12.50 [-12.00, +37.00]  seeds +25.00 +0.00
+    """
+    a, b = [_bools("a", one) for one in a], [_bools("b", one) for one in b]
+    if not 0 < len(a) == len(b):
+        raise ValueError(f"a has {len(a)} seeds and b has {len(b)}, and they must be as many, at least one.")
+    if len({len(one) for one in (*a, *b)}) > 1 or len(a[0]) < 2:
+        raise ValueError(f"the results have {sorted({len(one) for one in (*a, *b)})} images, and must have the same, at least two.")
+    gains = 100 * torch.stack([one.double() - other.double() for one, other in zip(b, a)])                  # (seeds, images)
+    mean, half = gains.mean().item(), _z(0.95) * gains.mean(0).std().item() / math.sqrt(len(a[0]))
+    return OverSeeds(tuple(gains.mean(1).tolist()), mean - half, mean + half)
