@@ -276,18 +276,21 @@ PARTS: dict[str, Callable] = {"arms": arms, "unseen": unseen, "runaway": runaway
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train and measure students, twins and controls for notebook 10, and write the records.")
     parser.add_argument("what", nargs="?", choices=[*PARTS, "list", "run", "collect"], help="without it, all parts")
-    parser.add_argument("which", nargs="*", help="after list: rates, settings or arms; after run: a name and a number that list prints")
+    parser.add_argument("which", nargs="*", help="after list: rates, settings or arms; after run: names, each with a number, as list prints")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single trainings are written (runs)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     given = parser.parse_args(arguments)
-    allowed = {"list": [[stage] for stage in STAGES],
-               "run": [[name, str(number)] for stage in STAGES for name, number in names(stage)]}.get(given.what, [[]])
-    if given.which not in allowed:
-        parser.error("after list name rates, settings or arms; after run a name and a number that list prints; else nothing")
+    which = [(name, int(number)) for name, number in zip(given.which[::2], given.which[1::2]) if number.isdigit()]
+    known = {name for stage in STAGES for name in names(stage)}
+    fits = {"list": len(given.which) == 1 and given.which[0] in STAGES,
+            "run": 0 < 2 * len(which) == len(given.which) and set(which) <= known}
+    if not fits.get(given.what, not given.which):
+        parser.error("after list name rates, settings or arms; after run names and numbers that list prints; else nothing")
     if given.what == "list":
         print("\n".join(f"{name} {number}" for name, number in names(given.which[0])))
     elif given.what == "run":
-        run(given.which[0], int(given.which[1]), given.folder, given.device)
+        for name, number in which:
+            run(name, number, given.folder, given.device)
     elif given.what == "collect":
         collect(given.folder)
     else:

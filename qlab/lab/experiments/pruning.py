@@ -242,17 +242,18 @@ PARTS = {function.__name__: function for function in (sensitivity, arms, lottery
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The pruning experiments: a part of them, all in order, or single runs of the part arms.")
     parser.add_argument("what", nargs="?", choices=[*PARTS, "list", "run", "collect"], help="without it, all parts")
-    parser.add_argument("run", nargs="*", metavar="ARM SEED", help="after run: which")
+    parser.add_argument("which", nargs="*", metavar="ARM SEED", help="after run: one or more arms, each with a seed, as list prints them")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single runs are written (runs)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     given = parser.parse_args(arguments)
-    single = given.what == "run"
-    if single != bool(given.run) or single and given.run not in [[arm, str(seed)] for arm, seed in names()]:
-        parser.error("after run, and only there, name an arm and a seed that list prints")
+    which = [(arm, int(seed)) for arm, seed in zip(given.which[::2], given.which[1::2]) if seed.isdigit()]
+    if (given.what == "run") != bool(given.which) or 2 * len(which) != len(given.which) or not set(which) <= set(names()):
+        parser.error("after run, and only there, name arms and seeds that list prints")
     if given.what == "list":
         print("\n".join(f"{arm} {seed}" for arm, seed in names()))
     elif given.what == "run":
-        run(given.run[0], int(given.run[1]), given.folder, given.device)
+        for arm, seed in which:
+            run(arm, seed, given.folder, given.device)
     elif given.what == "collect":
         collect(given.folder)
     else:
