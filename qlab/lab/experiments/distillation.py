@@ -276,7 +276,7 @@ PARTS: dict[str, Callable] = {"arms": arms, "unseen": unseen, "runaway": runaway
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train and measure students, twins and controls for notebook 10, and write the records.")
     parser.add_argument("what", nargs="?", choices=[*PARTS, "list", "run", "collect"], help="without it, all parts")
-    parser.add_argument("which", nargs="*", help="after list: rates, settings or arms; after run: names, each with a number, as list prints")
+    parser.add_argument("which", nargs="*", help="after list: rates, settings or arms; after run: names, each with a number")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single trainings are written (runs)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     given = parser.parse_args(arguments)
