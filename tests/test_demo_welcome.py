@@ -119,15 +119,14 @@ def test_the_page_s_pictures_do_what_its_text_says(found, sample):
         assert (found["channel", bits].classes[picked] == labels).all()
     assert (found["channel", 3].classes[picked] == labels).tolist() == [False] * 4 + [True] * 4
     assert not (found["channel", 2].classes[picked] == labels).any()
-    for bits in (2, 3, 4):  # with one scale for each tensor the network no longer looks at the picture
-        spread = found["tensor", bits].probabilities[picked]
-        assert (spread - spread[0]).abs().max() < 0.005
+    for bits in (2, 3):  # with one scale for each tensor the network says the same of every picture
+        assert len(found["tensor", bits].classes[picked].unique()) == 1
 
 
 def test_the_page_s_story_holds(found):
     share = {key: answer.accuracy.value for key, answer in found.items()}
     assert min(share["channel", bits] for bits in range(4, 9)) > share[welcome.FLOAT] - 0.05 > share["channel", 3] + 0.05
-    assert share["tensor", 8] > share["tensor", 7] > share["tensor", 6] > share["tensor", 5] > 0.15 > share["tensor", 4]
+    assert share["tensor", 5] > share["tensor", 4] + 0.02 > share["tensor", 3] + 0.5 and share["channel", 3] > 0.7 > 0.2 > share["tensor", 3]
     for bits in welcome.BITS:
         assert found["tensor", bits].nbytes < found["channel", bits].nbytes < found[welcome.FLOAT].nbytes
 

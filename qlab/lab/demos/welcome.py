@@ -127,7 +127,7 @@ def _tile(ax, picture: torch.Tensor, label: int):
 
 def _accuracy_axes(ax, found: dict[tuple[str, int], Answer]):
     curves, names = {}, {}
-    for per, style, at in zip(AXES, plot.line_styles(["linear", "linear"]), ((3.45, 79), (6.05, 48))):
+    for per, style, at in zip(AXES, plot.line_styles(["linear", "linear"]), ((3.0, 101), (3.75, 52))):
         accuracies = [100 * found[per, bits].accuracy.value for bits in BITS]
         curves[per], = ax.plot(BITS, accuracies, **style, markersize=6)
         names[per] = ax.text(*at, f"one scale per {per}", va="center", color=plot.INK["linear"], fontsize=10.5)
