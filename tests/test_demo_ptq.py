@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qlab.lab import runs, zoo
-from qlab.lab.demos.ptq import BITS, Activation, clipping, decoded
+from qlab.lab.demos.ptq import BITS, Activation, clipping, decoded, table
 from qlab.lab.experiments import ptq as experiment
 from qlab.lab.measure import mcnemar
 from qlab.nets.fake import FakeQuantize
@@ -110,12 +110,29 @@ def test_the_record_was_made_with_the_committed_checkpoints(record):
         assert record["int8"][net]["float"]["correct"] == zoo.record(net)["test_correct"]
 
 
-def test_per_channel_is_near_float_and_per_tensor_needs_equalization(record):
-    whole, rows = record["int8"]["depthwise"]["float"]["result"], record["repairs"]["8"]
-    assert mcnemar(whole, rows["tensor"]["result"]).high < 0                                # a loss outside the noise
-    for name in ("channel", "tensor, equalized"):
-        assert rows[name]["result"].value > whole.value - 0.003
-        assert mcnemar(rows["tensor"]["result"], rows[name]["result"]).low > 0
+def test_the_table_has_the_record_s_numbers(record):
+    rows = record["int8"]["cnn"]
+    lines = table("cnn", rows, "float").splitlines()
+    assert len(lines) == 4 and lines[1].split()[:4] == ["float", "373,288", "92.4", "%"] and lines[1].endswith("]")
+    pair = mcnemar(rows["float"]["result"], rows["channel"]["result"])
+    assert f"{100 * pair.difference:+.2f} [{100 * pair.low:+.2f}, {100 * pair.high:+.2f}]" in lines[2]
+    assert lines[2].endswith("noise") == (not pair.significant)
+
+
+def test_eight_bits_need_no_repair_and_one_scale_per_tensor_needs_it_at_few(record):
+    whole, repairs = record["int8"]["depthwise"]["float"]["result"], record["repairs"]
+    assert set(repairs) == {"8", "5", "4", "3"}
+    assert all(set(rows) == set(experiment.REPAIRS) for rows in repairs.values())
+    assert abs(repairs["8"]["tensor"]["result"].value - whole.value) < 0.003
+    for bits in "543":
+        rows = repairs[bits]
+        assert mcnemar(rows["tensor"]["result"], rows["channel"]["result"]).low > 0
+        assert mcnemar(rows["tensor"]["result"], rows["tensor, both"]["result"]).low > 0
+
+
+def test_equalization_costs_activations_of_four_bits_in_one_range(record):
+    rows = record["equalized"]["minmax"]
+    assert mcnemar(rows["as they are"]["result"], rows["equalized"]["result"]).high < 0
 
 
 def test_integer_networks_say_what_the_simulated_ones_say(record):

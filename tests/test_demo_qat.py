@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from qlab.lab import zoo
-from qlab.lab.demos.qat import BITS, UNITS, Weights, drag_step
+from qlab.lab.demos.qat import BITS, UNITS, Weights, after_training, drag_step, gains, results, won_back
+from qlab.lab.significance import Accuracy
 from qlab.nets import ptq
 from qlab.nets.fake import fake_quantize
 from qlab.quant import linear, ranges
@@ -41,8 +42,8 @@ def lsq(w, s, top):
     """The derivative of sum (w_hat - w)^2 / sum w^2 by s, from equation 3 of Esser et al. 2020, in NumPy: rounded part, saturated part."""
     v = w / s
     r = np.clip(np.round(v), -top, top)
-    inside = np.abs(np.round(v)) <= top
-    each = 2 * (s * r - w) * np.where(inside, r - v, r) / (w**2).sum()
+    inside = (-top < v) & (v < top)
+    each = 2 * (s * r - w) * np.where(inside, r - v, np.where(v > 0, top, -top)) / (w**2).sum()
     return each[inside].sum(), each[~inside].sum()
 
 
@@ -77,9 +78,9 @@ def test_the_staircase_is_the_quantizer(demo, tensors):
     flat = x[:-1] < x[1:]                                                                   # not the risers
     codes = np.clip(np.round(middles[flat] / s), -3, 3)
     assert y[:-1][flat] == pytest.approx(s * codes) and len(set(np.round(y / s))) == 7
-    assert straight.get_ydata() == pytest.approx([-3.5 * s, -3.5 * s, 3.5 * s, 3.5 * s])
+    assert straight.get_ydata() == pytest.approx([-3 * s, -3 * s, 3 * s, 3 * s])
     grid = torch.linspace(-5 * s, 5 * s, 997, requires_grad=True)                           # its slope is the library's derivative
-    fake_quantize(grid, torch.tensor(s), 0, -3, 3).sum().backward()
+    fake_quantize(grid, torch.tensor(s, requires_grad=True), 0, -3, 3).sum().backward()
     line = np.interp(grid.detach().numpy(), *straight.get_data())
     slopes, said = np.diff(line) / np.diff(grid.detach().numpy()), grid.grad[:-1].numpy()
     assert (np.abs(slopes - said) > 0.01).sum() <= 2                                        # only where it bends
@@ -91,7 +92,8 @@ def test_the_gradient_is_the_slope_for_many_values_and_not_for_few():
     for units in (0.4, 0.6, 0.9):
         s = units * many.unit(4)
         assert sum(many.gradient(s, 4)) == pytest.approx(many.slope(s, 4), rel=0.15)
-    wrong = [abs(sum(few.gradient(u * few.unit(4), 4)) / few.slope(u * few.unit(4), 4) - 1) for u in (0.6, 0.8, 0.95)]
+    steps = few.unit(4) * np.arange(0.9, 1.2, 0.05)                                           # no value or one saturates
+    wrong = [abs(sum(few.gradient(s, 4)) / few.slope(s, 4) - 1) for s in steps]
     assert max(wrong) > 0.5
 
 
@@ -104,6 +106,24 @@ def test_following_the_gradient_leads_near_the_least_error(tensors):
         best = ranges.mse(tensors["pointwise"], bits, "symmetric").x_max.item() / (2 ** (bits - 1) - 1)
         assert data.error(s, bits) < 1.1 * data.error(best, bits)
         assert data.curve(bits).min() <= 1.001 * data.error(best, bits)
+
+
+def test_the_tables_have_the_arms_and_their_gains():
+    """A record made by hand: 100 images, PTQ right on 50, the control's two seeds on 90, an arm's on 60 and 80."""
+    def row(n):
+        return {"result": Accuracy(torch.arange(100) < n), "nbytes": 1}
+    best = row(50) | {"weights": "mse", "activations": "mse", "equalize": False, "correct_bias": True}
+    record = {"control": {"0": row(90), "1": row(90)}, "arms": {"lsq-channel": {"3": {"0": row(60), "1": row(80)}}},
+              "ptq": {"3": {"channel": {"plain": row(20), "best": best}, "tensor": {"plain": row(10), "best": best}}}}
+    lines = after_training(record).splitlines()
+    assert lines[1].startswith("3 bits, channel 20.0 %") and lines[1].endswith("weights mse, activations mse, corrected")
+    assert [len(results(record, arm, 3)) for arm in ("control", "ptq-tensor", "plain-channel", "lsq-channel")] == [2, 2, 2, 2]
+    control, ptq, ste, *rest = gains(record, "channel").splitlines()[1:]
+    assert control.endswith("90.00") and ptq.endswith("50.00") and "70.00   +20.00" in ste and "50 % [" in ste and not rest
+    share, low, high = won_back(results(record, "lsq-channel", 3), results(record, "ptq-channel", 3), results(record, "control", 3))
+    assert share == pytest.approx(0.5) and low < 0.5 < high
+    with pytest.raises(ValueError, match="nothing has been lost"):
+        won_back(*[results(record, "control", 3)] * 3)
 
 
 def test_no_weight_saturates_at_the_unit(demo):

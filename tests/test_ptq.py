@@ -294,7 +294,7 @@ def test_equalization_keeps_the_function_and_evens_the_ranges():
         reach = net.get_submodule(target).weight.abs().flatten(1).amax(1)
         return reach.max() / reach.median()
 
-    assert spread(even, "block1.depthwise") < spread(folded, "block1.depthwise") / 5
+    assert spread(even, "block3.depthwise") < spread(folded, "block3.depthwise") / 3
 
 
 def test_equalization_leaves_alone_what_it_must():

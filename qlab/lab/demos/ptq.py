@@ -1,11 +1,11 @@
-"""Notebook 06's widget: where to clip an activation, and what the network says to it.
+"""Notebook 06: a table of a record's rows, and a widget: where to clip an activation, and what the network says to it.
 
-Left: the values behind a ReLU, the levels of the codes, and the part that saturates. Right: the mean squared error against the threshold,
+The widget. Left: the values behind a ReLU, the levels of the codes, and the part that saturates. Right: the mean squared error against the threshold,
 split into rounding and clipping, with the thresholds that four rules choose. The network runs with only this activation quantized.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import numpy as np
@@ -13,12 +13,35 @@ import torch
 from torch import nn
 
 from qlab.lab import plot, widgets
+from qlab.lab.significance import mcnemar
 from qlab.quant import ranges
 
 BITS = (2, 3, 4, 6, 8)
 PERCENT = np.arange(1, 101)                                                                 # thresholds, of the largest value
 SAMPLE = 1 << 15
 RULES = {"minmax": "v", "percentile": "D", "mse": "o", "entropy": "X"}                      # with the marker of each
+
+
+def table(title: str, rows: Mapping[str, dict], against: str) -> str:
+    """A line a row: bytes, accuracy with its interval, and how many points above the row named against, from the paired test.
+
+    rows: name -> {"nbytes", "result"}, as runs.load gives them. "noise" stands where the test finds no difference (p >= 0.05).
+
+    >>> from qlab.lab.significance import Accuracy
+    >>> right = torch.arange(1000) % 10 > 0
+    >>> rows = {"float": {"nbytes": 4000, "result": Accuracy(right)}, "int8": {"nbytes": 1000, "result": Accuracy(right.roll(1))}}
+    >>> print(table("a net", rows, "float"))
+    a net                    bytes  accuracy [95 %]      points above float [95 %]
+    float                    4,000  90.0 % [88.0, 91.7]
+    int8                     1,000  90.0 % [88.0, 91.7]  +0.00 [-2.78, +2.78] noise
+    """
+    lines = [f"{title:21}{'bytes':>9}  accuracy [95 %]      points above {against} [95 %]"]
+    for name, row in rows.items():
+        pair = mcnemar(rows[against]["result"], row["result"])
+        low, mid, high = (100 * share for share in (pair.low, pair.difference, pair.high))
+        above = "" if name == against else f"{mid:+.2f} [{low:+.2f}, {high:+.2f}]{'' if pair.significant else ' noise'}"
+        lines.append(f"{name:21}{row['nbytes']:9,}  {row['result']!s:19}  {above}".rstrip())
+    return "\n".join(lines)
 
 
 class Activation:

@@ -1,21 +1,89 @@
-"""Notebook 07's widget: a real weight, its step, and the gradient that LSQ has for the step.
+"""Notebook 07: the record's tables, and a widget: a real weight, its step, and the gradient that LSQ has for the step.
 
-Left: the staircase w_hat(w) over the histogram of the weights, with what the straight-through estimator differentiates in its place: the
-identity, up to where the weights saturate. Right: the squared error of the weights for every step, and LSQ's gradient as the tangent.
+won back    (QAT - PTQ) / (control - PTQ): of what quantization after training loses against more training in float, the share that
+            training with the rounding in place returns
+
+The widget. Left: the staircase w_hat(w) over the histogram of the weights, with what the straight-through estimator differentiates in its
+place: the identity, up to where the weights saturate. Right: the squared error of the weights for every step, and LSQ's gradient as the
+tangent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import numpy as np
 import torch
 
 from qlab.lab import plot, widgets
+from qlab.lab.significance import Accuracy, over_seeds
 from qlab.nets.fake import fake_quantize
 
 BITS = (2, 6)
 UNITS = np.round(np.arange(0.02, 1.2001, 0.01), 2)              # the step, in units of the one with which nothing saturates
 BINS = 80
+
+
+def after_training(record: dict) -> str:
+    """The record's quantization after training: the plainest and the one that is best on training images, by bits and axis."""
+    lines = [f"{'':16}plainest             best on training images"]
+    for bits, axes in record["ptq"].items():
+        for per in ("channel", "tensor"):
+            plain, best = axes[per]["plain"], axes[per]["best"]
+            repairs = "".join(f", {said}" for key, said in (("equalize", "equalized"), ("correct_bias", "corrected")) if best[key])
+            lines.append(f"{bits} bits, {per:8}{plain['result']!s:19}  {best['result']!s:19}  weights {best['weights']}, "
+                         f"activations {best['activations']}{repairs}")
+    return "\n".join(lines)
+
+
+def results(record: dict, arm: str, bits: int | str) -> list[Accuracy]:
+    """The results of an arm's seeds: "control", a trained arm such as "lsq-channel", "ptq-tensor" (the best; it has one, given again for
+    each seed of the control) or "plain-tensor"."""
+    kind, _, per = arm.partition("-")
+    if arm == "control":
+        return [entry["result"] for entry in record["control"].values()]
+    if kind in ("ptq", "plain"):
+        return [record["ptq"][str(bits)][per]["best" if kind == "ptq" else "plain"]["result"]] * len(record["control"])
+    return [entry["result"] for entry in record["arms"][arm][str(bits)].values()]
+
+
+def won_back(qat: Sequence[Accuracy], ptq: Sequence[Accuracy], control: Sequence[Accuracy]) -> tuple[float, float, float]:
+    """The share won back by the means over seeds, and its 95 % interval: images are drawn again (bootstrap), the same for all three.
+
+    Raises ValueError if the control is not ahead of PTQ: then there is nothing to win.
+
+    >>> sure, half = torch.ones(100, dtype=torch.bool), torch.arange(100) < 50
+    >>> won_back([Accuracy(torch.arange(100) < 75)], [Accuracy(half)], [Accuracy(sure)])[0]
+    0.5
+    """
+    each = np.stack([np.mean([one.correct.numpy() for one in results], axis=0) for results in (qat, ptq, control)])     # (3, images)
+    if each[2].mean() <= each[1].mean():
+        raise ValueError("the control is not ahead of PTQ: nothing has been lost that could be won back.")
+    kinds, counts = np.unique(each, axis=1, return_counts=True)                             # far fewer than images
+    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), 2000) @ kinds.T
+    shares = [(a - b) / (c - b) for a, b, c in drawn if c != b]
+    a, b, c = kinds @ counts
+    return tuple(float(share) for share in ((a - b) / (c - b), *np.percentile(shares, [2.5, 97.5])))
+
+
+def gains(record: dict, per: str, arms: Sequence[str] = ("ste", "lsq")) -> str:
+    """By bits: the best PTQ, the arms' means over the seeds, their points above it, and what they win back of the control."""
+    control = results(record, "control", 32)
+    lines = [f"{'per ' + per:20}mean   above the best PTQ [95 %]   won back [95 %]", f"{'control, float':20}{_percent(control)}"]
+    for bits in record["ptq"]:
+        best = results(record, f"ptq-{per}", bits)
+        lines.append(f"{bits + ' bits, best PTQ':20}{_percent(best)}")
+        for arm in arms:
+            if bits in record["arms"].get(f"{arm}-{per}", {}):
+                mine = results(record, f"{arm}-{per}", bits)
+                above = over_seeds(best[:len(mine)], mine)
+                share, low, high = (100 * value for value in won_back(mine, best, control))
+                lines.append(f"{'        ' + arm:20}{_percent(mine)}   {above.mean:+.2f} [{above.low:+.2f}, {above.high:+.2f}]"
+                             f"{'':10}{share:.0f} % [{low:.0f}, {high:.0f}]")
+    return "\n".join(lines)
+
+
+def _percent(results: Sequence[Accuracy]) -> str:
+    return f"{100 * np.mean([result.value for result in results]):.2f}"
 
 
 class Weights:
@@ -45,7 +113,7 @@ class Weights:
     def gradient(self, step: float, bits: int) -> tuple[float, float]:
         """LSQ's derivative of the error by the step, from fake_quantize: of the weights that are rounded, of those that saturate."""
         top = 2 ** (bits - 1) - 1
-        inside = (self.w / step).round().abs() <= top
+        inside = (self.w / step).abs() < top
         parts = []
         for part in (self.w[inside], self.w[~inside]):
             s = torch.tensor(step, dtype=torch.float64, requires_grad=True)
@@ -111,7 +179,7 @@ def drag_step(weights: Mapping[str, torch.Tensor], bits: int = 3, step: float = 
         borders = step * (np.arange(-top, top) + 0.5)
         reach = 1.1 * tensor.largest
         stairs.set_data(np.concatenate([[-reach], np.repeat(borders, 2), [reach]]), step * np.repeat(np.arange(-top, top + 1), 2))
-        end = (top + 0.5) * step                                # the last weight that is rounded and does not saturate
+        end = top * step                                        # from the last level on LSQ counts a weight as saturated
         straight.set_data([-reach, -end, end, reach], [-end, -end, end, end])
         error, (rounded, cut) = tensor.error(step, bits), tensor.gradient(step, bits)
         gradient = unit * (rounded + cut)                       # by the slider's value

@@ -4,7 +4,8 @@
     python -m qlab.lab.experiments.ptq calibration  one part again; the others' results stay in the record
 
     int8         each network in float32 and with INT8 weights and activations, one weight scale per channel or per tensor
-    repairs      the depthwise net at 8, 7 and 6 bits of weight: equalization, bias correction, both
+    repairs      the depthwise net at 8, 5, 4 and 3 bits of weight: equalization, bias correction, both
+    equalized    what equalization does to activations: the depthwise net, weights of 8 bits per channel, activations of 4
     calibration  how an activation's range is chosen, by each of five rules, at 8 and at 4 bits; and by entropy for all but the input
     weights      linear, logarithmic and k-means weights of 4 bits, activations of 8
     integer      the integer-only networks, and how often they say what the fake-quantized ones say; resnet on the first 2,000 images
@@ -25,7 +26,8 @@ from qlab.quant import kmeans, linear, log
 NETS, CALIBRATION_IMAGES = ("cnn", "depthwise", "resnet"), 512
 Rows = Iterator[tuple[str, dict]]                                                           # each is written as soon as it is there
 REPAIRS = {
-    "channel": (0, {}), "tensor": (None, {}), "tensor, equalized": (None, {"equalize": True}),
+    "channel": (0, {}), "channel, equalized": (0, {"equalize": True}), "channel, corrected": (0, {"correct_bias": True}),
+    "tensor": (None, {}), "tensor, equalized": (None, {"equalize": True}),
     "tensor, corrected": (None, {"correct_bias": True}), "tensor, both": (None, {"equalize": True, "correct_bias": True}),
 }
 CALIBRATED = {f"{net}, {bits} bits": (net, bits) for net, bits in (("cnn", 8), ("depthwise", 4), ("depthwise", 8))}
@@ -68,8 +70,15 @@ def int8() -> Rows:
 
 def repairs() -> Rows:
     """The depthwise net, by bits of weight: each axis without and with repairs; activations have 8 bits."""
-    for bits in (8, 7, 6):
+    for bits in (8, 5, 4, 3):
         yield str(bits), {name: row("depthwise", weights=symmetric(bits, axis), **options) for name, (axis, options) in REPAIRS.items()}
+
+
+def equalized() -> Rows:
+    """By rule for the activations' ranges: with the channels as they are, and equalized. The weights have a scale per channel."""
+    for ranges in ("minmax", "mse"):
+        yield ranges, {name: row("depthwise", weights=symmetric(8, 0), activation_bits=4, ranges=ranges, equalize=name == "equalized")
+                       for name in ("as they are", "equalized")}
 
 
 def calibration() -> Rows:
@@ -102,7 +111,7 @@ def integer_only() -> Rows:
         }
 
 
-PARTS = {"int8": int8, "repairs": repairs, "calibration": calibration, "weights": weights, "integer": integer_only}
+PARTS = {"int8": int8, "repairs": repairs, "equalized": equalized, "calibration": calibration, "weights": weights, "integer": integer_only}
 
 
 def main(arguments: list[str] | None = None) -> None:
