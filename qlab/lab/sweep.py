@@ -60,7 +60,7 @@ def load() -> list[dict]:
 
 
 def picture(path: Path, net: str = "depthwise") -> None:
-    """Draw one network's rows as notebook 05 does: size against accuracy, per tensor beside per channel."""
+    """Draw one network's rows as notebook 05 does, without its bits: size against accuracy, per tensor beside per channel."""
     import matplotlib.pyplot as plt
 
     from qlab.lab import plot
@@ -69,6 +69,8 @@ def picture(path: Path, net: str = "depthwise") -> None:
     _, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for ax, per in zip(axes, AXES):
         compare.sizes(load(), net, per, ax).set_title(f"one scale or codebook per {per}")
+        for bits in list(ax.texts):  # which bits are enough is the first notebook's first question
+            bits.remove()
     axes[1].set_ylabel("")
     axes[0].figure.savefig(path)
 
