@@ -1,9 +1,11 @@
 """Notebook 12's widgets, driven without a browser: what they draw and count is what a product that counts its fetches counts."""
 
+import json
+
 import numpy as np
 import pytest
 
-from qlab.lab.demos.matmul import GRID, SIZE, TILES, bytes_moved, order, tiled_product, tiles_loaded, waves
+from qlab.lab.demos.matmul import GRID, SIZE, TILES, bytes_moved, milliseconds, order, tiled_product, tiles_loaded, waves
 
 
 def counted(m, k, n, block_m, block_n, block_k):
@@ -134,3 +136,16 @@ def test_bad_arguments():
         bytes_moved(1, 1, 1, 1, 0)
     with pytest.raises(ValueError, match="group is 0"):
         order(1, 1, 0)
+
+
+def test_a_table_of_milliseconds_has_the_square_products_of_a_record(tmp_path):
+    rows = [{"what": "a", "shape": [512] * 3, "threads": 1, "ms": 1.5}, {"what": "a", "shape": [1024] * 3, "threads": 1, "ms": 1234.5},
+            {"what": "a", "shape": [512] * 3, "threads": 2, "ms": 0.75}, {"what": "a", "shape": [1, 512, 512], "threads": 2, "ms": 9.0},
+            {"what": "exact", "shape": [512, 512, 512], "differ": 0}]
+    for name, key, on in (("matmul_cpu", "cpu", ", 1 thread "), ("matmul_cuda_x", "cuda", " ")):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"environment": {key: "Some machine", "date": "2026-11-23"}, "rows": rows}))
+        first, sizes, *table = milliseconds(path).splitlines()
+        assert first == "Some machine, 2026-11-23" and sizes.split() == ["milliseconds", "512", "1,024"]
+        assert table[0].startswith(f"a{on}") and table[0].split()[-2:] == (["1.50", "1234.50"] if key == "cpu" else ["0.75", "1234.50"])
+        assert len(table) == (2 if key == "cpu" else 1)

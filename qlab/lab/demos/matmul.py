@@ -1,10 +1,13 @@
-"""Notebook 12's two widgets: a tiled INT8 product, a step at a time, and the order in which the tiles of the result are computed.
+"""Notebook 12's two widgets and a table: a tiled INT8 product, step by step, and the order of the tiles of the result.
 
     bytes moved = M K ceil(N / BLOCK_N) + K N ceil(M / BLOCK_M) + 4 M N          int8 operands, int32 result
 
 A tile of the result needs BLOCK_M rows of a and BLOCK_N columns of b, and each tile fetches its own: so a is fetched once for each column
 of tiles, b once for each row of tiles. Tiles that are computed at the same time can share what they fetch: that is what the order is for.
 """
+
+import json
+from pathlib import Path
 
 import ipywidgets
 import numpy as np
@@ -56,6 +59,22 @@ def tiles_loaded(programs: np.ndarray, tiles_k: int) -> int:
     (90, 54)
     """
     return tiles_k * sum(len(np.unique(index)) for index in np.asarray(programs).T)
+
+
+def milliseconds(path: Path) -> str:
+    """The times of square products in a record of qlab.matmul.bench: a line for its machine and date, then a row for what was timed."""
+    record, times, gpu = json.loads(Path(path).read_text()), {}, "cuda" in Path(path).stem
+    for row in record["rows"]:
+        if len(set(row["shape"])) == 1 and "ms" in row:
+            threads = row.get("threads")
+            on = f", {threads} thread{'s' if threads != 1 else ''}" if threads and not gpu else ""
+            times.setdefault(row["what"] + on, {})[row["shape"][0]] = row["ms"]
+    sizes = sorted({size for row in times.values() for size in row})
+    lines = [f"{record['environment']['cuda' if gpu else 'cpu']}, {record['environment']['date']}",
+             f"{'milliseconds':32}" + "".join(f"{size:10,}" for size in sizes)]
+    for name, row in times.items():
+        lines.append(f"{name:32}" + "".join(f"{row[size]:10.2f}" if size in row else " " * 10 for size in sizes).rstrip())
+    return "\n".join(lines)
 
 
 def _three_matrices(ax, size: int):
