@@ -1,4 +1,4 @@
-"""The widget in which one flips bits: every number against torch, NumPy or the format's definition, and every control driven."""
+"""Notebook 01's live figures: every number against torch, NumPy or the definition, and every control driven."""
 
 import math
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qlab.lab.demos.numbers import FORMATS, flip_bits
+from qlab.lab.demos.numbers import BATCHES, FORMATS, flip_bits, under_the_roof
+from qlab.matmul.roofline import Roof
 
 SMALL = [name for name, f in FORMATS.items() if f.bits <= 16]
 FLOATS = [name for name in FORMATS if name != "int8"]
@@ -157,3 +158,38 @@ def test_a_visit_to_another_format_gives_the_number_back(demo, visit):
     there = demo.controls["number"].value
     demo.controls["format"].value = "float32"
     assert demo.controls["number"].value == there
+
+
+ROOF = Roof(peak=8e10, bandwidth=1.6e10)  # the ridge at 5 operations a byte
+
+
+@pytest.mark.parametrize("batch, width, size, bound, says", [
+    (1, "4 (float32)", 4, "memory-bound", "no faster than"), (1, "1 (8 bits)", 1, "memory-bound", "4 times as fast as"),
+    (1, "1/2 (4 bits)", 0.5, "memory-bound", "8 times as fast as"), (8, "1 (8 bits)", 1, "compute-bound", "1.3 times as fast as"),
+    (256, "2 (16 bits)", 2, "compute-bound", "no faster than"),
+])
+def test_a_layer_moves_under_the_roof(batch, width, size, bound, says):
+    demo = under_the_roof(ROOF, 8192, 4096, {1: 8.8e9})
+    demo.controls["batch"].value, demo.controls["width"].value = batch, width
+    assert demo.error is None
+
+    def rate(n, w):
+        moved = w * (8192 * 4096 + 4096 * n) + 4 * 8192 * n
+        return min(8e10, 1.6e10 * 2 * 8192 * 4096 * n / moved)
+
+    here = demo.fig.axes[0].lines[-1].get_xydata()[0]
+    np.testing.assert_allclose(here[1], rate(batch, size) / 1e9)
+    assert f"batch {batch:,}, {size:g} bytes" in demo.text and bound in demo.text and says in demo.text
+    milliseconds = 2e3 * 8192 * 4096 * batch / rate(batch, size)
+    assert f"{milliseconds:.3g} ms" in demo.text
+    trail = demo.fig.axes[0].lines[-2].get_ydata()
+    np.testing.assert_allclose(trail, [rate(n, size) / 1e9 for n in BATCHES])
+
+
+def test_what_was_measured_is_a_diamond_at_float32_s_intensity():
+    diamonds = next(line for line in under_the_roof(ROOF, 64, 32, {1: 8e9, 16: 7e10}).fig.axes[0].lines if line.get_marker() == "D")
+    moved = [4 * (64 * 32 + 32 * n + 64 * n) for n in (1, 16)]
+    np.testing.assert_allclose(diamonds.get_xdata(), [2 * 64 * 32 * n / b for n, b in zip((1, 16), moved)])
+    np.testing.assert_allclose(diamonds.get_ydata(), [8, 70])
+    with pytest.raises(ValueError, match="m is 0"):
+        under_the_roof(ROOF, 0, 32)

@@ -27,6 +27,7 @@ from qlab.lab.demos import (
     qat,
     welcome,
 )
+from qlab.matmul.roofline import Roof
 from qlab.nets.ptq import fold_batch_norm
 
 COUNTED = ("iteration", "cycle", "bits", "height of a group", "count")  # an axis whose label begins so has whole numbers on it
@@ -48,7 +49,8 @@ def clipped():
 
 MADE = {
     "00": lambda: welcome.fewer_bits(fold_batch_norm(zoo.load("cnn")), data.Split(*images(400))),
-    "01": lambda: numbers.flip_bits(-6.5, "float16"),
+    "01, roof": lambda: numbers.under_the_roof(Roof(8e10, 1.6e10), 8192, 4096, {1: 8.8e9, 256: 7.5e10}),
+    "01, bits": lambda: numbers.flip_bits(-6.5, "float16"),
     "02": lambda: linear.play({"weights": 0.05 * random(300_000), "after a ReLU": random(400_000).relu()}),
     "03": lambda: log.log_against_linear({"weights": 0.05 * random(3000)} | log.samples(20_000), start="weights"),
     "04": lambda: kmeans.lloyd_steps({"few": 0.3 * random(288), "many": 0.03 * random(36_864), "far": 3 * random(288) ** 3}),

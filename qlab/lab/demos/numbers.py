@@ -1,4 +1,5 @@
-"""Number formats, bit by bit: what sign, exponent and mantissa mean, and where a format's numbers lie.
+"""Notebook 01's live figures: a layer under the roofline of a machine; and number formats, bit by bit: what sign, exponent and mantissa
+mean, and where a format's numbers lie.
 
     x = (-1)^s * 2^(e - bias) * (1 + m / 2^M)          IEEE 754: e the exponent field, m the mantissa field of M bits
     x = (-1)^s * 2^(1 - bias) * (0 + m / 2^M)          for e = 0: zero and the subnormal numbers
@@ -8,14 +9,17 @@ bits are 1 too (Micikevicius et al. 2022). int8 is two's complement: its first b
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ipywidgets
+import numpy as np
 import torch
 import traitlets
 from matplotlib.patches import Rectangle
 
 from qlab.lab import plot, widgets
+from qlab.matmul.roofline import Roof, matmul_intensity
 
 FIELDS = {"sign": plot.INK["float"], "exponent": plot.INK["accent"], "mantissa": plot.INK["muted"]}
 
@@ -244,3 +248,49 @@ def flip_bits(x: float = -6.5, name: str = "float16") -> widgets.Live:
     choice.observe(choose, "value")
     number.observe(lambda change: enter(change["new"]), "value")
     return widgets.Live(fig, update, format=choice, number=number, bits=row)
+
+
+BATCHES = [2**e for e in range(13)]
+BYTES = {"4 (float32)": 4, "2 (16 bits)": 2, "1 (8 bits)": 1, "1/2 (4 bits)": 0.5}
+
+
+def under_the_roof(roof: Roof, m: int, k: int, measured: Mapping[int, float] | None = None) -> widgets.Live:
+    """An (m, k) layer under a machine's roof: the batch, and the bytes of a weight or an input, move it. Outputs have 4 bytes and the
+    arithmetic stays the roof's, so that fewer bytes are less traffic and nothing else.
+
+    roof: of float32. measured: batch -> operations/s of the float32 layer, drawn as diamonds. Raises ValueError for m or k below 1.
+    """
+    def at(batch: int, width: float) -> float:
+        return matmul_intensity(m, k, batch, width, 4)
+
+    measured = dict(measured or {})
+    fig, ax = widgets.figure(7.6, 3.8)
+    low, high = at(1, 4) / 3, 3 * at(BATCHES[-1], 0.5)
+    x = np.geomspace(low, high, 200)
+    ax.plot(x, roof.attainable(x) / 1e9, color=plot.COLORS["float"], linewidth=1.6)
+    ax.axvline(roof.ridge, color=plot.COLORS["muted"], linestyle=":", linewidth=1.4, label="ridge")
+    ax.plot([at(batch, 4) for batch in measured], [rate / 1e9 for rate in measured.values()], "D", color=plot.COLORS["error"], markersize=8,
+            label="measured, float32")
+    trail, = ax.plot([], [], "o", color=plot.COLORS["muted"], markersize=4, label="other batches")
+    here, = ax.plot([], [], "o", color=plot.COLORS["accent"], markersize=13, markerfacecolor="none", markeredgewidth=3, label="this layer")
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(roof.attainable(low) / 1e9, 4 * roof.peak / 1e9),
+           xlabel="operational intensity (operations/byte)", ylabel="GFLOP/s")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.legend(loc="lower right")
+
+    def update(batch: int, width: str) -> str:
+        intensities = [at(n, BYTES[width]) for n in BATCHES]
+        trail.set_data(intensities, roof.attainable(intensities) / 1e9)
+        intensity = at(batch, BYTES[width])
+        rate = roof.attainable(intensity)
+        here.set_data([intensity], [rate / 1e9])
+        bound = "memory-bound" if intensity < roof.ridge else "compute-bound"
+        gain = rate / roof.attainable(at(batch, 4))
+        faster = f"{gain:.2g} times as fast as" if gain >= 1.05 else "no faster than"
+        return (f"batch {batch:,}, {BYTES[width]:g} bytes a number: {intensity:.3g} operations/byte, ridge at {roof.ridge:.3g}: "
+                f"<b>{bound}</b>, at most {rate / 1e9:.3g} GFLOP/s, {2e3 * m * k * batch / rate:.3g} ms; <b>{faster}</b> with 4 bytes.")
+
+    options = [(f"{n:,}", n) for n in BATCHES]
+    return widgets.Live(fig, update, batch=ipywidgets.SelectionSlider(options=options, value=1),
+                        width=ipywidgets.SelectionSlider(options=list(BYTES), value="1 (8 bits)", description="bytes a number"))
