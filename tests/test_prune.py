@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as reference
 
-from qlab.lab import data, measure, runs
+from qlab.lab import data, measure, runs, zoo
+from qlab.lab.experiments import pruning as experiment
 from qlab.nets import channels, prune
 from qlab.nets.models import plain_cnn
 from qlab.nets.training import fit
@@ -279,50 +280,82 @@ def test_weights_that_are_not_finite_are_refused():
 
 # The committed records
 
-def lost(arms, name):
-    """Points of accuracy that an arm is below the dense network."""
-    return 100 * (arms["dense"]["test"]["result"].value - arms[name]["test"]["result"].value)
+@pytest.fixture(scope="module")
+def arms():
+    """(arm, seed, epochs) -> row of the record."""
+    return {(row["arm"], row["seed"], row["epochs"]): row for row in runs.load("pruning")["rows"]}
 
 
-def test_record_nine_of_ten_weights_gone_beside_its_controls():
-    record = runs.load("pruning")
-    arms = record["arms"]
-    assert arms["gradual"]["sparsity"] >= 0.9 and arms["one-shot"]["sparsity"] >= 0.9
-    assert arms["gradual"]["epochs"] == arms["control"]["epochs"] == arms["one-shot"]["epochs"]
-    assert all(arm["test"]["result"].n == 10_000 for arm in arms.values())
-    assert max(lost(arms, "gradual"), lost(arms, "one-shot")) < lost(arms, "one-shot, not trained") / 4
-    pruned = runs.load_model("pruning_cnn", plain_cnn(), record["checkpoint"]["sha256"])
-    weights = [p for name, p in pruned.named_parameters() if name.endswith("weight")]
-    assert sum(int((w == 0).sum()) for w in weights) >= 0.9 * sum(w.numel() for w in weights)
-    test = data.load("test")
-    live = measure.accuracy(pruned, data.Split(test.images[:1000], test.labels[:1000]))
-    assert (live.correct != arms["gradual"]["test"]["result"].correct[:1000]).sum() <= 3
+def rows_of(arms, name):
+    return {seed: row for (arm, seed, _), row in arms.items() if arm == name}
 
 
-def test_record_nine_of_ten_within_half_a_point_and_two_of_four_within_three_tenths():
-    record = runs.load("pruning_taught")
-    arms = record["arms"]
-    assert arms["gradual"]["sparsity"] >= 0.9 and lost(arms, "gradual") <= 0.5 and lost(arms, "2:4") <= 0.3
-    assert arms["control"]["epochs"] == arms["gradual"]["epochs"] == arms["2:4"]["epochs"]
-    for name, kept in record["checkpoints"].items():
-        model = runs.load_model(kept["name"], plain_cnn(), kept["sha256"])
-        zeros = {n: float((model.get_submodule(n).weight == 0).float().mean()) for n in arms[name]["layers"]}
-        assert all(zeros[n] >= share - 1e-6 for n, share in arms[name]["layers"].items())
+def test_record_every_arm_has_the_same_seeds_and_its_control_learned_as_long(arms):
+    for kind in (experiment.LABELS, experiment.TAUGHT):
+        seeds = {tuple(rows_of(arms, name)) for name in kind}
+        assert len(seeds) == 1 and len(*seeds) >= 3
+    epochs = {name: {key[2] for key in arms if key[0] == name} for name in (*experiment.LABELS, *experiment.TAUGHT)}
+    assert {name: e for name, e in epochs.items() if not name.startswith("small")} == {
+        **dict.fromkeys(("control", "2:4", "channels", "gradual", "one-shot"), {8}), **dict.fromkeys(experiment.TAUGHT, {4})}
+    assert epochs["small"] == {16, 24} and epochs["small-one-cycle"] == {24}               # 16 made the dense network, 8 the pruned one
+    assert all(row["test"]["result"].n == 10_000 for row in arms.values())
 
 
-def test_record_two_of_four_and_half_of_the_macs():
-    record = runs.load("pruning_structured")
-    arms, kept = record["arms"], record["checkpoints"]
-    assert lost(arms, "2:4") < lost(arms, "2:4, not trained") / 4
-    assert lost(arms, "channels") < lost(arms, "channels, not trained") / 4
-    model = runs.load_model(kept["2:4"]["name"], plain_cnn(), kept["2:4"]["sha256"])
-    for name in ("conv2", "conv3", "fc1", "fc2"):
-        groups = model.get_submodule(name).weight.movedim(1, -1).reshape(-1, 4)
-        assert ((groups != 0).sum(1) <= 2).all()
-    assert arms["channels"]["macs"] <= arms["dense"]["macs"] / 2
+def test_record_shares_removed_and_what_training_brings_back(arms):
+    dense = arms["dense", experiment.SEEDS[0], 0]
+    for name, sparsity in (("gradual", 0.9), ("one-shot", 0.9), ("taught-gradual", 0.9), ("2:4", 0.49), ("taught-2:4", 0.49)):
+        assert all(row["sparsity"] >= sparsity for row in rows_of(arms, name).values())
+    for name in ("one-shot", "2:4", "channels"):
+        for row in rows_of(arms, name).values():
+            lost, at_first = (dense["test"]["result"].value - row[when]["result"].value for when in ("test", "before"))
+            assert lost < at_first / 4
+    for name in ("channels", "small", "small-one-cycle"):
+        assert all(row["macs"] <= dense["macs"] / 2 for row in rows_of(arms, name).values())
+
+
+def test_record_the_networks_are_what_it_says(arms):
+    record, test = runs.load("pruning"), data.load("test")
+    some = data.Split(test.images[:1000], test.labels[:1000])
     small = channels.remove(plain_cnn(), channels.weakest(plain_cnn(), record["settings"]["channels"]))
-    small = runs.load_model(kept["channels"]["name"], small, kept["channels"]["sha256"])
-    assert sum(channels.macs(small, torch.zeros(1, 1, 28, 28)).values()) == arms["channels"]["macs"]
+    assert record["checkpoints"].keys() == experiment.KEPT.keys() and record["dense_sha256"] == zoo.record("cnn")["sha256"]
+    for name, kept in record["checkpoints"].items():
+        model = runs.load_model(kept["name"], small if name == "channels" else plain_cnn(), kept["sha256"])
+        row = rows_of(arms, name)[experiment.SEEDS[0]]
+        zeros = {n: float((model.get_submodule(n).weight == 0).float().mean()) for n in row.get("layers", ())}
+        assert all(zeros[n] >= share - 1e-6 for n, share in row.get("layers", {}).items())
+        live = measure.accuracy(model, some)
+        assert (live.correct != row["test"]["result"].correct[:1000]).sum() <= 4
+        if name == "2:4":
+            for layer in ("conv2", "conv3", "fc1", "fc2"):
+                assert ((model.get_submodule(layer).weight.movedim(1, -1).reshape(-1, 4) != 0).sum(1) <= 2).all()
+
+
+def test_the_experiment_runs_arms_and_collects_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "SEEDS", (1,))
+    monkeypatch.setattr(experiment, "LABELS", ("small", "channels", "gradual"))
+    monkeypatch.setattr(experiment, "TAUGHT", ("taught-2:4",))
+    monkeypatch.setattr(experiment, "test", lambda model: runs.outcome(measure.accuracy(model, data.calibration(100))))
+    with pytest.raises(ValueError, match="lacks the run dense 1"):
+        experiment.collect(tmp_path, tmp_path / "records")
+    for arm, seed in experiment.names():
+        experiment.run(arm, seed, tmp_path, epochs=2, images=130)
+    (tmp_path / "records").mkdir()
+    experiment.collect(tmp_path, tmp_path / "records")
+    record = runs.load("pruning", tmp_path / "records")
+    assert [row["arm"] for row in record["rows"]] == ["dense", "small", *experiment.LABELS, *experiment.TAUGHT]
+    assert (tmp_path / "records" / "pruning_cnn_channels.safetensors").exists()
+    one = tmp_path / f"{experiment.file_name('taught-2:4', 1)}.json"
+    one.write_text(one.read_text().replace(torch.__version__, "0.1"))
+    with pytest.raises(ValueError, match="come from 2 machines"):
+        experiment.collect(tmp_path, tmp_path / "records")
+
+
+def test_the_experiment_s_command_line_refuses_an_unknown_run(capsys):
+    for arguments in (["run", "gradual", "99"], ["run"], ["list", "gradual", "1"]):
+        with pytest.raises(SystemExit):
+            experiment.main(arguments)
+    experiment.main(["list"])
+    assert "taught-gradual 2" in capsys.readouterr().out.splitlines()
 
 
 def test_record_of_the_lottery_is_complete():
