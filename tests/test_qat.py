@@ -216,10 +216,20 @@ def test_a_run_writes_its_file_and_collect_makes_the_record_of_them(monkeypatch,
     assert (again.correct != entry["result"].correct).sum() <= 2
 
 
+def test_an_arm_can_start_where_the_squared_error_is_least():
+    learned = experiment.prepared("mse-channel", 4, data.calibration(8).images, "minmax")
+    layer = learned.get_submodule("block3.pointwise")
+    w = layer.folded().detach()
+    off = {f: (layer.quantizer.top * f * layer.quantizer.scale.detach()) for f in (0.8, 1.0, 1.25)}
+    errors = {f: (linear.quantize(w, 4, "symmetric", axis=0, x_min=-reach, x_max=reach).dequantize() - w).square().sum()
+              for f, reach in off.items()}
+    assert min(errors, key=errors.get) == 1.0
+
+
 def test_the_most_important_runs_come_first(capsys):
     experiment.main(["list"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == len({tuple(line) for line in lines}) == 3 + 3 + 4 * 3 * 3 + 2 * 3 * 3
+    assert len(lines) == len({tuple(line) for line in lines}) == 3 + 3 + 4 * 3 * 3 + 3 * 3 * 3
     assert [line[0] for line in lines[:6]] == ["ptq"] * 3 + ["control"] * 3 and {line[1] for line in lines[6:18]} == {"4"}
     with pytest.raises(SystemExit):
         experiment.main(["run", "lsq-channel", "5", "0"])

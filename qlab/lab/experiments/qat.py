@@ -15,6 +15,7 @@ learning rate with batch norm's statistics frozen. The activations of all arms s
     lsq-*           the steps of weights and activations are learned
     ste-*           a weight's step follows max|w|; the activations' ranges stay as calibrated
     moving-*        as ste, and the activations' ranges follow the batches' extremes (Jacob et al. 2018, section 3.1)
+    mse-*           as lsq, but a weight's step starts where its squared error is least, and not at 2 mean|w| / sqrt(Q)
     fixed-*         the steps with which LSQ starts, and they stay: what learning them brings beyond a good start
 
 Post-training quantization is the best that the library can do: every combination of weight range, activation range and repairs is
@@ -39,7 +40,8 @@ NET, CALIBRATION_IMAGES, CHOICE_IMAGES = "depthwise", 512, 2000
 EPOCHS, MAX_LR = (3, 1), (0.02, 0.0005)                                                     # then with batch norm frozen
 AXES = {"tensor": None, "channel": 0}
 ARMS = {  # how the scales are set
-    "lsq": {"learned": True}, "ste": {"learned": False}, "moving": {"learned": False, "moving": True}, "fixed": {"learned": True},
+    "lsq": {"learned": True}, "ste": {"learned": False}, "moving": {"learned": False, "moving": True},
+    "mse": {"learned": True}, "fixed": {"learned": True},
 }
 MAIN = ("lsq-channel", "ste-channel", "lsq-tensor", "ste-tensor")
 KEPT = ("lsq-channel", "lsq-tensor")                                                        # 4 bits, seed 0: the notebook looks inside
@@ -54,15 +56,20 @@ WEIGHTS = {  # the range of a weight
 def names() -> list[tuple[str, int, int]]:
     """All runs: arm, bits, seed; the most important first. Seeds of post-training quantization: none, it has no chance in it."""
     order = [[("control", 32)]] + [[(arm, bits) for arm in MAIN] for bits in (4, 3, 2)]
-    order += [[(arm, bits)] for arm in ("fixed-channel", "moving-channel") for bits in (3, 2, 4)]
+    order += [[(arm, bits)] for arm in ("mse-channel", "fixed-channel", "moving-channel") for bits in (4, 3, 2)]
     return [("ptq", bits, 0) for bits in (4, 3, 2)] + [(*run, seed) for block in order for run in block for seed in SEEDS]
 
 
-def prepared(arm: str, bits: int, calibration: torch.Tensor | None = None, ranges: str = "mse"):
+def prepared(arm: str, bits: int, calibration: torch.Tensor | None = None, activations: str = "mse"):
     """The network of an arm before its training: fake quantizers in place, activation ranges from the calibration images."""
     kind, per = arm.split("-")
     images = data.calibration(CALIBRATION_IMAGES).images if calibration is None else calibration
-    model = qat.prepare(zoo.load(NET), images, bits, bits, axis=AXES[per], ranges=ranges, **ARMS[kind])
+    model = qat.prepare(zoo.load(NET), images, bits, bits, axis=AXES[per], ranges=activations, **ARMS[kind])
+    if kind == "mse":
+        for layer in model.modules():
+            if isinstance(layer, qat.QuantizedLayer):
+                low, high = WEIGHTS["mse"](layer.folded().detach(), bits, AXES[per])
+                layer.quantizer.scale.data = (torch.maximum(-low, high) / layer.quantizer.top).clamp(min=1e-12)
     if kind == "fixed":
         for name, parameter in model.named_parameters():
             if name.rpartition(".")[2] == "scale":
