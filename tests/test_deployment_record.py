@@ -62,14 +62,18 @@ def test_onnx_runtime_is_within_a_fifth_of_a_point(net):
         assert fast < slow
 
 
-@EACH
-def test_eight_bits_without_vnni_cost_accuracy_in_the_record(net):
-    environment = RECORD["environment"]
-    if environment["avx512_vnni"] or environment["avx_vnni"] or environment["architecture"] != "x86_64":
-        pytest.skip("the record is of a machine that adds products in 32 bits")
-    rows = TABLES[net]
-    lost = mcnemar(rows["ONNX Runtime, static"]["result"], rows["ONNX Runtime, static, 8-bit weights"]["result"])
-    assert lost.significant and lost.difference < 0
+@pytest.mark.parametrize("line", RECORD["saturation"])
+def test_eight_bits_cost_accuracy_only_without_vnni(line):
+    rows = {name: row["result"] for name, row in RECORD["saturation"][line]["cnn"].items()}
+    for safe, full in zip(experiment.SATURATING[::2], experiment.SATURATING[1::2]):
+        lost = mcnemar(rows[safe], rows[full])
+        assert (lost.significant and lost.difference < 0) == ("no VNNI" in line and full.startswith("ONNX")), full
+    seven, eight = (RECORD["saturation"][line]["cnn"][name]["from_decoded"] for name in experiment.SATURATING[2:])
+    assert (eight > 3 * seven) == ("no VNNI" in line)
+
+
+def test_the_saturating_files_were_run_with_and_without_vnni():
+    assert {"no VNNI" in line for line in RECORD["saturation"]} == {False, True}
 
 
 @EACH
@@ -183,6 +187,17 @@ def test_a_part_keeps_the_others(tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "deployment.json").read_text())
     assert written["memory"] == {"cnn": {"LiteRT": 1}} and written["micro"] == {"cnn": {"x": 2}, "depthwise": {"x": 3}}
     assert capsys.readouterr().out.split() == ["memory", "cnn", "micro", "cnn", "micro", "depthwise"]
+
+
+def test_saturation_has_an_entry_for_each_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    monkeypatch.setattr(runs.write, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(runs.raw, "__defaults__", (tmp_path,))
+    for line, correct in (("one", 1), ("two", 2), ("one", 3)):
+        monkeypatch.setattr(experiment.machine, "describe", lambda line=line: line)
+        experiment.write("saturation", {"cnn": correct})
+    found = json.loads((tmp_path / "deployment.json").read_text())["saturation"]
+    assert {line: entry["cnn"] for line, entry in found.items()} == {"one": 3, "two": 2} and all(entry["date"] for entry in found.values())
 
 
 def test_runtimes_take_turns_and_the_fastest_call_counts(monkeypatch):

@@ -9,7 +9,7 @@
     c          the C file, compiled for this machine                              cortex   the same file on a Cortex-M4 in QEMU, 200 images
     onnx       ONNX Runtime in float32 and with its own quantizer                 pytorch  PyTorch in float32 and with its own quantizers
     operators  each operator of the .tflite file by itself, fed with the codes that reach it in qlab's network: who rounds differently
-    saturation PyTorch's integer kernels beside the same file decoded and multiplied in float32, 200 images: wrong sums without VNNI
+    saturation the cloud's files with 8 bits and with 7: wrong sums on a machine without VNNI. One entry for each machine, the others' stay
     memory     what a runtime adds to the memory of a Python process (Linux)
     timing     microseconds an image by threads and batch size; the runtimes take turns
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 
 from qlab.deploy import c, cortex_m, onnx, pytorch, tflite
-from qlab.lab import data, runs, zoo
+from qlab.lab import data, machine, runs, zoo
 from qlab.lab.experiments.deployment_files import (
     CALIBRATION_IMAGES,
     CORTEX,
@@ -48,6 +48,7 @@ from qlab.nets import integer
 
 NAME, COMMAND = "deployment", "python -m qlab.lab.experiments.deployment"
 CORTEX_IMAGES, OPERATOR_IMAGES = 200, 200
+SATURATING = ("ONNX Runtime, static", "ONNX Runtime, static, 8-bit weights", "PyTorch, pt2e, compiled", "PyTorch, pt2e, 8 bits, compiled")
 IN_INTEGERS = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QLinearConv", "QGemm", "ConvInteger", "DynamicQuantizeMatMul",
                "MatMulIntegerToFloat", "onednn::qconv_pointwise", "onednn::qlinear_pointwise", "quantized::linear_dynamic", "aten::_int_mm"}
 IN_FLOATS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "aten::mkldnn_convolution", "aten::_conv_depthwise2d", "aten::thnn_conv2d",
@@ -169,16 +170,24 @@ def operators() -> Rows:
 
 
 def saturation() -> Rows:
-    """By network and pt2e file: how far apart its logits are, in steps of qlab's output scale, with integer kernels and without."""
-    images = data.load("test").images[:OPERATOR_IMAGES]
+    """By network: the quantized files of the cloud's runtimes with 8 bits and with one taken away, and which images they get right here.
+
+    Of PyTorch's also how far its logits are, in steps of qlab's output scale, from those of the same file without integer kernels.
+    """
+    images, labels = data.load("test")
     for net in NETS:
         done = {}
-        for name, (kind, compiled) in TORCH.items():
-            if compiled and kind != "float":
-                path = place(net, f"pytorch {kind}")
-                plain, fast = (in_batches(pytorch.load(path, compile=through), images) for through in (False, True))
-                apart = (plain - fast).abs().max().item() / network(net).grid_out.scale
-                done[name] = {"images": len(images), "most_codes_apart": round(apart, 1)}
+        for name in SATURATING:
+            if name in ONNX:
+                path = place(net, f"onnx {ONNX[name]}")
+                logits, more = in_batches(onnx.load(path, 1), images), {}
+            else:
+                path = place(net, f"pytorch {TORCH[name][0]}")
+                fast, few = pytorch.load(path, compile=True), images[:OPERATOR_IMAGES]
+                logits, plain = in_batches(fast, images), in_batches(pytorch.load(path), few)
+                apart = (plain - logits[:len(few)]).abs().max().item() / network(net).grid_out.scale
+                more = {"from_decoded": round(apart, 1)}
+            done[name] = runs.outcome(Accuracy(logits.argmax(1) == labels)) | more
         yield net, done
 
 
@@ -200,9 +209,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def write(part: str, rows: dict) -> None:
     try:
-        found = runs.raw(NAME) | {part: rows}                                               # read again: another part may run by now
+        found = runs.raw(NAME)                                                              # read again: another part may run by now
     except FileNotFoundError:
-        found = {part: rows}
+        found = {}
+    if part == "saturation":
+        rows = found.get(part, {}) | {machine.describe(): {"date": machine.environment()["date"], **rows}}
+    found[part] = rows
     runs.write(NAME, COMMAND, calibration_images=CALIBRATION_IMAGES, checkpoints={net: zoo.record(net)["sha256"] for net in NETS},
                versions=versions(), **{name: found[name] for name in PARTS if name in found})
 
