@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qlab.lab import bench, data, runs, sweep, zoo
-from qlab.lab.measure import accuracy, size_bytes
+from qlab.lab.measure import accuracy, mcnemar, size_bytes
 from qlab.nets import ptq
 from qlab.nets.models import MODELS
 
@@ -28,6 +28,25 @@ def test_a_row_measured_again(net, method, per, bits):
     images, labels = data.load("test")
     again = accuracy(q.model, data.Split(images[:500], labels[:500])).correct
     assert (again != row["result"].correct[:500]).sum() <= 2                                # another CPU rounds otherwise
+
+
+def test_the_sweep_says_what_notebook_05_says():
+    rows = sweep.load()
+    result = {(r["net"], r["method"], r["per"], r["bits"]): r["result"] for r in rows}
+    size = {(r["net"], r["method"], r["per"], r["bits"]): r["nbytes"] for r in rows}
+    for net, k_means_leads in {"cnn": True, "depthwise": False, "resnet": False}.items():
+        scales, codebook = ((net, *way) for way in (("linear", "channel", 3), ("kmeans", "tensor", 3)))
+        test = mcnemar(result[scales], result[codebook])
+        assert size[codebook] < size[scales] and test.p < 1e-6 and (test.difference > 0) == k_means_leads
+        assert mcnemar(result[net, "linear", "channel", 4], result[net, "kmeans", "tensor", 4]).p > 0.05 / 115       # Holm: not told apart
+        for bits in (2, 3, 4):
+            linear, log, kmeans = (result[net, method, "tensor", bits] for method in ("linear", "log", "kmeans"))
+            assert min(mcnemar(linear, kmeans).low, mcnemar(log, kmeans).low) > 0
+        assert all(torch.equal(result[net, "log", "tensor", b].correct, result[net, "log", "tensor", 8].correct) for b in (5, 6, 7))
+        log = mcnemar(result[net, "linear", "tensor", 4], result[net, "log", "tensor", 4])
+        assert log.significant and (log.difference > 0) == (net == "resnet")
+    above = [mcnemar(result[key[0], "float", "tensor", 32], result[key]) for key in result]
+    assert not any(test.significant and test.difference > 0 for test in above)
 
 
 def test_in_turn_takes_the_median_and_leaves_the_warm_up_out():
@@ -59,10 +78,8 @@ def test_the_readme_says_what_the_records_say():
     for name in MODELS:
         entry, link = zoo.record(name), f"[{name}.json](qlab/lab/checkpoints/{name}.json)"
         assert f"| {entry['parameters']:,} | {100 * entry['test_accuracy']:.2f} % | {link} |" in readme
-    rows = {(r["net"], r["method"], r["per"], r["bits"]): r["correct"] / 100 for r in sweep.load()}
-    kinds = ("linear", "tensor", 4), ("linear", "channel", 4), ("float", "tensor", 32)
-    tensor, channel, whole = (rows["depthwise", *kind] for kind in kinds)
-    assert f"leaves it guessing, {tensor:.1f} %; one per channel keeps {channel:.1f} % of {whole:.1f} %" in " ".join(readme.split())
+    sizes = sum(r["net"] == "depthwise" and r["method"] != "float" for r in sweep.load())
+    assert f"One network of {zoo.record('depthwise')['parameters']:,} parameters in {sizes} sizes" in " ".join(readme.split())
     for row in json.loads(bench.RECORD.read_text())["rows"]:
         if row["ratio"] is not None:
             assert f"| {row['what']} | {row['value']:g} {row['unit']} | {row['against']} | {row['ratio']:.1f} |" in readme
