@@ -525,3 +525,13 @@ def test_a_timed_step_trains_in_its_data_type(dtype, products):
         step = experiment.perceptron_step(8, 4, dtype, "cpu")
         step()
     assert seen == [(products, torch.float32)] * 3
+
+
+def test_the_speed_record_has_a_gpu_and_a_cpu_with_instructions_for_halves():
+    entries = runs.raw("mixed_precision_speed")["processors"].values()
+    gpu = next(entry for entry in entries if entry["device"] == "cuda")
+    assert {entry["device"] for entry in entries} == {"cpu", "cuda"} and any(entry["environment"]["amx_bf16"] for entry in entries)
+    small, large = gpu["rows"][0]["times"], gpu["rows"][-1]["times"]
+    for half in ("float16", "bfloat16"):                                                    # a small step is launched, a large one computed
+        assert small[half]["ms"] >= 0.9 * small["float32"]["ms"] and large[half]["ms"] < large["tf32"]["ms"] < large["float32"]["ms"] / 3
+    assert large["float16"]["peak_mb"] < large["float32"]["peak_mb"]
