@@ -2,6 +2,9 @@
 
     wilson    (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n)                 Wilson 1927
     mcnemar   p = 2 P(X <= min(a_only, b_only)),  X ~ Binomial(a_only + b_only, 1/2)         McNemar 1947, exact
+    interval  d -+ z sqrt(((a + b) / n - d^2) / n),  d = (b - a) / n, an image added to each  Bonett and Price 2012
+
+The first two are derived in notebook 00, the third in notebook 02.
 
 Two models are measured on the same images, so their errors are not independent: most images are right, or wrong, for both. Only the
 images on which they disagree say which is better. That is why a difference has a test of its own, and why two overlapping intervals
