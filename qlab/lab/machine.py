@@ -144,7 +144,7 @@ def abilities() -> dict:
     cuda, cuda_capability, cuda_driver, mps       device 0's name, e.g. "9.0", the driver's version; Apple's GPU, True or False
 
     >>> sorted(abilities())[:4]
-    ['amx_int8', 'amx_tile', 'architecture', 'arm_dot']
+    ['amx_bf16', 'amx_fp16', 'amx_int8', 'amx_tile']
     """
     memory = _memory_bytes()
     return {
