@@ -118,8 +118,9 @@ def test_the_tables_have_the_arms_and_their_gains():
     lines = after_training(record).splitlines()
     assert lines[1].startswith("3 bits, channel 20.0 %") and lines[1].endswith("weights mse, activations mse, corrected")
     assert [len(results(record, arm, 3)) for arm in ("control", "ptq-tensor", "plain-channel", "lsq-channel")] == [2, 2, 2, 2]
-    control, ptq, ste, *rest = gains(record, "channel").splitlines()[1:]
-    assert control.endswith("90.00") and ptq.endswith("50.00") and "70.00   +20.00" in ste and "50 % [" in ste and not rest
+    control, ptq, lsq, *rest = gains(record, "channel").splitlines()[1:]
+    assert control.endswith(" 90.00 90.00") and ptq.endswith(" 50.00") and " 60.00 80.00 " in lsq and "+20.00 [" in lsq
+    assert "50 % [" in lsq and not rest
     share, low, high = won_back(results(record, "lsq-channel", 3), results(record, "ptq-channel", 3), results(record, "control", 3))
     assert share == pytest.approx(0.5) and low < 0.5 < high
     with pytest.raises(ValueError, match="nothing has been lost"):

@@ -1,7 +1,8 @@
 """Notebook 06: a table of a record's rows, and a widget: where to clip an activation, and what the network says to it.
 
-The widget. Left: the values behind a ReLU, the levels of the codes, and the part that saturates. Right: the mean squared error against the threshold,
-split into rounding and clipping, with the thresholds that four rules choose. The network runs with only this activation quantized.
+The widget. Left: the values behind a ReLU, the levels of the codes, and the part that saturates. Right: the mean squared error against
+the threshold, split into rounding and clipping, with the thresholds that four rules choose. The network runs with only this activation
+quantized.
 """
 
 import copy

@@ -36,14 +36,14 @@ def after_training(record: dict) -> str:
 
 
 def results(record: dict, arm: str, bits: int | str) -> list[Accuracy]:
-    """The results of an arm's seeds: "control", a trained arm such as "lsq-channel", "ptq-tensor" (the best; it has one, given again for
-    each seed of the control) or "plain-tensor"."""
+    """The results of an arm's seeds, none if the record lacks it: "control", a trained arm such as "lsq-channel", "plain-tensor" or
+    "ptq-tensor" (the plainest and the best; without a seed, so the one result is given again for each seed of the control)."""
     kind, _, per = arm.partition("-")
     if arm == "control":
         return [entry["result"] for entry in record["control"].values()]
     if kind in ("ptq", "plain"):
         return [record["ptq"][str(bits)][per]["best" if kind == "ptq" else "plain"]["result"]] * len(record["control"])
-    return [entry["result"] for entry in record["arms"][arm][str(bits)].values()]
+    return [entry["result"] for entry in record["arms"].get(arm, {}).get(str(bits), {}).values()]
 
 
 def won_back(qat: Sequence[Accuracy], ptq: Sequence[Accuracy], control: Sequence[Accuracy]) -> tuple[float, float, float]:
@@ -66,24 +66,23 @@ def won_back(qat: Sequence[Accuracy], ptq: Sequence[Accuracy], control: Sequence
 
 
 def gains(record: dict, per: str, arms: Sequence[str] = ("ste", "lsq")) -> str:
-    """By bits: the best PTQ, the arms' means over the seeds, their points above it, and what they win back of the control."""
+    """By bits: the best PTQ and the arms' seeds, their mean's points above it, and what they win back of the control."""
     control = results(record, "control", 32)
-    lines = [f"{'per ' + per:20}mean   above the best PTQ [95 %]   won back [95 %]", f"{'control, float':20}{_percent(control)}"]
+    lines = [f"{'per ' + per:18}{'accuracy':20}above the best PTQ [95 %]   won back [95 %]", f"{'control, float':18}{_percent(control)}"]
     for bits in record["ptq"]:
         best = results(record, f"ptq-{per}", bits)
-        lines.append(f"{bits + ' bits, best PTQ':20}{_percent(best)}")
+        lines.append(f"{bits + ' bits, best PTQ':18}{_percent(best[:1])}")
         for arm in arms:
-            if bits in record["arms"].get(f"{arm}-{per}", {}):
-                mine = results(record, f"{arm}-{per}", bits)
+            if mine := results(record, f"{arm}-{per}", bits):
                 above = over_seeds(best[:len(mine)], mine)
                 share, low, high = (100 * value for value in won_back(mine, best, control))
-                lines.append(f"{'        ' + arm:20}{_percent(mine)}   {above.mean:+.2f} [{above.low:+.2f}, {above.high:+.2f}]"
-                             f"{'':10}{share:.0f} % [{low:.0f}, {high:.0f}]")
+                lines.append(f"{'        ' + arm:18}{_percent(mine):20}{f'{above.mean:+.2f} [{above.low:+.2f}, {above.high:+.2f}]':28}"
+                             f"{share:.0f} % [{low:.0f}, {high:.0f}]")
     return "\n".join(lines)
 
 
 def _percent(results: Sequence[Accuracy]) -> str:
-    return f"{100 * np.mean([result.value for result in results]):.2f}"
+    return " ".join(f"{100 * result.value:.2f}" for result in results)
 
 
 class Weights:

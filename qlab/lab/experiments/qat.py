@@ -151,7 +151,7 @@ def collect(folder: Path, into: Path = runs.FOLDER) -> None:
     done = {name: runs.raw("-".join(map(str, name)), folder) for name in names() if (folder / f"{'-'.join(map(str, name))}.json").exists()}
     content = {"ptq": {}, "control": {}, "arms": {}}
     for (arm, bits, seed), entry in done.items():
-        result = entry["result"]
+        result = entry["result"] | ({} if arm == "ptq" else {"device": entry["device"]})    # a key of ran_on
         if arm == "ptq":
             content["ptq"][str(bits)] = result
         elif arm == "control":
