@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 
 from qlab.lab import data, runs, zoo
 from qlab.lab.experiments import distillation as experiment
-from qlab.lab.measure import accuracy, mcnemar
+from qlab.lab.measure import accuracy, mcnemar, over_seeds
 from qlab.nets import distill
 from qlab.nets.training import fit
 
@@ -321,13 +321,18 @@ def test_on_a_gpu(problem):
 
 # The experiment and its record
 
+@pytest.fixture(scope="module", params=["full", "small"])
+def part(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def record():
-    return runs.load(experiment.NAME)
+def record(part):
+    return runs.load(f"distillation_{part}")
 
 
-def by_arm(record, part, arm):
-    return {row["seed"]: row["result"] for row in record[part] if row["arm"] == arm}
+def by_arm(record, arm):
+    return {row["seed"]: row["result"] for row in record["rows"] if row["arm"] == arm}
 
 
 def test_student_and_twin_start_alike_and_validation_images_are_not_trained_on():
@@ -336,49 +341,84 @@ def test_student_and_twin_start_alike_and_validation_images_are_not_trained_on()
     assert len(validation) == 5000 and torch.equal(torch.cat([validation, rest]).sort().values, torch.arange(60_000))
 
 
-def test_views_are_the_images_and_their_mirror_images_with_their_logits():
-    logits = torch.arange(2 * 60_000 * 10, dtype=torch.float32).reshape(2, 60_000, 10)
-    images, labels, given = experiment.views(logits, torch.tensor([5, 9]))
-    whole = data.load("train")
+def test_views_are_the_images_and_their_mirror_images_with_what_the_teacher_says():
+    images, labels, logits = experiment.views(torch.tensor([5, 9]))
+    whole, teacher = data.load("train"), zoo.load("resnet")
     assert torch.equal(images[1], whole.images[9]) and torch.equal(images[3], whole.images[9].flip(2))
     assert labels.tolist() == whole.labels[[5, 9, 5, 9]].tolist()
-    assert torch.equal(given, torch.stack([logits[0, 5], logits[0, 9], logits[1, 5], logits[1, 9]]))
+    with torch.no_grad():
+        assert torch.allclose(logits, teacher(images), atol=1e-4)
 
 
-def test_the_record_was_made_with_the_committed_teacher_and_its_choices_are_the_best_on_validation(record):
-    assert record["teacher"]["sha256"] == zoo.record("resnet")["sha256"]
-    assert record["teacher"]["test"]["correct"] == pytest.approx(zoo.record("resnet")["test_correct"], abs=3)
-    for regime, arms in record["chosen"].items():
-        for arm, setting in arms.items() if regime != "unseen" else [("student", arms)]:
-            rows = [row for row in record["choose"] if (row["regime"], row["arm"]) == (regime, arm)]
-            for row in rows:
-                if all(row.get(key, value) == value for key, value in setting.items()):
-                    assert row["correct"] == max(r["correct"] for r in rows)
-    assert all(row["images"] == 5000 for row in record["choose"])
+def test_the_experiment_chooses_stage_by_stage_and_collects(part, tmp_path, monkeypatch):
+    twins = [{"weight_decay": 1e-3, "max_lr": rate} for rate in (0.1, 0.01)]
+    monkeypatch.setattr(experiment, "RATES", {"full": (0.1, 0.01)})
+    monkeypatch.setattr(experiment, "SETTINGS", {
+        "full": {"student": [{"temperature": 4.0, "alpha": 0.9}], "smoothing": [{"smoothing": 0.1}]},
+        "small": {"twin": twins, "student": [{"max_lr": 0.1, "temperature": 4.0}], "smoothing": [{"max_lr": 0.1, "smoothing": 0.1}]}})
+    monkeypatch.setattr(experiment, "accuracy", lambda net, split: accuracy(net, data.Split(split.images[:100], split.labels[:100])))
+    with pytest.raises(ValueError, match="lacks the training (rate-full|student-small) 0, by which this one is chosen"):
+        experiment.run(f"{part}-student", 0, tmp_path, shorter=500)
+    for stage in experiment.STAGES[part]:
+        for name, number in experiment.names(stage):
+            if stage != part or number == 0 and name != "thousand":
+                experiment.run(name, number, tmp_path, shorter=500 if part == "full" else 30)
+    (tmp_path / "records").mkdir()
+    experiment.collect(part, tmp_path, tmp_path / "records")
+    record = runs.load(f"distillation_{part}", tmp_path / "records")
+    rates = {row["max_lr"]: row["correct"] for row in record["choose"] if row["arm"] == "twin"}
+    assert rates[record["chosen"]["twin"]["max_lr"]] == max(rates.values()) and len(rates) == 2
+    assert record["chosen"]["student"]["temperature"] == 4.0
+    assert {(row["arm"], row["seed"]) for row in record["rows"]} >= {(arm, 0) for arm in experiment.ARMS}
+    assert (tmp_path / "records" / "distillation_twin.safetensors").exists() == (part == "full")
 
 
-def test_with_few_images_every_student_beats_its_twin_and_label_smoothing(record):
-    twins, smoothed, students = (by_arm(record, "small", arm) for arm in ("twin", "smoothing", "student"))
-    assert len(students) == 5
-    for seed, student in students.items():
-        for other in (twins[seed], smoothed[seed]):
-            pair = mcnemar(other, student)
-            assert pair.significant and pair.difference > 0
+@pytest.mark.parametrize("arguments", [["list"], ["list", "x"], ["run", "full-twin"], ["run", "x", "0"], ["collect"], ["unseen", "1"]])
+def test_the_experiment_s_command_line_refuses_what_it_does_not_know(arguments):
+    with pytest.raises(SystemExit):
+        experiment.main(arguments)
 
 
-def test_student_and_twin_have_the_same_recipe_and_are_what_the_record_says(record):
-    for part in ("full", "small"):
-        rates = {row["max_lr"] for row in record[part]}
-        assert len(rates) == 1
-    images, labels = data.load("test")
+def test_the_records_were_made_with_the_committed_teacher_and_their_choices_are_the_best_on_validation(record, part):
+    assert record["teacher_sha256"] == zoo.record("resnet")["sha256"]
+    tries = {}
+    for arm, setting in record["chosen"].items():
+        rows = [row for row in record["choose"] if row["arm"] == arm]
+        chosen = [row for row in rows if all(row.get(key, value) == value for key, value in setting.items())]
+        assert len(chosen) == 1 and chosen[0]["correct"] == max(row["correct"] for row in rows)
+        tries[arm] = len(rows)
+    assert tries["student"] == tries["smoothing"] and all(row["images"] == 5000 for row in record["choose"])
+    if part == "full":
+        rates = [row["correct"] for row in record["choose"] if row["arm"] == "twin"]
+        assert max(rates) > rates[0] and max(rates) > rates[-1]                             # the best rate lies inside those tried
+    else:
+        assert tries["twin"] >= tries["student"]
+
+
+def test_every_arm_has_the_same_seeds_and_all_test_images(record):
+    seeds = [by_arm(record, arm).keys() for arm in experiment.ARMS]
+    assert seeds[0] == seeds[1] == seeds[2] and len(seeds[0]) >= 2
+    assert all(row["result"].n == 10_000 for row in record["rows"])
+
+
+def test_with_few_images_students_are_ahead_of_twins_and_label_smoothing_and_with_all_they_are_not(record, part):
+    twins, smoothed, students = (list(by_arm(record, arm).values()) for arm in experiment.ARMS)
+    for others in (twins, smoothed):
+        found = over_seeds(others, students)
+        assert found.agree and found.mean > 0 if part == "small" else not found.agree       # as notebook 10 says
+
+
+def test_student_and_twin_are_the_networks_of_the_record():
+    record, (images, labels) = runs.load("distillation_full"), data.load("test")
     for arm in ("student", "twin"):
         net = runs.load_model(f"distillation_{arm}", experiment.student(), record["models"][arm])
         again = accuracy(net, data.Split(images[:1000], labels[:1000])).correct
-        assert (again != by_arm(record, "full", arm)[0].correct[:1000]).sum() <= 2          # another CPU rounds otherwise
+        assert (again != by_arm(record, arm)[0].correct[:1000]).sum() <= 4                  # another processor rounds otherwise
 
 
-def test_a_class_never_shown_is_recognised_by_the_student_and_not_by_the_twin(record):
-    rows = {(row["missing"], row["arm"]): row for row in record["unseen"]}
+def test_a_class_never_shown_is_recognised_by_the_student_and_not_by_the_twin():
+    record = runs.load("distillation_unseen")
+    rows = {(row["missing"], row["arm"]): row for row in record["rows"]}
     assert all(rows[missing, "twin"]["recall_before"]["correct"] == 0 for missing in range(10))
     row = rows[experiment.UNSEEN, "student"]
     assert row["recall_after"]["images"] == 1000 and row["recall_after"]["result"].low > 0.5
@@ -389,8 +429,8 @@ def test_a_class_never_shown_is_recognised_by_the_student_and_not_by_the_twin(re
     assert (again != row["after"]["result"].correct[:1000]).sum() <= 2
 
 
-def test_without_batch_norm_a_hot_teacher_loses_every_student_and_a_mild_one_none(record):
-    rows = {(row["max_lr"], row["arm"], row["seed"]): row["result"] for row in record["runaway"]}
+def test_without_batch_norm_a_hot_teacher_loses_every_student_and_a_mild_one_none():
+    rows = {(row["max_lr"], row["arm"], row["seed"]): row["result"] for row in runs.load("distillation_runaway")["rows"]}
     hot, mild = experiment.RUNAWAY
     assert len(rows) == 12
     for seed in range(3):

@@ -1,24 +1,27 @@
 """Notebook 10's experiments: the zoo's residual network teaches a student of 8,962 parameters.
 
-    python -m qlab.lab.experiments.distillation                 everything, some hours on one core
-    python -m qlab.lab.experiments.distillation unseen          the part of this name: arms, unseen or runaway
+    python -m qlab.lab.experiments.distillation             all parts, some hours on one core
+    python -m qlab.lab.experiments.distillation small       the part of this name: full, small, unseen or runaway; each has its record
 
-The part arms is many trainings; where a GPU is, one at a time, each written as it ends, and then the record:
-
-    python -m qlab.lab.experiments.distillation list rates      the names and numbers of trainings; then settings, then arms: each
-    python -m qlab.lab.experiments.distillation list settings   chooses by the ones before it, and the most important come first
-    python -m qlab.lab.experiments.distillation run full-student 0 --folder runs --device cuda
-    python -m qlab.lab.experiments.distillation collect --folder runs
-
-    rates     the twin's learning rate, used for all: the best of five on 5,000 training images that nothing trains on
-    settings  on the same images: the student's temperature and alpha, the best of eight; label smoothing's share, the best of eight
-    arms      full: the other 55,000 images, student, twin, label smoothing. small: 3,000 of them, drawn anew for each seed: the same, and
-              hints before distillation (FitNets). thousand: 1,000 images, as notebook 10 trains on them. hot: all images, and a
-              temperature that is given
+    full      55,000 training images: student, twin, label smoothing; two seeds
+    small     3,000 of them, drawn anew for each of three seeds: the same, and hints before distillation (FitNets); and the 1,000
+              images on which notebook 10 trains, five seeds
     unseen    each of the ten classes in turn left out of the images that student and twin are shown
     runaway   1,000 images and no batch norm, three seeds: a hot teacher's pull at the twin's learning rate, and at a fifth of it
 
-The twin is the student without a teacher: same initial weights, images in the same order, epochs and learning rate, labels only. Images
+full and small are many trainings; where a GPU is, one at a time, each written as it ends, and then the record:
+
+    python -m qlab.lab.experiments.distillation list full-rates        the names and numbers of a stage: full-rates, full-settings and
+    python -m qlab.lab.experiments.distillation list full-settings     full; small-settings and small. Each stage chooses by the ones
+    python -m qlab.lab.experiments.distillation list full              before it
+    python -m qlab.lab.experiments.distillation run full-student 0 --folder runs --device cuda
+    python -m qlab.lab.experiments.distillation collect full --folder runs
+
+All is chosen on 5,000 training images that nothing trains on. full: the learning rate is the twin's best of five; with it the student's
+temperature and alpha, the best of eight, and label smoothing's share, the best of eight. small: each arm has the best
+of eight, two learning rates times four weight decays, for the twin, or two weight decays times two shares or temperatures.
+
+The twin is the student without a teacher: same initial weights, images in the same order, as many epochs, labels only. Images
 are seen as they are and mirrored, so that the teacher's logits of both are computed once. The test images are looked at once, at the
 end of each training, and choose nothing.
 """
@@ -44,10 +47,17 @@ from qlab.nets.training import fit
 NAME, COMMAND = "distillation", "python -m qlab.lab.experiments.distillation"
 VALIDATION, SMALL = 5_000, 3_000                    # images
 EPOCHS = {"full": 4, "small": 15, "hints": 5, "unseen": 2, "try": 2}                         # try: to choose by, with all images
-ARMS, STAGES = ("twin", "smoothing", "student"), ("rates", "settings", "arms")
-RATES, SMOOTHINGS, TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8), (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5), (2.0, 4.0, 8.0, 16.0)
-SETTINGS = {"student": [{"temperature": t, "alpha": a} for t in TEMPERATURES for a in (0.5, 0.9)],
-            "smoothing": [{"smoothing": share} for share in SMOOTHINGS]}
+ARMS, TEMPERATURES = ("twin", "smoothing", "student"), (2.0, 4.0, 8.0, 16.0)
+STAGES = {"full": ("full-rates", "full-settings", "full"), "small": ("small-settings", "small")}
+RATES = {"full": (0.05, 0.1, 0.2, 0.4, 0.8), "small": (0.1, 0.2)}
+SETTINGS = {
+    "full": {"student": [{"temperature": t, "alpha": a} for t in TEMPERATURES for a in (0.5, 0.9)],
+             "smoothing": [{"smoothing": share} for share in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)]},
+    "small": {arm: [{"max_lr": rate} | setting for setting in settings for rate in RATES["small"]] for arm, settings in {
+        "twin": [{"weight_decay": decay} for decay in (2e-3, 4e-3, 8e-3, 1.6e-2)],
+        "smoothing": [{"weight_decay": decay, "smoothing": share} for decay in (4e-3, 8e-3) for share in (0.05, 0.2)],
+        "student": [{"weight_decay": decay, "temperature": t, "alpha": 0.9} for decay in (1e-3, 4e-3) for t in (2.0, 8.0)]}.items()},
+}
 CHOOSING_SEED = 100                                 # of weights, order and the 3,000 images: no later training has it
 RUNAWAY = {0.1: (10, 16.0), 0.02: (20, 4.0)}        # learning rate: (epochs, temperature)
 UNSEEN, UNSEEN_RATE = 3, 0.2                        # the left-out class whose student is kept: Dress, as 3 is the digit in Hinton et al.
@@ -91,31 +101,32 @@ def views(index: torch.Tensor, device: str = "cpu", teacher: bool = True) -> Tra
 
 
 def train(arm: str, transfer: Transfer, epochs: int, seed: int, max_lr: float = 0.1, temperature: float = 4.0, alpha: float = 0.9,
-          smoothing: float = 0.1) -> nn.Module:
+          smoothing: float = 0.1, weight_decay: float = 5e-4) -> nn.Module:
     """Train one network: arm "twin", "smoothing", "student", or "hints", the student after FitNets' first stage."""
     net, (images, labels, logits) = student(seed).to(transfer.images.device), transfer
     if arm == "smoothing":
-        fit(net, images, labels, epochs, max_lr, seed=seed, name=arm,
+        fit(net, images, labels, epochs, max_lr, seed=seed, weight_decay=weight_decay, name=arm,
             loss=lambda net, x, y: cross_entropy(net(x), y, label_smoothing=smoothing))
         return net
     if arm == "hints":
         plain = images[:len(images) // 2]           # without the mirrored ones: the teacher runs live
         distill.fit_hints(net, zoo.load("resnet").to(plain.device), plain, "relu2", "block3", EPOCHS["hints"], max_lr, seed=seed)
     distill.distill(net, logits, images, labels, epochs, max_lr, temperature=temperature, alpha=0.0 if arm == "twin" else alpha,
-                    seed=seed, name=arm)
+                    seed=seed, weight_decay=weight_decay, name=arm)
     return net
 
 
 def names(stage: str) -> list[tuple[str, int]]:
-    """Names and numbers of the trainings of a stage, the most important first: a number is a candidate's, or in arms the seed."""
-    if stage == "rates":
-        return [(f"rate-{regime}", number) for regime in ("full", "small") for number in range(len(RATES))]
-    if stage == "settings":
-        return [(f"{arm}-{regime}", number) for regime in ("full", "small") for arm in SETTINGS for number in range(len(SETTINGS[arm]))]
-    hot = [(f"hot-{t:g}", seed) for t in TEMPERATURES[::-1] for seed in range(3)]
-    return [*((f"full-{arm}", seed) for seed in range(3) for arm in ARMS), ("teacher", 0), *((f"small-{arm}", seed) for seed in range(5)
-            for arm in ARMS), *(("thousand", seed) for seed in range(5)), *hot, *(("small-hints", seed) for seed in range(3)),
-            *((f"full-{arm}", seed) for seed in (3, 4) for arm in ARMS)]
+    """Names and numbers of the trainings of a stage, the most important first: a number is a candidate's, or in the last stage the seed."""
+    regime, _, kind = stage.partition("-")
+    if kind == "rates":
+        return [(f"rate-{regime}", number) for number in range(len(RATES[regime]))]
+    if kind == "settings":
+        return [(f"{arm}-{regime}", number) for arm, settings in SETTINGS[regime].items() for number in range(len(settings))]
+    if regime == "full":
+        return [("teacher", 0), *((f"full-{arm}", seed) for seed in range(2) for arm in ARMS)]
+    return [*((f"small-{arm}", seed) for seed in range(3) for arm in ARMS), *(("thousand", seed) for seed in range(5)),
+            *(("small-hints", seed) for seed in range(2))]
 
 
 def run(name: str, number: int, folder: Path, device: str = "cpu", shorter: int = 1) -> None:
@@ -126,10 +137,10 @@ def run(name: str, number: int, folder: Path, device: str = "cpu", shorter: int 
     """
     torch.backends.cudnn.allow_tf32 = False                                                 # float32 means float32 on a GPU too
     first, _, second = name.partition("-")
-    if first in ("rate", *SETTINGS):                                                        # a candidate
+    if first in ("rate", *ARMS):                                                            # a candidate
         arm, regime = ("twin" if first == "rate" else first), second
-        setting = {"max_lr": RATES[number]} if first == "rate" else best(folder, regime, "twin") | SETTINGS[arm][number]
-        transfer = _transfer(regime, CHOOSING_SEED if regime == "small" else 0, device, shorter, arm == "student")
+        setting = _candidates(folder, regime, first)[number]
+        transfer = _transfer(regime, CHOOSING_SEED, device, shorter, arm == "student")
         net = train(arm, transfer, _epochs("try" if regime == "full" else "small", shorter), CHOOSING_SEED, **setting)
         images, labels = data.load("train")
         held_out = data.Split(images[split()[0]], labels[split()[0]])
@@ -144,12 +155,9 @@ def run(name: str, number: int, folder: Path, device: str = "cpu", shorter: int 
                 net = train(arm, transfer, epochs, number, max_lr=0.1)
                 rows.append({"seed": number, "arm": arm, "epochs": epochs, **runs.outcome(accuracy(net, data.load("test")))})
     else:
-        if first == "hot":
-            regime, arm, setting = "full", "student", best(folder, "full", "twin") | {"temperature": float(second), "alpha": 0.9}
-        else:
-            regime, arm = first, second
-            setting = best(folder, regime, "student" if arm == "hints" else arm)
-        transfer = _transfer(regime, number if regime == "small" else 0, device, shorter, arm in ("student", "hints"))
+        regime, arm = first, second
+        setting = best(folder, regime, "student" if arm == "hints" else arm)
+        transfer = _transfer(regime, number, device, shorter, arm in ("student", "hints"))
         net = train(arm, transfer, _epochs(regime, shorter), number, **setting)
         rows = [{"seed": number, "arm": arm, **setting, **runs.outcome(accuracy(net, data.load("test")))}]
     kept = {}
@@ -159,44 +167,41 @@ def run(name: str, number: int, folder: Path, device: str = "cpu", shorter: int 
 
 
 def best(folder: Path, regime: str, arm: str) -> dict:
-    """The setting that was right most often on the validation images, with the twin's learning rate; of equals the first."""
-    name, choice = ("rate", [{"max_lr": rate} for rate in RATES]) if arm == "twin" else (arm, SETTINGS[arm])
-    right = [_rows(folder, f"{name}-{regime}", number)[0]["correct"] for number in range(len(choice))]
-    return (best(folder, regime, "twin") if arm != "twin" else {}) | choice[right.index(max(right))]
+    """The setting of an arm that was right most often on the validation images; of equals the first."""
+    name = "rate" if (regime, arm) == ("full", "twin") else arm
+    candidates = _candidates(folder, regime, name)
+    right = [_rows(folder, f"{name}-{regime}", number)[0]["correct"] for number in range(len(candidates))]
+    return candidates[right.index(max(right))]
 
 
-def collect(folder: Path, records: Path = runs.FOLDER) -> None:
-    """The record "distillation" of the trainings in folder; the networks are copied beside it."""
-    wanted = [name for stage in STAGES for name in names(stage)]
+def collect(part: str, folder: Path, records: Path = runs.FOLDER) -> None:
+    """The record of the part full or small from the trainings in folder; networks are copied beside it."""
+    wanted = [name for stage in STAGES[part] for name in names(stage)]
     files = {name: runs.raw(f"{name[0]}_{name[1]}", folder) for name in wanted if (folder / f"{name[0]}_{name[1]}.json").exists()}
-    missing = [f"{name} {number}" for name, number in wanted if (name, number) not in files]
-    print("missing:", ", ".join(missing) or "nothing")
+    print("missing:", ", ".join(f"{name} {number}" for name, number in wanted if (name, number) not in files) or "nothing")
     machines = {json.dumps({key: one["environment"][key] for key in ("cpu", "cuda", "torch")}) for one in files.values()}
     if len(machines) > 1:
         raise ValueError(f"the runs in {folder} come from {len(machines)} machines, and results may be compared within one only.")
-    found: dict[str, list] = {}
+    chosen, found = {arm: best(folder, part, arm) for arm in ARMS}, {}
     for (name, _), one in files.items():
         first = name.partition("-")[0]
-        found.setdefault("choose" if first in ("rate", *SETTINGS) else first, []).extend(one["rows"])
-    for part in ("full", "small"):                                                          # only seeds that all arms have
-        seeds = set.intersection(*({row["seed"] for row in found[part] if row["arm"] == arm} for arm in ARMS))
-        found[part] = [row for row in found[part] if row["seed"] in seeds]
+        found.setdefault("choose" if first in ("rate", *ARMS) else "rows" if first == part else first, []).extend(one["rows"])
+    seeds = set.intersection(*({row["seed"] for row in found["rows"] if row["arm"] == arm} for arm in ARMS))
+    found["rows"] = [row for row in found["rows"] if row["seed"] in seeds]                  # only seeds that all arms have
     models = {arm: sha256 for one in files.values() for arm, sha256 in one["models"].items()}
     for arm in models if folder != records else ():
         shutil.copy(folder / f"{NAME}_{arm}.safetensors", records)
-    teacher = {"network": "resnet", "sha256": zoo.record("resnet")["sha256"], "test": found.pop("teacher")[0]}
-    chosen = {regime: {arm: best(folder, regime, arm) for arm in ARMS} for regime in ("full", "small")}
-    runs.write(NAME, f"{COMMAND} arms", records, environment=next(iter(files.values()))["environment"], teacher=teacher, models=models,
-               validation_images=VALIDATION, small_images=SMALL, epochs=EPOCHS, chosen=chosen, **found)
+    runs.write(f"{NAME}_{part}", f"{COMMAND} {part}", records, environment=next(iter(files.values()))["environment"],
+               teacher_sha256=zoo.record("resnet")["sha256"], models=models, epochs=EPOCHS, chosen=chosen, **found)
 
 
-def arms(folder: Path = Path("runs"), device: str = "cpu") -> None:
-    """All trainings that folder lacks, one after the other, and the record of them."""
-    for stage in STAGES:
+def in_turn(part: str, folder: Path, device: str) -> None:
+    """All trainings of full or small that folder lacks, one after the other, and the record of them."""
+    for stage in STAGES[part]:
         for name, number in names(stage):
             if not (folder / f"{name}_{number}.json").exists():
                 run(name, number, folder, device)
-    collect(folder)
+    collect(part, folder)
 
 
 def unseen() -> None:
@@ -252,16 +257,27 @@ def _without(missing: int, arm: str, logits: torch.Tensor, epochs: int, temperat
     return net, distill.best_bias(distill.teacher_logits(net, images[validation]), labels[validation], missing)
 
 
-@lru_cache(maxsize=4)  # in one process the many trainings with all images share them, and what the teacher says
-def _transfer(regime: str, seed: int, device: str, shorter: int, teacher: bool) -> Transfer:
-    index = split()[1]                                                                      # full: the same for every seed
+@lru_cache(maxsize=4)  # in one process the many trainings with the same images share them, and what the teacher says
+def _views(regime: str, seed: int, device: str, shorter: int, teacher: bool) -> Transfer:
+    index = split()[1]
     if regime == "small":
         index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:SMALL]]
     return views(index[:len(index) // shorter], device, teacher)
 
 
+def _transfer(regime: str, seed: int, device: str, shorter: int, teacher: bool) -> Transfer:
+    return _views(regime, seed if regime == "small" else 0, device, shorter, teacher)        # full: the same images for every seed
+
+
 def _epochs(what: str, shorter: int) -> int:
     return max(1, EPOCHS[what] // shorter)
+
+
+def _candidates(folder: Path, regime: str, name: str) -> list[dict]:
+    """The settings to choose from; name: an arm, or "rate". In full, all but the rates are tried at the best rate."""
+    if name == "rate":
+        return [{"max_lr": rate} for rate in RATES[regime]]
+    return [(best(folder, "full", "twin") if regime == "full" else {}) | setting for setting in SETTINGS[regime][name]]
 
 
 def _rows(folder: Path, name: str, number: int) -> list[dict]:
@@ -270,32 +286,33 @@ def _rows(folder: Path, name: str, number: int) -> list[dict]:
     return runs.raw(f"{name}_{number}", folder)["rows"]
 
 
-PARTS: dict[str, Callable] = {"arms": arms, "unseen": unseen, "runaway": runaway}
+PARTS: dict[str, Callable] = {"unseen": unseen, "runaway": runaway}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train and measure students, twins and controls for notebook 10, and write the records.")
-    parser.add_argument("what", nargs="?", choices=[*PARTS, "list", "run", "collect"], help="without it, all parts")
-    parser.add_argument("which", nargs="*", help="after list: rates, settings or arms; after run: names, each with a number")
+    parser.add_argument("what", nargs="?", choices=[*STAGES, *PARTS, "list", "run", "collect"], help="without it, all parts")
+    parser.add_argument("which", nargs="*", help="after list: a stage; after run: names, each with a number; after collect: full or small")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single trainings are written (runs)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     given = parser.parse_args(arguments)
+    all_stages = [stage for stages in STAGES.values() for stage in stages]
     which = [(name, int(number)) for name, number in zip(given.which[::2], given.which[1::2]) if number.isdigit()]
-    known = {name for stage in STAGES for name in names(stage)}
-    fits = {"list": len(given.which) == 1 and given.which[0] in STAGES,
+    known = {name for stage in all_stages for name in names(stage)}
+    fits = {"list": len(given.which) == 1 and given.which[0] in all_stages, "collect": len(given.which) == 1 and given.which[0] in STAGES,
             "run": 0 < 2 * len(which) == len(given.which) and set(which) <= known}
     if not fits.get(given.what, not given.which):
-        parser.error("after list name rates, settings or arms; after run names and numbers that list prints; else nothing")
+        parser.error("after list name a stage; after run names and numbers that list prints; after collect full or small; else nothing")
     if given.what == "list":
         print("\n".join(f"{name} {number}" for name, number in names(given.which[0])))
     elif given.what == "run":
         for name, number in which:
             run(name, number, given.folder, given.device)
     elif given.what == "collect":
-        collect(given.folder)
+        collect(given.which[0], given.folder)
     else:
-        for part in [given.what] if given.what else PARTS:
-            arms(given.folder, given.device) if part == "arms" else PARTS[part]()
+        for part in [given.what] if given.what else [*STAGES, *PARTS]:
+            in_turn(part, given.folder, given.device) if part in STAGES else PARTS[part]()
 
 
 if __name__ == "__main__":
