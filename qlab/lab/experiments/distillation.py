@@ -1,6 +1,6 @@
 """Notebook 10's experiments: the zoo's residual network teaches a student of 8,962 parameters.
 
-    python -m qlab.lab.experiments.distillation             all parts, some hours on one core
+    python -m qlab.lab.experiments.distillation             all parts, an hour or more on one core
     python -m qlab.lab.experiments.distillation small       the part of this name: full, small, unseen or runaway; each has its record
 
     full      55,000 training images: student, twin, label smoothing; two seeds

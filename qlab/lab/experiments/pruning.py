@@ -5,7 +5,7 @@
     python -m qlab.lab.experiments.pruning lottery         LeNet-300-100: winning tickets against the same masks, drawn anew; five seeds
     python -m qlab.lab.experiments.pruning speed           milliseconds of dense, pruned and channel-pruned networks, and of CSR products
 
-The part arms is many runs, half a day on one core. One at a time, where a GPU is, each written as it ends, and then the record:
+The part arms is many runs, some hours of one core. One at a time, where a GPU is, each written as it ends, and then the record:
 
     python -m qlab.lab.experiments.pruning list            the names and seeds of the runs, the most important first
     python -m qlab.lab.experiments.pruning run gradual 1 --folder runs --device cuda
