@@ -40,6 +40,8 @@ def clone(tmp_path_factory):
     for name in ("qlab", "notebooks"):
         shutil.copytree(ROOT / name, root / name, ignore=leave)
     shutil.copy(ROOT / "notebooks" / "02_linear_quantization.ipynb", root / "notebooks")
+    for name in ("00_welcome", "06_quantizing_a_network"):  # the page links to them
+        (root / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
     for name in ("README.md", "CONTRIBUTING.md"):  # the course's own are released below; here most of what they link to is left out
         (root / name).write_text("# A course\n\n[Two](notebooks/02_linear_quantization.ipynb), [written once](solutions/README.md).\n")
     (root / "solutions").mkdir()
