@@ -43,6 +43,13 @@ def test_a_cell_that_asks_nothing_any_more_is_opened_and_other_metadata_stay(pag
     assert page.cells[5].metadata.jupyter == {"outputs_hidden": False} and "jupyter" not in page.cells[3].metadata
 
 
+def test_a_cell_that_only_draws_is_folded_if_it_says_so():
+    sources = [QUESTION, f"{hidden.PICTURE}\nax.plot(x)", "ax.plot(x)  " + hidden.PICTURE]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    hidden.mark(cells)
+    assert folded(cells) == [True, True, False]
+
+
 def test_a_magic_is_not_python_and_is_left_alone():
     assert not hidden.asks("%timeit quiz()") and not hidden.imports("%matplotlib inline\nimport torch")
 

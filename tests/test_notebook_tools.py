@@ -20,7 +20,8 @@ WIDGET = """import ipywidgets
 from qlab.lab import widgets
 fig, ax = widgets.figure(4, 2)
 line, = ax.plot([0, 1], [0, 1])
-widgets.Live(fig, lambda slope: line.set_ydata([0, slope]) or f"slope {slope}", slope=ipywidgets.IntSlider(2, 1, 3))"""
+widgets.Live(fig, lambda slope: line.set_ydata([0, slope]) or f"slope {slope}",
+             slope=ipywidgets.IntSlider(2, 1, 3))"""
 QUESTIONS = """display(widgets.predict("How many?", ["one", "two"], 0, "SECRET one"))
 widgets.quiz([("Which?", ["this", "that"], 0, "SECRET two")])"""
 FIGURE = """import matplotlib.pyplot as plt
@@ -117,6 +118,7 @@ def test_nbval_accepts_a_refreshed_notebook_without_tags_on_widget_cells_and_not
 @pytest.mark.parametrize("cells, says", [
     (["1", "1 / 0"], r"bad.ipynb, cell 2 ends in ZeroDivisionError: division by zero\."),
     ([("1 / 0", ["raises-exception"])], "bad.ipynb, cell 1 ends in ZeroDivisionError, and no stored output may be an error"),
+    (["# Title", "x = '" + "a" * 83 + "'"], "bad.ipynb, cell 2 has a line of 89 columns, and may have at most 88"),
     (["# Title", "\n".join(["1"] * 26)], "bad.ipynb, cell 2 has 26 lines of code, and may have at most 25"),
     ([("print(1)  # assert", ["nbval-ignore-output"])], "bad.ipynb, cell 1 is tagged nbval-ignore-output and asserts nothing"),
     (["import warnings; warnings.warn('old')"], "bad.ipynb, cell 1 writes to stderr.* old"),

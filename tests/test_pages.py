@@ -82,6 +82,11 @@ def test_the_title_s_minutes_are_what_the_page_takes(cells):
         assert abs(int(said[2]) - path) <= path / 4 and abs(path - minutes.PATH) <= minutes.PATH / 4
 
 
+def test_the_first_page_says_how_long_notebooks_are():
+    whole = [int(re.search(r"\*Time:\* (\d+) minutes", nbformat.read(path, 4).cells[0].source)[1]) for path in PAGES]
+    assert f"{min(whole)} to {max(whole)} minutes with every line of code" in (ROOT / "README.md").read_text()
+
+
 def test_code_fits_a_slide(cells):
     lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
     assert [line for line in lines if len(line) > notebooks.MAX_COLUMNS] == []
