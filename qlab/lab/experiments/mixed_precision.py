@@ -4,7 +4,7 @@
     python -m qlab.lab.experiments.mixed_precision rate         one of them again: equal, weight or rate
     python -m qlab.lab.experiments.mixed_precision speed        the times of a training step, on the CPU or with --device cuda
 
-    equal    float32 with six seeds, mixed precision with three, torch.autocast with GradScaler, and without scaling
+    equal    float32 with six seeds, float16 with five, torch.autocast with GradScaler, float16 without scaling, bfloat16
     weight   the loss times 2^-k, the learning rate times 2^k: in float32 the same training, in float16 only with scaling
     rate     smaller and smaller learning rates, with master weights and without
 
