@@ -25,7 +25,7 @@ METHODS = {  # name: (bits, axis) -> quantizer
     "log": lambda bits, axis: lambda w: log.quantize(w, bits, axis=axis),
     "kmeans": lambda bits, axis: lambda w: kmeans.quantize(w, bits, axis=axis),
 }
-RANGES = "linear, best range"  # linear, saturating where that makes the squared error of a tensor or channel least
+CLIPPED = "clipped"  # linear, saturating where that makes the squared error of a tensor or channel least
 BITS, AXES = range(2, 9), {"tensor": None, "channel": 0}
 
 
@@ -66,19 +66,21 @@ def run_ranges(nets=NETS, folder: Path = runs.FOLDER) -> dict:
         for per, axis in AXES.items():
             for bits in tqdm(BITS, desc=f"{net}, {per}"):
                 q = quantize_weights(model, _best_range(bits, axis))
-                rows.append(_row(net, RANGES, per, bits, q.nbytes, accuracy(q.model, test)))
+                rows.append(_row(net, CLIPPED, per, bits, q.nbytes, accuracy(q.model, test)))
     return runs.write("sweep_ranges", "python -m qlab.lab.sweep ranges", folder,
                       checkpoints={net: zoo.record(net)["sha256"] for net in nets}, rows=rows)
 
 
-def load() -> list[dict]:
+def load(name: str = "sweep") -> list[dict]:
     """The committed rows: net, method, per, bits, nbytes, and result, the Accuracy with every image's outcome.
+
+    name: "sweep", or "sweep_ranges", whose method is CLIPPED.
 
     >>> row = load()[0]
     >>> row["net"], row["method"], row["result"].n
     ('cnn', 'float', 10000)
     """
-    return runs.load("sweep")["rows"]
+    return runs.load(name)["rows"]
 
 
 def picture(path: Path, net: str = "depthwise") -> None:
