@@ -10,6 +10,7 @@ from qlab.lab import bench, data, runs, sweep, zoo
 from qlab.lab.measure import accuracy, mcnemar, size_bytes
 from qlab.nets import ptq
 from qlab.nets.models import MODELS
+from qlab.quant import linear, ranges
 
 
 def test_the_sweep_was_made_with_the_committed_checkpoints():
@@ -28,6 +29,28 @@ def test_a_row_measured_again(net, method, per, bits):
     images, labels = data.load("test")
     again = accuracy(q.model, data.Split(images[:500], labels[:500])).correct
     assert (again != row["result"].correct[:500]).sum() <= 2                                # another CPU rounds otherwise
+
+
+def test_linear_over_its_best_range_is_what_notebook_05_says():
+    record, size = runs.raw("sweep_ranges"), {(r["net"], r["per"], r["bits"]): r["nbytes"] for r in sweep.load() if r["method"] == "linear"}
+    assert record["checkpoints"] == {name: zoo.record(name)["sha256"] for name in sweep.NETS}
+    clipped = {(r["net"], r["per"], r["bits"]): r for r in sweep.load("sweep_ranges")}
+    assert {key: row["nbytes"] for key, row in clipped.items()} == size                     # a range costs no byte
+    images, labels = data.load("test")
+
+    def saturating(w):
+        low, high = ranges.mse(w, 4, "symmetric")
+        return linear.quantize(w, 4, "symmetric", x_min=low, x_max=high)
+
+    q = ptq.quantize_weights(zoo.load("cnn"), saturating)
+    again = accuracy(q.model, data.Split(images[:500], labels[:500])).correct
+    assert (again != clipped["cnn", "tensor", 4]["result"].correct[:500]).sum() <= 2
+    whole = {(r["net"], r["per"], r["bits"]): r["result"] for r in sweep.load() if r["method"] == "linear"}
+    for key, gain in {("resnet", "tensor", 3): 33, ("resnet", "tensor", 4): -3, ("resnet", "channel", 3): -19,
+                      ("depthwise", "channel", 3): -48}.items():
+        assert round(100 * mcnemar(whole[key], clipped[key]["result"]).difference) == gain
+    kmeans = next(r["result"] for r in sweep.load() if (r["net"], r["method"], r["per"], r["bits"]) == ("cnn", "kmeans", "tensor", 4))
+    assert not mcnemar(clipped["cnn", "tensor", 4]["result"], kmeans).significant
 
 
 def test_the_sweep_says_what_notebook_05_says():
