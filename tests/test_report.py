@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,6 +183,12 @@ def test_the_commonest_wrong_answers(made):
     assert classroom.success(graded, BUNDLE) == [
         {"id": "q1", "points": 2, "passed": 1, "tried": 3, "wrong": [("A public test fails", 1), ("The cell of this question stopped", 1)]},
         {"id": "q2", "points": 3, "passed": 2, "tried": 3, "wrong": [(f"floor for round {SECRET}", 1)]}]
+
+
+def test_the_picture_has_a_style_of_its_own(made):
+    before = classroom.picture(made, BUNDLE)
+    with plt.rc_context({"savefig.bbox": "tight", "savefig.dpi": 50, "font.size": 20, "axes.grid": True}):
+        assert classroom.picture(made, BUNDLE) == before
 
 
 def test_the_statistics_are_a_picture_and_a_page(tmp_path, made):

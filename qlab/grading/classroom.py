@@ -41,6 +41,7 @@ def _short(reason: str) -> str:
 
 def picture(counts: list[dict], bundle: dict) -> bytes:
     """A PNG: the histogram of the scores above, each question's success rate and its commonest wrong answers below."""
+    from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,15 +49,16 @@ def picture(counts: list[dict], bundle: dict) -> bytes:
     rows = success(graded, bundle)
     lines = [1 + min(COMMONEST, len(row["wrong"])) for row in rows]
     heights = [2.9, 0.9 + 0.27 * sum(lines) + 0.2 * len(rows)]
-    figure = Figure(figsize=(8, sum(heights)), dpi=150, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(h_pad=0.12)
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, height_ratios=heights)
-    _histogram(above, graded, bundle)
-    _questions(below, rows, lines)
-    stream = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # a sign that the font lacks is a box, and no reason to stop
-        figure.savefig(stream, format="png", metadata={"Software": None})
+    with style.context("default"):  # whatever style the program around it has set
+        figure = Figure(figsize=(8, sum(heights)), dpi=150, layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(h_pad=0.12)
+        FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, 1, height_ratios=heights)
+        _histogram(above, graded, bundle)
+        _questions(below, rows, lines)
+        stream = io.BytesIO()
+        with warnings.catch_warnings(action="ignore"):  # a sign that the font lacks is a box, and no reason to stop
+            figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 
