@@ -6,6 +6,7 @@ Which test images were right is kept for every result, so that any two can be co
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def raw(name: str, folder: Path = FOLDER) -> dict:
         return json.loads(path.read_text())
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path} ({error.strerror}): restore it with git checkout.") from None
+
+
+def one_machine(entries: Iterable[dict], folder: Path) -> dict:
+    """The environment of single runs of an experiment, raw records of folder, at least one; ValueError if they come from several machines.
+
+    >>> one_machine([{"environment": {"cpu": "a", "cuda": None, "torch": "2"}}], FOLDER)["cpu"]
+    'a'
+    """
+    environments = [entry["environment"] for entry in entries]
+    machines = {tuple(environment[key] for key in ("cpu", "cuda", "torch")) for environment in environments}
+    if len(machines) > 1:
+        raise ValueError(f"the runs in {folder} come from {len(machines)} machines, and results may be compared within one only.")
+    return environments[0]
 
 
 def load(name: str, folder: Path = FOLDER) -> dict:

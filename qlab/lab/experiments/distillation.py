@@ -27,7 +27,6 @@ end of each training, and choose nothing.
 """
 
 import argparse
-import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -179,9 +178,7 @@ def collect(part: str, folder: Path, records: Path = runs.FOLDER) -> None:
     wanted = [name for stage in STAGES[part] for name in names(stage)]
     files = {name: runs.raw(f"{name[0]}_{name[1]}", folder) for name in wanted if (folder / f"{name[0]}_{name[1]}.json").exists()}
     print("missing:", ", ".join(f"{name} {number}" for name, number in wanted if (name, number) not in files) or "nothing")
-    machines = {json.dumps({key: one["environment"][key] for key in ("cpu", "cuda", "torch")}) for one in files.values()}
-    if len(machines) > 1:
-        raise ValueError(f"the runs in {folder} come from {len(machines)} machines, and results may be compared within one only.")
+    environment = runs.one_machine(files.values(), folder)
     chosen, found = {arm: best(folder, part, arm) for arm in ARMS}, {}
     for (name, _), one in files.items():
         first = name.partition("-")[0]
@@ -191,7 +188,7 @@ def collect(part: str, folder: Path, records: Path = runs.FOLDER) -> None:
     models = {arm: sha256 for one in files.values() for arm, sha256 in one["models"].items()}
     for arm in models if folder != records else ():
         shutil.copy(folder / f"{NAME}_{arm}.safetensors", records)
-    runs.write(f"{NAME}_{part}", f"{COMMAND} {part}", records, environment=next(iter(files.values()))["environment"],
+    runs.write(f"{NAME}_{part}", f"{COMMAND} {part}", records, environment=environment,
                teacher_sha256=zoo.record("resnet")["sha256"], models=models, epochs=EPOCHS, chosen=chosen, **found)
 
 

@@ -22,7 +22,6 @@ choose nothing.
 
 import argparse
 import copy
-import json
 import math
 import shutil
 import warnings
@@ -143,9 +142,7 @@ def collect(folder: Path, records: Path = runs.FOLDER) -> None:
     found = {name: runs.raw(file_name(*name), folder) for name in names() if (folder / f"{file_name(*name)}.json").exists()}
     if ("dense", SEEDS[0]) not in found:
         raise ValueError(f"{folder} lacks the run dense {SEEDS[0]}: without it no other can be compared.")
-    machines = {json.dumps({key: one["environment"][key] for key in ("cpu", "cuda", "torch")}) for one in found.values()}
-    if len(machines) > 1:
-        raise ValueError(f"the runs in {folder} come from {len(machines)} machines, and results may be compared within one only.")
+    environment = runs.one_machine(found.values(), folder)
     complete = {kind: [seed for seed in SEEDS if all((arm, seed) in found for arm in kind)] for kind in (LABELS, TAUGHT)}
     wanted = [("dense", SEEDS[0]), *((arm, seed) for kind, seeds in complete.items() for arm in kind for seed in seeds)]
     print("seeds that are complete:", *complete.values())
@@ -155,7 +152,7 @@ def collect(folder: Path, records: Path = runs.FOLDER) -> None:
             shutil.copy(folder / f"{kept['name']}.safetensors", records)
     settings = {"sparsity": SPARSITY, "scope": "global", "max_lr": MAX_LR, "schedule_epochs": EPOCHS / 4, "channels": CHANNELS,
                 "temperature": TEMPERATURE, "alpha": ALPHA}
-    runs.write("pruning", f"{COMMAND} arms", records, environment=found["dense", SEEDS[0]]["environment"], settings=settings,
+    runs.write("pruning", f"{COMMAND} arms", records, environment=environment, settings=settings,
                dense_sha256=zoo.record("cnn")["sha256"], teacher_sha256=zoo.record("resnet")["sha256"], checkpoints=checkpoints,
                rows=[row for name in wanted for row in found[name]["rows"]])
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 from qlab.lab import data, runs, zoo
-from qlab.lab.measure import accuracy
+from qlab.lab.measure import accuracy, size_bytes
 from qlab.nets import ptq, qat
 from qlab.nets.training import fit
 from qlab.quant import linear, ranges
@@ -96,17 +96,13 @@ def train(arm: str, bits: int, seed: int, device: str, folder: Path) -> dict:
         losses += learn(model, images, labels, epochs, max_lr, seed=10 * seed + phase, augment=zoo.augment, name=f"{arm} {bits} {seed}")
     model = model.cpu()
     if control:
-        deployed, nbytes = model, float_bytes(model)
+        deployed, nbytes = model, size_bytes(ptq.fold_batch_norm(model))
     else:
         quantized = qat.convert(model)
         deployed, nbytes = quantized.model, quantized.nbytes
     result = accuracy(copy.deepcopy(deployed).to(device), data.load("test"))
     return {"losses": losses, "minutes": round((time.time() - started) / 60, 2), "nbytes": nbytes,
             "sha256": runs.save_model(f"qat_{arm}_{bits}_{seed}", model, folder), **runs.outcome(result)}
-
-
-def float_bytes(model) -> int:
-    return 4 * sum(p.numel() for p in ptq.fold_batch_norm(model).parameters())
 
 
 def after_training(bits: int, device: str) -> dict:
@@ -166,7 +162,7 @@ def collect(folder: Path, into: Path = runs.FOLDER) -> None:
     machines = {where: entry["environment"] for entry in done.values() for where in [entry["device"]]}
     runs.write("qat", "python -m qlab.lab.experiments.qat collect", into, net=NET, checkpoint=zoo.record(NET)["sha256"], epochs=EPOCHS,
                max_lr=MAX_LR, calibration_images=CALIBRATION_IMAGES, choice_images=CHOICE_IMAGES, ran_on=machines,
-               float={"nbytes": float_bytes(whole), **runs.outcome(accuracy(whole, data.load("test")))}, **content)
+               float={"nbytes": size_bytes(ptq.fold_batch_norm(whole)), **runs.outcome(accuracy(whole, data.load("test")))}, **content)
 
 
 def main(arguments: list[str] | None = None) -> None:
