@@ -11,7 +11,6 @@ instructions the compiler takes a variant of the products that multiplies two pa
     int32_t NAME_argmax(const int8_t logits[NAME_OUTPUT]);
 """
 
-import contextlib
 import ctypes
 import functools
 import math
@@ -68,9 +67,9 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
         "writes": "logits" if layer.tensors[-1] == out.root else "arena", "memory": memory.alive(step),
     } for step, layer in enumerate(program.layers))
     text = c_source.source(name, header.name, program, memory, network, places)
-    with _written_after(header, c_source.header(name, network, places, memory)):
-        return files.write(path, text.encode(), format="C99", network=name, layers=layers,
-                           input=_port(tuple(image_shape), network.grid_in), output=_port(_torch_shape(out.shape), network.grid_out))
+    return files.write(path, text.encode(), {header: c_source.header(name, network, places, memory).encode()}, format="C99",
+                       network=name, layers=layers, input=_port(tuple(image_shape), network.grid_in),
+                       output=_port(_torch_shape(out.shape), network.grid_out))
 
 
 def _port(shape: tuple[int, ...], grid: Grid) -> files.Port:
@@ -79,23 +78,6 @@ def _port(shape: tuple[int, ...], grid: Grid) -> files.Port:
 
 def _torch_shape(stored: tuple[int, ...]) -> tuple[int, ...]:
     return (stored[2], *stored[:2]) if len(stored) == 3 else stored
-
-
-@contextlib.contextmanager
-def _written_after(path: Path, text: str):
-    """Write a text to path once what is done inside has succeeded; until then it lies beside it, so that there is room for it."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError(f"cannot write {path}: it is not a file.")
-        try:
-            partial.write_text(text)
-        except OSError as error:
-            raise OSError(f"cannot write {path} ({error.strerror}): name a place that exists, can be written and has room.") from None
-        yield
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def arena_bytes(description: files.Description) -> int:
@@ -145,7 +127,7 @@ def encode(about: files.Description, x: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"x has the shape {tuple(x.shape)}, and must have (n, {', '.join(map(str, shape))}).")
     if x.dtype != torch.int8:
         ends = Grid(about.input.scale, about.input.zero_point, -128, 127)
-        x = IntegerNetwork((), "", "", ends, ends).encode(x.float())
+        x = IntegerNetwork((), "", "", ends, ends).encode(x)
     return (x.permute(0, 2, 3, 1) if len(shape) == 3 else x).reshape(len(x), math.prod(shape)).contiguous()
 
 

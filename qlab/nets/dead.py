@@ -10,13 +10,13 @@ set the scale for all others, though they multiply nothing but zeros. Set to zer
 Found on calibration images, so "never" means "on none of these": take hundreds, and check the outcomes on others.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from qlab.nets.graph import after, calls, folding_pairs, kind, trace
+from qlab.nets.plain import plain_copy
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def find(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> dict[
     """The dead filters of each Conv2d and Linear that the model calls, by name.
 
     images: (n, ...), n at least 1, training images. Batch norm must have been folded (ptq.fold_batch_norm).
-    Raises ValueError for no images, a network that qlab.nets.graph cannot read or that has batch norm, a layer that runs twice.
+    Raises ValueError for no images, NaN or infinity in them, a network that qlab.nets.graph cannot read or that has batch norm, a layer
+    that runs twice.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1, groups=2))
     >>> net[0].weight.data, net[0].bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0.0, -9.0])
@@ -47,6 +48,8 @@ def find(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> dict[
     """
     if not len(images):
         raise ValueError("there are no images, and a channel is dead only by what it does on some: a few hundred are enough.")
+    if not images.isfinite().all():
+        raise ValueError("the images hold NaN or infinity, and must be finite.")
     traced = trace(model)
     if calls(traced, "batchnorm"):
         raise ValueError("the network has batch norm: fold it first (ptq.fold_batch_norm), for it changes what is zero.")
@@ -86,8 +89,10 @@ def zero(model: nn.Module, dead: dict[str, Dead]) -> nn.Module:
     """A copy in which the weights of dead filters are 0, and the biases of silent ones: it computes what the model does.
 
     dead: from find. The model may be folded or not: a silent filter's batch norm then gets gamma = beta = 0, which folds to the same.
+    Layers that share a weight get one each, for their filters die apart.
     On the images of find the logits are the same to the last bit that summation order leaves; on others they are as long as what was
-    dead stays dead. Raises ValueError for a name that is no layer of the model or a mask of another length.
+    dead stays dead. Raises ValueError for a name that is no layer of the model, a mask of another length, a silent filter whose batch norm
+    stands behind another convolution too.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1, groups=2))
     >>> net[0].weight.data, net[0].bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0.0, -9.0])
@@ -96,16 +101,26 @@ def zero(model: nn.Module, dead: dict[str, Dead]) -> nn.Module:
     >>> int((cleaned[2].weight == 0).sum()), torch.equal(cleaned(x), net(x))
     (1, True)
     """
-    model = copy.deepcopy(model)
+    model = plain_copy(model)
     layers, norms = dict(model.named_modules()), {conv.target: bn.target for conv, bn in folding_pairs(trace(model))}
     for name, found in dead.items():
         layer = layers.get(name)
         if getattr(layer, "weight", None) is None or len(found.starved) != len(layer.weight):
             raise ValueError(f"{name!r} is no layer of this model with {len(found.starved)} filters: dead must be what find says of it.")
-        layer.weight[found.any] = 0
-        for part in (layer, layers.get(norms.get(name))):  # folding a batch norm with gamma = beta = 0 leaves the bias 0
-            if getattr(part, "bias", None) is not None:
-                part.bias[found.silent] = 0
-        if name in norms:
-            layers[norms[name]].weight[found.silent] = 0
+        _set(layer, "weight", layer.weight, found.any)
+        if layer.bias is not None:
+            _set(layer, "bias", layer.bias, found.silent)
+        if name in norms and found.silent.any():  # folding a batch norm with gamma = beta = 0 leaves the bias 0
+            if list(norms.values()).count(norms[name]) > 1:
+                raise ValueError(f"{norms[name]} stands behind {name} and another convolution, and cannot silence a filter of one of them.")
+            bn = layers[norms[name]]
+            _set(bn, "weight", torch.ones_like(bn.running_var) if bn.weight is None else bn.weight, found.silent)
+            _set(bn, "bias", torch.zeros_like(bn.running_var) if bn.bias is None else bn.bias, found.silent)
     return model
+
+
+def _set(module: nn.Module, name: str, values: torch.Tensor, zeros: torch.Tensor) -> None:
+    """A parameter of the module's own, whoever shared the old one, with zeros where they shall be."""
+    own = nn.Parameter(values.detach().clone(), requires_grad=values.requires_grad)
+    own.data[zeros] = 0
+    setattr(module, name, own)

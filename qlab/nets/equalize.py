@@ -13,7 +13,8 @@ Bias correction. Rounded weights W + e move the mean of a layer's output by e * 
 import torch
 from torch import fx, nn
 
-from qlab.nets.graph import LAYERS, calls, kind, only_user
+from qlab.nets.graph import calls, kind, only_user
+from qlab.nets.plain import LAYERS, users_of
 
 PASSES = ("relu", "maxpool", "mean", "flatten")                                             # pass on a positive factor of a channel
 
@@ -23,7 +24,7 @@ def cross_layer_equalize(traced: fx.GraphModule, rounds: int = 100) -> list[tupl
     """Equalize in place every pair of layers between which there are only ReLU, pooling and flattening; return their names.
 
     traced: from graph.trace, batch norm folded. Each pair changes its neighbours', so all are gone through until the factors settle.
-    The computed function stays the same up to rounding. A layer that runs twice, or whose weight is shared, is left as it is.
+    The computed function stays the same up to rounding. A layer that runs twice, or whose weight or bias is shared, is left as it is.
 
     >>> from qlab.nets.graph import trace
     >>> net = trace(nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)))
@@ -44,8 +45,9 @@ def cross_layer_equalize(traced: fx.GraphModule, rounds: int = 100) -> list[tupl
 def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
     nodes = calls(traced, "conv", "linear")
     targets = [node.target for node in nodes]
-    weights = [id(m.weight) for m in traced.modules() if isinstance(m, LAYERS)]
-    alone = [n for n in nodes if targets.count(n.target) == 1 and weights.count(id(traced.get_submodule(n.target).weight)) == 1]
+    users = users_of(traced)
+    alone = [n for n in nodes if targets.count(n.target) == 1 and
+             all(len(users[id(p)]) == 1 for p in traced.get_submodule(n.target).parameters(recurse=False))]
     pairs = []
     for node in alone:
         user = only_user(node)

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.graph import MAKES, after, calls, kind
+from qlab.nets.plain import refuse_hooks
 from qlab.nets.ptq import Quantized
 from qlab.quant import QTensor
 
@@ -72,9 +73,16 @@ class IntegerNetwork:
     grid_out: Grid
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Float images to int8 codes: what a camera's pixels are to begin with."""
+        """Float images of any precision to int8 codes: what a camera's pixels are to begin with.
+
+        Raises TypeError for integers, ValueError for NaN or infinity, which have no code.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"the images are {images.dtype}, and must be floating point: run(codes) takes int8 codes.")
+        if not images.isfinite().all():
+            raise ValueError("the images hold NaN or infinity, and must be finite.")
         g = self.grid_in
-        return (images / g.scale).round_().add_(g.zero_point).clamp_(g.low, g.high).to(torch.int8)
+        return (images.float() / g.scale).round_().add_(g.zero_point).clamp_(g.low, g.high).to(torch.int8)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """The logits' codes as float32 logits."""
@@ -104,13 +112,17 @@ class IntegerNetwork:
 
 
 def multiplier(real) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positive real numbers M (k,) as m (int32, 2**30 <= m < 2**31) and n (int8): M = m 2**(n - 31). Below 2**-32, m = n = 0.
+    """Real numbers M (k,) as m (int32, 2**30 <= m < 2**31) and n (int8): M = m 2**(n - 31). Below 2**-32, m = n = 0.
+
+    Raises ValueError for a negative one, NaN, or 2**30 and above.
 
     >>> multiplier([0.5, 0.003])
     (tensor([1073741824, 1649267442], dtype=torch.int32), tensor([ 0, -8], dtype=torch.int8))
     """
     m, n = [], []
     for value in torch.as_tensor(real, dtype=torch.float64).reshape(-1).tolist():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"a multiplier is {value:g}, and must be finite and not negative.")
         fraction, exponent = math.frexp(value)  # value = fraction * 2**exponent, 1/2 <= fraction < 1
         whole = round(fraction * 2**31)
         if whole == 2**31:
@@ -194,7 +206,8 @@ def convert(quantized: Quantized, image_shape: tuple[int, ...] = (1, 28, 28)) ->
     """The integer-only network of what ptq.quantize or qat.convert returned, for images of one shape.
 
     Raises ValueError for weights that are not symmetric int8 codes per tensor or per output channel (k-means and logarithmic codes
-    are names, not numbers to multiply; groups would need a sum each), and for a network whose activations were not calibrated.
+    are names, not numbers to multiply; groups would need a sum each), for a network whose activations were not calibrated, and, by name,
+    for what the integers would lose: a forward hook, a weight that is no longer what its codes decode to.
 
     >>> from qlab.nets import ptq
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -204,6 +217,11 @@ def convert(quantized: Quantized, image_shape: tuple[int, ...] = (1, 28, 28)) ->
     """
     if not isinstance(quantized.model, fx.GraphModule) or not any(isinstance(m, FakeQuantize) for m in quantized.model.modules()):
         raise ValueError("the network's activations have no codes: quantize it with ptq.quantize, or prepare, train and convert it by qat.")
+    refuse_hooks(quantized.model)
+    for name, q in quantized.tensors.items():
+        weight = quantized.model.get_submodule(name).weight
+        if not torch.equal(weight, q.dequantize().to(weight)):
+            raise ValueError(f"the weight of {name} is no longer what its codes decode to: quantize the network again.")
     plain, grids = _without_codes(quantized.model)
     sizes = _map_sizes(plain, image_shape)
     steps, fused = [], set()
@@ -258,9 +276,10 @@ def _map_sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.N
             sizes[node] = tuple(result.shape)
             return result
 
+    dtype = next((p.dtype for p in plain.parameters()), torch.float32)
     try:
         with torch.no_grad():
-            Shapes(plain).run(torch.zeros(1, *image_shape))
+            Shapes(plain).run(torch.zeros(1, *image_shape, dtype=dtype))
     except RuntimeError as error:
         raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({str(error).splitlines()[0]}).") from None
     return sizes
@@ -314,15 +333,17 @@ def _options(plain: fx.GraphModule, node: fx.Node, what: str) -> dict:
 def _mean_options(module: nn.AvgPool2d | nn.AdaptiveAvgPool2d, name: str, size: tuple[int, int]) -> dict:
     """Kernel and stride, (rows, columns) each, of a pooling whose windows all have the same number of values."""
     def pair(value):
-        return (value, value) if isinstance(value, int) else tuple(value)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
     if isinstance(module, nn.AdaptiveAvgPool2d):
         wanted = tuple(w or s for w, s in zip(pair(module.output_size), size))
+        if any(s % w for s, w in zip(size, wanted)):
+            raise ValueError(f"{name} averages a map of {size[0]} x {size[1]} over {wanted[0]} x {wanted[1]} windows of different sizes, and "
+                             "every window must have as many values.")
         kernel = stride = tuple(s // w for s, w in zip(size, wanted))
-        even = all(s % w == 0 for s, w in zip(size, wanted))
-    else:
-        kernel, stride = pair(module.kernel_size), pair(module.stride)
-        even = pair(module.padding) == (0, 0) and not module.ceil_mode and module.divisor_override is None
-    if not even:
-        raise ValueError(f"{name} averages windows of different sizes, and every window must have as many values: no padding.")
-    return {"kernel_size": kernel, "stride": stride}
+        return {"kernel_size": kernel, "stride": stride}
+    for what, is_so in (("pads the map", pair(module.padding) != (0, 0)), ("rounds the map's size up (ceil_mode)", module.ceil_mode),
+                        ("divides by a number of its own (divisor_override)", module.divisor_override is not None)):
+        if is_so:
+            raise ValueError(f"{name} {what}, and an average in integers is of whole windows inside the map.")
+    return {"kernel_size": pair(module.kernel_size), "stride": pair(module.stride)}

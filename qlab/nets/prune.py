@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from qlab.nets.graph import LAYERS
+from qlab.nets.plain import LAYERS, refuse_recomputed, users_of
 
 Masks = dict[str, torch.Tensor]
 
@@ -31,7 +31,8 @@ def magnitude(model: nn.Module, sparsity: float | Mapping[str, float], scope: st
     to share (a layer not named keeps all). scope: "layer", each layer alone; "global", one ranking of all weights. Among equal magnitudes
     the first in memory goes first. within: earlier masks; what they remove counts, and stays removed. A weight that two layers share is
     counted once, and both get its mask.
-    Raises ValueError for a sparsity or scope out of range, a name that is no such layer, NaN or infinity among the weights.
+    Raises ValueError for a sparsity or scope out of range, a name that is no such layer, NaN or infinity among the weights, and, by name,
+    for a weight that is shared with a module that is not pruned, or recomputed in each forward (qlab.nets.plain).
 
     >>> net = nn.Sequential(nn.Linear(4, 1))
     >>> net[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, -0.2]])
@@ -125,6 +126,7 @@ def sensitivity(model: nn.Module, evaluate: Callable[[nn.Module], object], spars
     >>> sensitivity(net, lambda net: int((net[0].weight != 0).sum()), [0, 0.5, 0.75])
     {'0': [16, 8, 4]}
     """
+    _weights(model, skip)                                                                   # refuses what has no weight to prune
     model, sparsities, results = copy.deepcopy(model), list(sparsities), {}
     for name, weight in _weights(model, skip).items():
         whole, results[name] = weight.detach().clone(), []
@@ -206,11 +208,12 @@ def _weights(model: nn.Module, skip: Sequence[str]) -> dict[str, torch.Tensor]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     if isinstance(skip, str) or not set(skip) <= set(layers):
         raise ValueError(f"skip is {skip!r}, and must be a list of layers among: {', '.join(layers)}.")
-    weights = {name: layer.weight for name, layer in layers.items() if name not in skip}
-    hidden = {id(layers[name].weight): name for name in skip}
+    refuse_recomputed(model)
+    weights, users = {name: layer.weight for name, layer in layers.items() if name not in skip}, users_of(model)
     for name, weight in weights.items():
-        if id(weight) in hidden:
-            raise ValueError(f"{name} shares its weight with {hidden[id(weight)]}, which is skipped: skip both or neither.")
+        if others := [user for user in users[id(weight)] if user not in weights]:
+            why = "which is skipped: skip both or neither" if others[0] in skip else "which is not pruned: skip it, or untie them"
+            raise ValueError(f"{name} shares its weight with {others[0]}, {why}.")
         if not weight.isfinite().all():
             raise ValueError(f"the weights of {name} hold NaN or infinity, and must be finite.")
     return weights
@@ -258,6 +261,7 @@ def _largest(scores: torch.Tensor, remove: int) -> torch.Tensor:
 
 def _fitting(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> list[tuple[nn.Module, torch.Tensor]]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    refuse_recomputed(model)
     for name, mask in masks.items():
         if name not in layers:
             raise ValueError(f"masks names {name!r}, and the layers are {', '.join(layers)}.")

@@ -10,7 +10,6 @@ Then every weight becomes codes, and every tensor of activations gets a scale an
 images (calibration). Where scales are needed, qlab.nets.graph tells.
 """
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -19,7 +18,8 @@ from torch import fx, nn
 
 from qlab.nets.equalize import cross_layer_equalize, subtract_mean_error
 from qlab.nets.fake import FakeQuantize
-from qlab.nets.graph import LAYERS, calls, folding_pairs, maker, points, trace
+from qlab.nets.graph import calls, folding_pairs, maker, points, trace
+from qlab.nets.plain import LAYERS, plain_copy
 from qlab.quant import QTensor, linear
 from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import check_bits
@@ -28,8 +28,9 @@ from qlab.quant.layout import check_bits
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A copy in which every BatchNorm2d that a Conv2d feeds is folded into it and gone (an Identity is in its place).
 
-    The copy is in evaluation mode and computes the same logits up to rounding. Raises ValueError for a batch norm without running
-    statistics, one that no convolution feeds, or a network that qlab.nets.graph cannot read.
+    The copy is in evaluation mode and computes the same logits up to rounding. Convolutions that share a weight get one each: their batch
+    norms differ. Raises ValueError for a batch norm without running statistics, one that no convolution feeds, or a network that
+    qlab.nets.graph cannot read.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     >>> fold_batch_norm(net)
@@ -40,22 +41,29 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     )
     """
     pairs = folding_pairs(trace(model))
-    model = copy.deepcopy(model).eval()
-    for conv, bn in pairs:
-        _fold(model.get_submodule(conv.target), model.get_submodule(bn.target))
-        parent, _, child = bn.target.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
+    model = plain_copy(model).eval()
+    norms = [model.get_submodule(bn.target) for _, bn in pairs]
+    for (conv, _), bn in zip(pairs, norms):
+        _fold(model.get_submodule(conv.target), bn)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):                                   # under all of its names, if it has several
+            if child in norms:
+                setattr(parent, name, nn.Identity())
     return model
 
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-    gamma = torch.ones_like(bn.running_var) if bn.weight is None else bn.weight
-    beta = torch.zeros_like(bn.running_var) if bn.bias is None else bn.bias
-    factor = gamma / (bn.running_var + bn.eps).sqrt()
-    bias = torch.zeros_like(beta) if conv.bias is None else conv.bias
-    conv.bias = nn.Parameter(beta + (bias - bn.running_mean) * factor, requires_grad=conv.weight.requires_grad)
-    conv.weight.mul_(factor[:, None, None, None])
+    """In float32 at least, whatever the network's dtype."""
+    wide, old = torch.promote_types(conv.weight.dtype, torch.float32), conv.weight
+    mean, var = bn.running_mean.to(wide), bn.running_var.to(wide)
+    gamma = torch.ones_like(var) if bn.weight is None else bn.weight.to(wide)
+    beta = torch.zeros_like(var) if bn.bias is None else bn.bias.to(wide)
+    factor = gamma / (var + bn.eps).sqrt()
+    bias = torch.zeros_like(beta) if conv.bias is None else conv.bias.to(wide)
+    weight = old.to(wide) * factor[:, None, None, None]                                     # a new one: another layer may share the old
+    conv.weight = nn.Parameter(weight.to(old.dtype), requires_grad=old.requires_grad)
+    conv.bias = nn.Parameter((beta + (bias - mean) * factor).to(old.dtype), requires_grad=old.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,9 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
                      skip: tuple[str, ...] = ()) -> Quantized:
     """Quantize the weight of every Conv2d and Linear, but those named in skip, with any function from a tensor to a QTensor.
 
-    quantizer: one function for all, or one for each layer by its name. Biases stay as they are, the model given is not changed.
+    quantizer: one function for all, or one for each layer by its name. Biases stay as they are, the model given is not changed. Layers
+    that share a weight share its codes, unless their functions differ; a skipped layer, or an embedding, that shares it keeps its floats,
+    and both are counted. A weight that is recomputed in each forward (qlab.nets.plain) is quantized as what it comes to.
     Raises ValueError for a layer that has no function, or a name that is no such layer.
 
     >>> from qlab.quant import linear
@@ -83,7 +93,8 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     >>> q.nbytes                  # 1000 codes of 4 bits, 10 float32 scales, 10 float32 biases
     580
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
+    quantized = plain_copy(model)
+    layers = {name: m for name, m in quantized.named_modules() if isinstance(m, LAYERS)}
     by_name = quantizer if isinstance(quantizer, dict) else {name: quantizer for name in layers if name not in skip}
     for what, names in (("skip", set(skip)), ("quantizer", set(by_name))):
         if names - set(layers):
@@ -91,21 +102,25 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     if set(layers) - set(by_name) - set(skip):
         missing = ", ".join(sorted(set(layers) - set(by_name) - set(skip)))
         raise ValueError(f"quantizer has nothing for {missing}: add it, or name it in skip.")
-    quantized = copy.deepcopy(model)
-    tensors, nbytes, done = {}, 0, {}
-    for name in layers:
-        weight = layers[name].weight
+    tensors, made = {}, {}                                                                  # made: weight -> its codes, decoded, so far
+    for name, layer in layers.items():
         if name in skip:
             continue
-        if id(weight) not in done:  # layers that share a weight share its codes
-            done[id(weight)] = by_name[name](weight)
-            nbytes += done[id(weight)].nbytes
-        tensors[name] = done[id(weight)]
-        with torch.no_grad():
-            quantized.get_submodule(name).weight.copy_(tensors[name].dequantize())
-    rest = {id(t): t for t in [*model.parameters(), *model.buffers()] if id(t) not in done}
-    nbytes += sum(t.numel() * t.element_size() for t in rest.values())
+        weight, q = layer.weight, by_name[name](layer.weight)
+        of_weight = made.setdefault(weight, [])
+        tensors[name], layer.weight = next(((known, decoded) for known, decoded in of_weight if known.equal(q)), (q, _decoded(q, weight)))
+        if tensors[name] is q:
+            of_weight.append((q, layer.weight))
+    decoded = {id(layers[name].weight) for name in tensors}
+    rest = {id(t): t for t in [*quantized.parameters(), *quantized.buffers()] if id(t) not in decoded}
+    nbytes = sum(q.nbytes for same in made.values() for q, _ in same) + sum(t.numel() * t.element_size() for t in rest.values())
     return Quantized(quantized, tensors, nbytes)
+
+
+@torch.no_grad()
+def _decoded(q: QTensor, weight: nn.Parameter) -> nn.Parameter:
+    """What the codes decode to, in the place, layout and dtype of the weight."""
+    return nn.Parameter(weight.detach().clone().copy_(q.dequantize()), requires_grad=weight.requires_grad)
 
 
 RANGES = ("minmax", "average", "percentile", "mse", "entropy")
@@ -160,6 +175,8 @@ def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:
 
 def batches_of(calibration: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
     batches = list(calibration.split(128)) if isinstance(calibration, torch.Tensor) else list(calibration)
+    if wrong := next((batch for batch in batches if not isinstance(batch, torch.Tensor)), None):
+        raise TypeError(f"calibration holds a {type(wrong).__name__}, and must hold tensors of images, (n, ...).")
     if not sum(len(batch) for batch in batches):
         raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
     return batches
@@ -181,7 +198,11 @@ def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bi
             return result
 
     for batch in batches:
-        Observer(traced).run(batch)
+        try:
+            Observer(traced).run(batch)
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            raise ValueError(f"the network cannot take the calibration images, {batch.dtype} of shape {tuple(batch.shape)} ({said}).") from None
     return {node.name: seen.range(bits[node.name]) for node, seen in wanted.items()}
 
 

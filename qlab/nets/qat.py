@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from qlab.nets.fake import FakeQuantize, fake_quantize
 from qlab.nets.graph import calls, folding_pairs, trace
+from qlab.nets.plain import refuse_hooks
 from qlab.nets.ptq import RANGES, Quantized, batches_of, fold_batch_norm, insert, observe, point_bits, quantize_weights
 from qlab.nets.training import fit
 from qlab.quant import linear
@@ -172,10 +173,10 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
     seen = observe(folded, batches_of(calibration), ranges, bits)
 
     traced = trace(model).requires_grad_(True)
-    norms = {conv.target: bn for conv, bn in folding_pairs(traced)}
+    norms = {conv.target: (bn, traced.get_submodule(bn.target)) for conv, bn in folding_pairs(traced)}
     for node in {n.target: n for n in calls(traced, "conv", "linear")}.values():
-        bn = norms.get(node.target)
-        layer = QuantizedLayer(traced.get_submodule(node.target), bn and traced.get_submodule(bn.target), weight_bits, axis, learned)
+        bn, norm = norms.get(node.target, (None, None))
+        layer = QuantizedLayer(traced.get_submodule(node.target), norm, weight_bits, axis, learned)
         parent, _, child = node.target.rpartition(".")
         setattr(traced.get_submodule(parent), child, layer)
         if bn is not None:
@@ -212,14 +213,15 @@ def convert(prepared: fx.GraphModule) -> Quantized:
     """The trained network as ptq.quantize would return it: batch norm folded for good, weights as codes, activation scales fixed.
 
     Its logits are those of the prepared network in evaluation mode, up to rounding; qlab.nets.integer.convert takes it from here.
+    Raises ValueError, by name, for a forward hook, which would be lost.
     """
+    refuse_hooks(prepared)
     model = copy.deepcopy(prepared).eval().requires_grad_(False)
     encoders = {}  # layer name -> its encoder
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         if isinstance(module, QuantizedLayer):
-            pair = nn.Sequential(module.layer) if module.bn is None else nn.Sequential(module.layer, module.bn)
-            layer = fold_batch_norm(pair)[0]
+            layer = module.layer if module.bn is None else fold_batch_norm(nn.Sequential(module.layer, module.bn))[0]
             setattr(model.get_submodule(parent), child, layer)
             encoders[name] = module.quantizer.encode
         elif isinstance(module, FakeQuantize):

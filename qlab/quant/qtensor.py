@@ -61,6 +61,17 @@ class QTensor:
         """Bytes of everything that save writes but the file's header: packed codes, scale, zero-point, codebook."""
         return packed_size(self.codes.numel(), self.bits) + sum(t.numel() * t.element_size() for t in self._stored().values())
 
+    def equal(self, other: "QTensor") -> bool:
+        """Whether both hold the same: codes, parameters, scheme, dtype.
+
+        >>> from qlab.quant import linear
+        >>> x = torch.linspace(-1, 1, 100)
+        >>> linear.quantize(x, 8).equal(linear.quantize(x, 8)), linear.quantize(x, 8).equal(linear.quantize(x, 4))
+        (True, False)
+        """
+        return all(torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a is b or a == b
+                   for a, b in zip(vars(self).values(), vars(other).values()))
+
     def dequantize(self) -> torch.Tensor:
         """The decoded values: shape and dtype of the original."""
         return from_rows(self._decode(to_rows(self.codes, self.axis, self.group_size)), self.shape, self.axis)
