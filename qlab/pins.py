@@ -19,6 +19,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from qlab import saving
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11.0", "3.11.5", "3.12.0", "3.13.0", "3.14.0")  # the first of each; soupsieve 4 begins with 3.11.5
 EVERYTHING = ("--all-extras",)
@@ -74,7 +76,7 @@ def write(options: list[str]) -> int:
                "--no-annotate", "--output-file", path.name, *options, "pyproject.toml"]
     code = subprocess.call(command, cwd=ROOT, stdout=subprocess.DEVNULL)  # it prints the file, too
     if code == 0:
-        path.write_text(HEADER + path.read_text())
+        saving.write({path: (HEADER + path.read_text()).encode()})
     return code
 
 

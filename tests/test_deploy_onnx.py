@@ -1,6 +1,8 @@
 """qlab.deploy.onnx: ONNX Runtime against the ONNX project's own reference evaluator, and against qlab's quantizer."""
 
+import errno
 import functools
+import os
 import subprocess
 import sys
 
@@ -244,13 +246,18 @@ def test_a_shape_that_decides_is_refused(tmp_path):
         onnx.export(Decides(), tmp_path / "x.onnx", CALIBRATION[:8])
 
 
-def test_full_and_missing_places_leave_nothing_behind(tmp_path):
+def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_full_and_missing_places_leave_nothing_behind(tmp_path, monkeypatch):
     old = tmp_path / "x.onnx"
     onnx.export(small(), old, kind="float")
     before = old.read_bytes()
-    (tmp_path / "x.onnx.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="cannot write .*x.onnx .No space left"):
-        onnx.export(small(1), old, kind="float")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="cannot write .*x.onnx .No space left"):
+            onnx.export(small(1), old, kind="float")
     assert old.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx", "x.onnx.json"]
     with pytest.raises(OSError, match="cannot write .*No such file"):
         onnx.export(small(), tmp_path / "nowhere" / "x.onnx", kind="float")

@@ -1,5 +1,6 @@
 """qlab.deploy.pytorch: the document's 5.2, torchao and pt2e, against qlab's quantizer; and what a file may not hold."""
 
+import errno
 import io
 import os
 import pickle
@@ -259,8 +260,11 @@ def test_refused_before_anything_is_written(tmp_path, options, error, said):
 
 
 @pytest.mark.parametrize("kind", ["float", "document"])
-def test_a_full_place_leaves_nothing_behind(tmp_path, kind):
-    (tmp_path / "x.pt2.partial").symlink_to("/dev/full")
+def test_a_full_place_leaves_nothing_behind(tmp_path, monkeypatch, kind):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="cannot write .*x.pt2 .No space left"):
         pytorch.export(small(), tmp_path / "x.pt2", kind=kind)
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qlab import saving
 from qlab.lab import notebooks
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        notebooks._write(path, b"new")
+        saving.write({path: b"new"})
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["kept.ipynb"]
 
 

@@ -1,12 +1,14 @@
-"""What every exported file comes with: a description beside it, and writing that leaves either both files or neither."""
+"""What every exported file comes with: a description beside it, written together, both files or neither."""
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import qlab
+from qlab import saving
 
 
 @dataclass(frozen=True)
@@ -43,27 +45,15 @@ def beside(path: str | os.PathLike) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write(path: str | os.PathLike, content: bytes, **description) -> Description:
-    """Write the content to path and its description beside it; an old file stays until both are whole.
+def write(path: str | os.PathLike, content: bytes, also: Mapping[str | os.PathLike, bytes] | None = None, **description) -> Description:
+    """Write the content to path and its description beside it, all or none; old files stay until the new ones are whole.
 
-    description: format, network, input, output, layers of Description. Raises OSError, in one sentence, where it cannot write.
+    also: files that belong to it, by their paths. description: format, network, input, output, layers of Description. Raises OSError,
+    in one sentence, where it cannot write.
     """
-    path = Path(path)
     result = Description(**description, nbytes=len(content), sha256=hashlib.sha256(content).hexdigest(), qlab=qlab.__version__)
-    files = {path: content, beside(path): (json.dumps(asdict(result), indent=1) + "\n").encode()}
-    partial = {place: place.with_name(place.name + ".partial") for place in files}
-    if path.exists() and not path.is_file():
-        raise OSError(f"cannot write {path}: it is not a file.")
-    try:
-        for place, data in files.items():
-            partial[place].write_bytes(data)
-        for place in files:
-            os.replace(partial[place], place)
-    except OSError as error:
-        for place in partial.values():
-            if place.is_symlink() or place.is_file():
-                place.unlink()
-        raise OSError(f"cannot write {path} ({error.strerror}): name a place that exists, can be written and has room.") from None
+    about = (json.dumps(asdict(result), indent=1) + "\n").encode()
+    saving.write({**(also or {}), path: content, beside(path): about})
     return result
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qlab import saving
+
 INSTRUCTIONS = {  # ability: (architecture, name in torch.cpu.get_capabilities, older torch.cpu helper, Linux flag, macOS sysctl)
     "avx2": ("x86", "avx2", "_is_avx2_supported", "avx2", "hw.optional.avx2_0"),
     "avx512": ("x86", "avx512_f", "_is_avx512_supported", "avx512f", "hw.optional.avx512f"),
@@ -196,11 +198,9 @@ def describe() -> str:
 
 
 def write_record(path: Path, command: str, **content) -> dict:
-    """Write and return a run record: the command that made it, the environment, the content. The old file stays until all is written."""
+    """Write and return a run record: the command that made it, the environment, the content. Whole or not at all."""
     record = {"command": command, "environment": environment(), **content}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
+    saving.write({path: (json.dumps(record, indent=1) + "\n").encode()})
     return record
 
 

@@ -12,9 +12,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from PIL import Image
 
+from qlab import saving
 from qlab.lab import hidden, minutes
 from qlab.lab.jupyter.saving import WIDGET_VIEW
 
@@ -54,7 +53,7 @@ def refresh(paths: Iterable[str | Path] | None = None, report: Callable[[str], N
     for path in paths:
         if report:
             report(str(path))
-        _write(path, _refreshed(path))
+        saving.write({path: _refreshed(path)})
     return paths
 
 
@@ -184,16 +183,3 @@ def _smaller(picture: str) -> str:
     image.save(stream, "png", optimize=True)
     smaller = base64.b64encode(stream.getvalue()).decode()
     return smaller if len(smaller) < len(picture.strip()) else picture.strip()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing: into a file beside path, which then takes its place."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(partial, path.stat().st_mode)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise

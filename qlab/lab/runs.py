@@ -15,6 +15,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import nn
 
+from qlab import saving
 from qlab.lab import machine
 from qlab.lab.significance import Accuracy
 
@@ -87,9 +88,7 @@ def save_model(name: str, model: nn.Module, folder: Path = FOLDER) -> str:
     """Write the network's parameters and buffers to folder/NAME.safetensors, whole or not at all; return the sha256 for the record."""
     folder.mkdir(parents=True, exist_ok=True)
     content = save_bytes({key: tensor.contiguous() for key, tensor in model.state_dict().items()})
-    path, partial = folder / f"{name}.safetensors", folder / f"{name}.safetensors.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
+    saving.write({folder / f"{name}.safetensors": content})
     return hashlib.sha256(content).hexdigest()
 
 

@@ -10,10 +10,12 @@ tells accuracy and size, not speed). Which images were right is kept, so that an
 """
 
 import argparse
+import io
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from qlab import saving
 from qlab.lab import data, runs, zoo
 from qlab.lab.measure import accuracy, size_bytes
 from qlab.lab.significance import Accuracy
@@ -96,7 +98,9 @@ def picture(path: Path, net: str = "depthwise") -> None:
         for bits in list(ax.texts):  # which bits are enough is the first notebook's first question
             bits.remove()
     axes[1].set_ylabel("")
-    axes[0].figure.savefig(path)
+    content = io.BytesIO()
+    axes[0].figure.savefig(content, format=path.suffix[1:] or None)
+    saving.write({path: content.getvalue()})
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from qlab import saving
 from qlab.lab import data
 from qlab.lab.measure import accuracy
 from qlab.nets import dead
@@ -132,8 +133,7 @@ def train(name: str, seed: int = 0, epochs: int | None = None, folder: Path = FO
 
 def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float, folder: Path) -> dict:
     test = data.load("test")
-    path, partial = folder / f"{name}.safetensors", folder / f"{name}.safetensors.partial"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
+    content = save_bytes({k: v.contiguous() for k, v in model.state_dict().items()})
     entry = {
         "name": name, "architecture": f"qlab.nets.models.{MODELS[name].__name__}",
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -143,12 +143,9 @@ def _write(name: str, seed: int, recipe: dict, model: nn.Module, seconds: float,
         "test_images": len(test.labels), "test_correct": int(accuracy(model, test).correct.sum()),
         "command": f"qlab zoo {name}", "date": datetime.date.today().isoformat(), "minutes": round(seconds / 60, 1),
         "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-        "sha256": hashlib.sha256(partial.read_bytes()).hexdigest(), "dead": find_dead(model),
+        "sha256": hashlib.sha256(content).hexdigest(), "dead": find_dead(model),
     }
     entry["test_accuracy"] = entry["test_correct"] / entry["test_images"]
-    entry_partial = folder / f"{name}.json.partial"
     text = re.sub(r"\[\s+([\d,\s]*?)\s+]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(entry, indent=2))  # a list on a line
-    entry_partial.write_text(text + "\n")
-    partial.replace(path)  # both are complete before either takes its place
-    entry_partial.replace(folder / f"{name}.json")
+    saving.write({folder / f"{name}.safetensors": content, folder / f"{name}.json": (text + "\n").encode()})
     return entry

@@ -13,6 +13,7 @@ record says so.
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import secrets
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from qlab import saving
 from qlab.lab import machine
 from qlab.matmul import cpu, layers, product, reference
 
@@ -267,7 +269,9 @@ def draw(record: dict, path: Path):
     where = environment["cuda"] if record["device"] == "cuda" else f"{environment['cpu']}, {threads} threads"
     axes.set_title(f"{where}, {environment['date']}", fontsize=11)
     axes.legend(fontsize=9)
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:] or None)
+    saving.write({path: content.getvalue()})
 
 
 def main(argv: list[str] | None = None) -> int:

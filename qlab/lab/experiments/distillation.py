@@ -27,7 +27,6 @@ end of each training, and choose nothing.
 """
 
 import argparse
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
@@ -38,6 +37,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from qlab import saving
 from qlab.lab import data, runs, zoo
 from qlab.lab.measure import Accuracy, accuracy
 from qlab.nets import distill
@@ -187,7 +187,7 @@ def collect(part: str, folder: Path, records: Path = runs.FOLDER) -> None:
     found["rows"] = [row for row in found["rows"] if row["seed"] in seeds]                  # only seeds that all arms have
     models = {arm: sha256 for one in files.values() for arm, sha256 in one["models"].items()}
     for arm in models if folder != records else ():
-        shutil.copy(folder / f"{NAME}_{arm}.safetensors", records)
+        saving.write({records / f"{NAME}_{arm}.safetensors": saving.read(folder / f"{NAME}_{arm}.safetensors")})
     runs.write(f"{NAME}_{part}", f"{COMMAND} {part}", records, environment=environment,
                teacher_sha256=zoo.record("resnet")["sha256"], models=models, epochs=EPOCHS, chosen=chosen, **found)
 

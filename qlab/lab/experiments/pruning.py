@@ -23,7 +23,6 @@ choose nothing.
 import argparse
 import copy
 import math
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qlab import saving
 from qlab.lab import data, measure, runs, zoo
 from qlab.nets import channels, distill, prune
 from qlab.nets.models import lenet_300_100, plain_cnn
@@ -149,7 +149,7 @@ def collect(folder: Path, records: Path = runs.FOLDER) -> None:
     checkpoints = {arm: kept for name in wanted for arm, kept in found[name]["checkpoints"].items()}
     for kept in checkpoints.values():
         if folder != records:
-            shutil.copy(folder / f"{kept['name']}.safetensors", records)
+            saving.write({records / f"{kept['name']}.safetensors": saving.read(folder / f"{kept['name']}.safetensors")})
     settings = {"sparsity": SPARSITY, "scope": "global", "max_lr": MAX_LR, "schedule_epochs": EPOCHS / 4, "channels": CHANNELS,
                 "temperature": TEMPERATURE, "alpha": ALPHA}
     runs.write("pruning", f"{COMMAND} arms", records, environment=environment, settings=settings,

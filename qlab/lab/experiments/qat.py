@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 
+from qlab import saving
 from qlab.lab import data, runs, zoo
 from qlab.lab.measure import accuracy, size_bytes
 from qlab.nets import ptq, qat
@@ -157,7 +158,7 @@ def collect(folder: Path, into: Path = runs.FOLDER) -> None:
     into.mkdir(parents=True, exist_ok=True)
     for arm in KEPT:
         if "0" in content["arms"].get(arm, {}).get("4", {}):
-            (into / f"qat_{arm}.safetensors").write_bytes((folder / f"qat_{arm}_4_0.safetensors").read_bytes())
+            saving.write({into / f"qat_{arm}.safetensors": saving.read(folder / f"qat_{arm}_4_0.safetensors")})
     whole = zoo.load(NET)
     machines = {where: entry["environment"] for entry in done.values() for where in [entry["device"]]}
     runs.write("qat", "python -m qlab.lab.experiments.qat collect", into, net=NET, checkpoint=zoo.record(NET)["sha256"], epochs=EPOCHS,

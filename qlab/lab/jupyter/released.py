@@ -12,6 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from qlab import saving
+
 RELEASED = Path(__file__).parent / "released.json"
 CLONE = Path(__file__).parents[3]
 FOLDERS = ("notebooks", "exercises")
@@ -48,7 +50,7 @@ def record(root: str | Path = CLONE) -> None:
     """Writes released.json from the notebooks below root."""
     paths = sorted(path for folder in FOLDERS for path in (Path(root) / folder).glob("*.ipynb"))
     known = {path.relative_to(root).as_posix(): digest(path.read_bytes()) for path in paths}
-    RELEASED.write_text(json.dumps(known, indent=1) + "\n")
+    saving.write({RELEASED: (json.dumps(known, indent=1) + "\n").encode()})
 
 
 if __name__ == "__main__":
