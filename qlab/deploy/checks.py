@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,27 +39,45 @@ def calibration_batches(calibration, image_shape: tuple[int, ...]) -> list[torch
     """Batches of calibration images, checked. Raises ValueError for none, for NaN, or for images of another shape."""
     if calibration is None:
         raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
-    batches = [as_images(batch, image_shape) for batch in ptq.batches_of(calibration)]
-    if not all(torch.isfinite(batch).all() for batch in batches):
-        raise ValueError("the calibration images hold NaN or infinity, and must be finite.")
-    return batches
+    return [as_images(batch, image_shape, name="the calibration images") for batch in ptq.batches_of(calibration)]
 
 
-def as_images(x, shape: tuple[int, ...], batch: int | None = None) -> torch.Tensor:
-    """float32 images (n, *shape), from a tensor, an array or lists; batch: the only n there may be.
+def as_images(x, shape: tuple[int, ...], batch: int | None = None, name: str = "images") -> torch.Tensor:
+    """float32 images (n, *shape), from a tensor, an array or lists; batch: the only n there may be. name: for messages.
 
-    Raises TypeError for integers, ValueError for another shape.
+    Raises TypeError for integers, ValueError for another shape, for NaN and infinity.
 
     >>> as_images([[0.0, 1.0]], shape=(2,)).shape
     torch.Size([1, 2])
     """
-    x = torch.as_tensor(x)
+    x = as_tensor(x, name)
     if not x.is_floating_point():
-        raise TypeError(f"images are {x.dtype}, and must be floating point: this file does its own encoding.")
+        raise TypeError(f"{name} are {x.dtype}, and must be floating point: this file does its own encoding.")
     if x.shape[1:] != shape or x.dim() == 0 or len(x) == 0 or batch not in (None, len(x)):
         wanted = ", ".join(str(size) for size in (batch or "n", *shape))
-        raise ValueError(f"images have shape {tuple(x.shape)}, and must have ({wanted}).")
-    return x.detach().to("cpu", torch.float32)
+        raise ValueError(f"{name} have shape {tuple(x.shape)}, and must have ({wanted}).")
+    return finite(x.detach().to("cpu", torch.float32), name)
+
+
+def as_tensor(x, name: str) -> torch.Tensor:
+    """A tensor as it is; an array or lists as a tensor. Raises TypeError for what holds no numbers.
+
+    >>> as_tensor(np.arange(3.0)[::-1], "images")
+    tensor([2., 1., 0.], dtype=torch.float64)
+    """
+    if isinstance(x, np.ndarray):
+        x = np.array(x, x.dtype.newbyteorder("="))                                          # torch takes no array that runs backwards
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} are a {type(x).__name__} and no tensor ({error}): give a tensor, an array or lists.") from None
+
+
+def finite(x: torch.Tensor, name: str) -> torch.Tensor:
+    """The tensor, or ValueError where it holds NaN or infinity: an integer has no code for either."""
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} hold NaN or infinity, and must be finite.")
+    return x
 
 
 def read(path: str | os.PathLike) -> bytes:
