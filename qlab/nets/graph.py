@@ -8,6 +8,7 @@ connections) there are, and where a tensor of activations comes to be, which the
 """
 
 import operator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ MODULES = {  # functions that forward may call, as the layers that they are
 }
 DEFAULTS = {nn.Flatten: {"start_dim": 0}}                                                   # where the function's is not the module's
 ADD = (operator.add, torch.add, "add")
-IN_PLACE = {operator.iadd: operator.add, "add_": "add", torch.relu_: F.relu, "relu_": "relu"}  # what writes its result over its first operand
+IN_PLACE = {operator.iadd: operator.add, "add_": "add", torch.relu_: F.relu, "relu_": "relu"}  # the result is written over the operand
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)                                           # what does nothing in evaluation
 MAKES = ("conv", "linear", "add", "mean", "input")                                          # what makes values that need a scale
 
@@ -35,9 +36,12 @@ class _Proxy(fx.Proxy):
     """fx takes `y += x` for `y = y + x`, though whoever holds the old y sees it change: note it as what it is."""
 
 
+def _noted(call: Callable) -> Callable:
+    return lambda self, other: self.tracer.create_proxy("call_function", call, (self, other), {})
+
+
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor", "ilshift", "irshift"):
-    setattr(_Proxy, f"__{_name}__", lambda self, other, _call=getattr(operator, _name): self.tracer.create_proxy(
-        "call_function", _call, (self, other), {}))
+    setattr(_Proxy, f"__{_name}__", _noted(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
@@ -233,7 +237,7 @@ def folding_pairs(traced: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
         before, bn = node.args[0], traced.get_submodule(node.target)
         twice = [n.target for n in traced.graph.nodes].count(before.target) > 1
         if kind(traced, before) != "conv" or only_user(before) is not node or twice or bn.running_var is None:
-            raise ValueError(f"{node.target} cannot be folded into {before.name}: a BatchNorm2d needs running statistics and a Conv2d of its "
-                             "width before it, which runs once and which nothing else reads.")
+            raise ValueError(f"{node.target} cannot be folded into {before.name}: a BatchNorm2d needs running statistics and a Conv2d of "
+                             "its width before it, which runs once and which nothing else reads.")
         pairs.append((before, node))
     return pairs

@@ -338,8 +338,8 @@ def _mean_options(module: nn.AvgPool2d | nn.AdaptiveAvgPool2d, name: str, size: 
     if isinstance(module, nn.AdaptiveAvgPool2d):
         wanted = tuple(w or s for w, s in zip(pair(module.output_size), size))
         if any(s % w for s, w in zip(size, wanted)):
-            raise ValueError(f"{name} averages a map of {size[0]} x {size[1]} over {wanted[0]} x {wanted[1]} windows of different sizes, and "
-                             "every window must have as many values.")
+            raise ValueError(f"{name} averages a map of {size[0]} x {size[1]} over {wanted[0]} x {wanted[1]} windows of different sizes, "
+                             "and every window must have as many values.")
         kernel = stride = tuple(s // w for s, w in zip(size, wanted))
         return {"kernel_size": kernel, "stride": stride}
     for what, is_so in (("pads the map", pair(module.padding) != (0, 0)), ("rounds the map's size up (ceil_mode)", module.ceil_mode),

@@ -55,8 +55,8 @@ def refuse_recomputed(model: nn.Module) -> None:
     """ValueError, naming the layer and what to call, where the weight of a Conv2d or Linear is made anew in each forward."""
     for name, layer in model.named_modules():
         if isinstance(layer, LAYERS) and (how := recomputed(layer).get("weight")):
-            raise ValueError(f"the weight of {_called(name)} is computed anew in each forward, so that changing it would change nothing: make "
-                             f"it a parameter first ({how}).")
+            raise ValueError(f"the weight of {_called(name)} is computed anew in each forward, so that changing it would change nothing: "
+                             f"make it a parameter first ({how}).")
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -89,7 +89,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _unparametrize(module: nn.Module) -> None:
-    """torch's remove_parametrizations deletes a property of the class, which a copy shares with the original: this leaves the class alone."""
+    """torch's remove_parametrizations deletes a property of the class, which a copy shares with the original: this leaves it alone."""
     names, own_class = _parametrized(module), parametrize.type_before_parametrizations(module)
     values = {name: getattr(module, name).detach().clone() for name in names}
     learned = {name: [p.requires_grad for p in module.parametrizations[name].parameters(recurse=False)] for name in names}
@@ -118,8 +118,9 @@ def refuse_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             hook = next(iter([*module._forward_hooks.values(), *module._forward_pre_hooks.values()]))
-            raise ValueError(f"{_called(name)} has a forward hook ({getattr(hook, '__name__', type(hook).__name__)}), which may change what "
-                             "it computes and would be lost: remove it first (handle.remove()).")
+            said = getattr(hook, "__name__", type(hook).__name__)
+            raise ValueError(f"{_called(name)} has a forward hook ({said}), which may change what it computes and would be lost: remove it "
+                             "first (handle.remove()).")
         if "forward" in vars(module):
             raise ValueError(f"{_called(name)} has a forward of its own, other than its class's, which would be lost: give it a class.")
 

@@ -262,9 +262,12 @@ def _largest(scores: torch.Tensor, remove: int) -> torch.Tensor:
 def _fitting(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> list[tuple[nn.Module, torch.Tensor]]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     refuse_recomputed(model)
+    users = users_of(model)
     for name, mask in masks.items():
         if name not in layers:
             raise ValueError(f"masks names {name!r}, and the layers are {', '.join(layers)}.")
+        if others := [user for user in users[id(layers[name].weight)] if user not in layers]:
+            raise ValueError(f"{name} shares its weight with {others[0]}, which is not pruned: untie them.")
         if mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
             raise ValueError(f"the mask of {name} is {mask.dtype} of shape {tuple(mask.shape)}, and must be bool of shape "
                              f"{tuple(layers[name].weight.shape)}.")

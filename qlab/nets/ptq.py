@@ -202,7 +202,7 @@ def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bi
             Observer(traced).run(batch)
         except RuntimeError as error:
             said = str(error).splitlines()[0]
-            raise ValueError(f"the network cannot take the calibration images, {batch.dtype} of shape {tuple(batch.shape)} ({said}).") from None
+            raise ValueError(f"the network cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
     return {node.name: seen.range(bits[node.name]) for node, seen in wanted.items()}
 
 
