@@ -5,23 +5,19 @@
     kmeans                                        x_hat = codebook[codes]
 """
 
-import contextlib
-import json
 import math
-import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 
+from qlab import saving
+from qlab.quant import checked
 from qlab.quant.layout import FLOATS, check_layout, from_rows, params_shape, to_rows
 from qlab.quant.packing import pack, packed_size, unpack
 
 SIGNED = ("symmetric", "sign_magnitude", "log")  # codes from -(2**(bits-1) - 1) to 2**(bits-1) - 1; the others' from 0 to 2**bits - 1
 SCHEMES = ("minmax", "affine", "kmeans", *SIGNED)
+CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,22 +81,34 @@ class QTensor:
         every = torch.arange(low, high + 1, device=self.codes.device).expand(math.prod(shape), -1)
         return self._decode(every).reshape(*shape, -1)
 
+    def to(self, device) -> "QTensor":
+        """The same codes and parameters on another device ("cuda", "cpu", a torch.device, ...); dtypes stay. Raises ValueError for what is
+        no device, or none that this machine has.
+
+        >>> from qlab.quant import linear
+        >>> linear.quantize(torch.zeros(3), 8, "symmetric").to("meta").codes
+        tensor(..., device='meta', size=(3,), dtype=torch.int8)
+        """
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        try:
+            device = torch.device(device)
+            return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        except (TypeError, RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"device is {device!r}, and must be one that this machine has, 'cpu' for example ({said}).") from None
+
     def save(self, path) -> None:
-        """Write a safetensors file, whole or not at all. Raises OSError where the place cannot be written."""
-        path, low = Path(path), self.code_range[0]
+        """Write a safetensors file, whole or not at all. Raises OSError where the place cannot be written, ValueError for a QTensor on the
+        meta device, or with a code out of its range."""
+        saving.write({path: checked.content("QTensor", *self.packed())})
+
+    def packed(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        """What a file keeps: the fields, for JSON, and the tensors: "codes" (uint8, packed), "scale", "zero_point", "codebook"."""
         fields = {"bits": self.bits, "scheme": self.scheme, "dtype": _name(self.dtype), "codes_dtype": _name(self.codes.dtype),
                   "shape": list(self.shape), "base": self.base, "axis": self.axis, "group_size": self.group_size}
-        packed = pack(self.codes.to(torch.int64) - low, self.bits)
-        content = save_bytes({"codes": packed, **self._stored()}, {"format": "qlab.QTensor", "version": "1", "fields": json.dumps(fields)})
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            problem = f"cannot write {path} ({error.strerror}): give a path in a folder that exists and may be written"
-            raise type(error)(error.errno, problem) from None
+        if self.codes.is_meta:
+            raise ValueError("the codes are on the meta device, and have no values to save: move them to another one first.")
+        return fields, {"codes": pack(self.codes.to(torch.int64) - self.code_range[0], self.bits), **self._stored()}
 
     def _stored(self) -> dict[str, torch.Tensor]:
         """What has to be kept beside the codes; a zero-point that is 0 by definition has not."""
@@ -138,48 +146,42 @@ def load(path) -> QTensor:
     ...     load(f"{folder}/q.safetensors").dequantize()
     tensor([0.1000, 0.9500, 0.9500])
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot read {path} ({error.strerror})") from None
-    try:
-        tensors = load_bytes(content)
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8:8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged ({error}).") from None
-    if metadata.get("format") != "qlab.QTensor":
-        raise ValueError(f"{path} is a safetensors file but holds no qlab QTensor: only files written by QTensor.save can be loaded.")
-    try:
-        return _restore(tensors, json.loads(metadata["fields"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        raise ValueError(f"{path} is a damaged QTensor file ({error}).") from None
+    return checked.load(path, "QTensor", unpacked)
 
 
-def _restore(tensors: dict, fields: dict) -> QTensor:
-    shape, bits, scheme = torch.Size(fields["shape"]), fields["bits"], fields["scheme"]
+def unpacked(fields: dict, tensors: dict[str, torch.Tensor]) -> QTensor:
+    """The inverse of QTensor.packed. Raises ValueError, KeyError or TypeError for what packed does not return."""
+    shape, bits, scheme, base = torch.Size(fields["shape"]), fields["bits"], fields["scheme"], fields["base"]
     dtype, codes_dtype = getattr(torch, fields["dtype"]), getattr(torch, fields["codes_dtype"])
-    if scheme not in SCHEMES or dtype not in FLOATS or codes_dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32):
+    if scheme not in SCHEMES or dtype not in FLOATS or codes_dtype not in CODES:
         raise ValueError(f"unknown scheme {scheme!r} or dtype {dtype}, {codes_dtype}")
+    if not (isinstance(base, float) and 1 < base < math.inf if scheme == "log" else base is None):
+        raise ValueError(f"base is {base!r} in scheme {scheme}")
     axis, group_size = check_layout(shape, fields["axis"], fields["group_size"])
     expected = params_shape(shape, axis, group_size)
     needed = {"kmeans": ("codebook",), "minmax": ("scale", "zero_point"), "affine": ("scale", "zero_point")}.get(scheme, ("scale",))
+    if set(tensors) != {"codes", *needed}:
+        raise ValueError(f"it holds {', '.join(sorted(tensors))}, and scheme {scheme} has codes, {', '.join(needed)}")
     for name in needed:
-        found = tuple(tensors[name].shape)
+        found, kind = tuple(tensors[name].shape), tensors[name].dtype
         if found[:len(expected)] != expected or len(found) - len(expected) != (name == "codebook"):
             raise ValueError(f"{name} has shape {found}")
+        if kind not in FLOATS and (name != "zero_point" or scheme != "affine" or kind not in CODES):
+            raise ValueError(f"{name} is {kind}")
         if not torch.isfinite(tensors[name].double()).all():
             raise ValueError(f"{name} is not finite")
     codes = unpack(tensors["codes"], bits, math.prod(shape))
     if scheme == "kmeans" and codes.numel() and int(codes.max()) >= tensors["codebook"].shape[-1]:
         raise ValueError("a code lies outside the codebook")
     low = -(2 ** (bits - 1) - 1) if scheme in SIGNED else 0
-    codes = (codes.to(torch.int32) + low).to(codes_dtype).reshape(shape)
+    codes = codes.to(torch.int32) + low
+    if codes.numel() and (scheme in SIGNED and codes.max() > -low or not torch.equal(codes.to(codes_dtype).to(torch.int32), codes)):
+        raise ValueError(f"a code is out of the range of {bits} bits, or of {codes_dtype}")
     scale, zero_point = tensors.get("scale"), tensors.get("zero_point")
     if scheme in ("symmetric", "sign_magnitude"):
         zero_point = torch.zeros_like(scale, dtype=codes_dtype)
-    return QTensor(codes, bits, scheme, dtype, scale, zero_point, tensors.get("codebook"), fields["base"], axis, group_size)
+    return QTensor(codes.to(codes_dtype).reshape(shape), bits, scheme, dtype, scale, zero_point, tensors.get("codebook"), base, axis,
+                   group_size)
 
 
 def _name(dtype: torch.dtype) -> str:
