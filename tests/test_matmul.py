@@ -1,11 +1,18 @@
 """The INT8 product, its CPU path, its door, and the layer: compared with int64 products in NumPy and with torch's float layers."""
 
+import copy
+import math
+import pickle
+import warnings
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from qlab.matmul import Int8Linear, cpu, int8_matmul, layers, product, quantize_linears_, reference
 from qlab.quant import linear
@@ -233,6 +240,144 @@ def test_quantized_rows_are_those_of_the_linear_quantizer():
     assert torch.equal(codes.int(), q.codes.int()) and torch.equal(scale, q.scale.reshape(-1).float())
 
 
+NOT_FINITE = {"NaN": [math.nan], "infinity": [math.inf], "both infinities": [math.inf, -math.inf], "all": [math.nan] * 37}
+
+
+@pytest.mark.parametrize("activations", ["token", (0.03, 0), (0.03, -20)])
+@pytest.mark.parametrize("dtype", layers.FLOATS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_a_row_that_is_not_finite_is_nan_and_the_others_do_not_notice(what, relu, dtype, activations):
+    x = torch.randn(5, 37, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+    sick = x.clone()
+    sick[2, 30:30 + len(NOT_FINITE[what])] = torch.tensor(NOT_FINITE[what][:7], dtype=dtype, device=DEVICE)
+    for backend in BACKENDS:
+        layer = Int8Linear.from_float(float_layer(dtype=dtype), activations, relu, backend)
+        y, healthy = layer(sick), layer(x)
+        assert y.dtype == dtype and y[2].isnan().all() and healthy.isfinite().all()
+        assert torch.equal(y[[0, 1, 3, 4]], healthy[[0, 1, 3, 4]])
+        assert layer(sick[2]).isnan().all() and layer(sick[None])[0, 2].isnan().all()  # one row alone, and rows in a batch
+
+
+def test_weights_alone_give_for_infinity_what_a_float_layer_gives():
+    layer = float_layer(bias=False)
+    x = torch.ones(3, 37, device=DEVICE)
+    x[0, 3], x[1, 3], x[1, 5] = math.inf, math.inf, math.nan
+    y = Int8Linear.from_float(layer, None)(x)
+    codes = linear.quantize(layer.weight.detach(), 8, "symmetric", axis=0).codes
+    assert torch.equal(y[0], torch.where(codes[:, 3] == 0, math.nan, codes[:, 3].sign() * math.inf)) and y[1].isnan().all()
+    assert y[2].isfinite().all()
+
+
+def test_weights_alone_do_not_overflow_in_half_precision():
+    layer = nn.Linear(64, 2, bias=False, device=DEVICE)
+    layer.weight.data = torch.full((2, 64), 0.01)  # codes of 127: 64 * 127 * 100 is above 65,504, and 64 * 0.01 * 100 = 64 is not
+    layer.weight.data[1] *= 1e-6                   # a scale of 8e-11, which is 0 in float16
+    y = Int8Linear.from_float(layer, None)(torch.full((1, 64), 100.0, dtype=torch.float16, device=DEVICE))
+    assert torch.equal(y.cpu(), torch.tensor([[64.0, 64e-6]], dtype=torch.float16))
+
+
+def test_rows_that_are_not_finite_have_no_codes():
+    x = torch.ones(4, 3)
+    x[0, 1], x[1, 2], x[2, 0] = math.nan, math.inf, -math.inf
+    codes, scale = layers.quantize_rows(x)
+    assert scale[:3].isnan().all() and scale[3] == np.float32(1) / np.float32(127) and codes.tolist() == [[0] * 3] * 3 + [[127] * 3]
+
+
+def test_rows_of_the_smallest_and_largest_numbers_are_those_of_the_linear_quantizer():
+    x = torch.tensor([[1e-45, 0.0], [1e-38, -1e-45], [3.4e38, -1.0], [1e-36, -2e-36]])
+    codes, scale = layers.quantize_rows(x)
+    q = linear.quantize(x, 8, "symmetric", axis=0)
+    assert torch.equal(codes.int(), q.codes.int()) and torch.equal(scale, q.scale.reshape(-1))
+
+
+@pytest.mark.parametrize("x, scale, zero_point, sentence", [
+    (math.nan, 0.5, 0, "x holds NaN or infinity"), (-math.inf, 0.5, 0, "x holds NaN or infinity"),
+    (1.0, 0.0, 0, "scale is 0.0 and zero_point 0"), (1.0, math.nan, 0, "scale is nan"), (1.0, 0.5, 200, "zero_point 200"),
+    (1.0, 0.5, 0.5, "zero_point 0.5"),
+])
+def test_static_codes_are_refused_for_what_has_none(x, scale, zero_point, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        layers.quantize_static(torch.tensor([0.0, x]), scale, zero_point)
+
+
+def test_static_codes_saturate():
+    x = torch.tensor([3.4e38, -3.4e38, 0.75, 0.25], dtype=torch.float64)
+    assert layers.quantize_static(x, 0.5, -10).tolist() == [127, -128, -8, -10]  # 1.5 and 0.5 to even
+    assert layers.quantize_static(torch.zeros(0, 3), 0.5, 0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, nn.Module.double, lambda m: m.to(torch.float16),
+                                    lambda m: m.to("cpu", torch.bfloat16)])
+def test_a_changed_dtype_leaves_the_layer_as_it_is(change):
+    model, x = nn.Sequential(float_layer(), nn.LayerNorm(11, device=DEVICE)), torch.randn(3, 37).to(DEVICE)
+    model[0].weight.data[0] *= 1e-8  # its scale is 0 in float16
+    quantize_linears_(model)
+    state, before = {name: t.clone() for name, t in model[0].state_dict().items()}, model[0](x.half())
+    change(model)
+    assert model[1].weight.dtype != torch.float32 and torch.equal(model[0].to(DEVICE)(x.half()), before)
+    assert all(t.dtype == state[name].dtype and torch.equal(t.to(DEVICE), state[name].to(DEVICE))
+               for name, t in model[0].state_dict().items())
+    assert {t.device.type for t in model.to("meta").buffers()} == {"meta"} and model[0].scale.dtype == torch.float32
+
+
+def test_a_default_dtype_changes_nothing():
+    x = torch.randn(3, 37)
+    made = [Int8Linear.from_float(float_layer().cpu(), how) for how in ("token", (0.03, 4), None)]
+    before = [layer(x) for layer in made]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(torch.equal(layer(x), y) and layer(x).dtype == torch.float32 for layer, y in zip(made, before))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES = {"token": dict(activations="token"), "static": dict(activations=(0.03, -20)), "weight-only": dict(activations=None),
+         "relu": dict(activations="token", relu=True)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("saved", MODES)
+@pytest.mark.parametrize("into", MODES)
+def test_a_state_loads_only_into_a_layer_that_computes_the_same(saved, into, strict):
+    model, other = (nn.Sequential(Int8Linear.from_float(nn.Linear(5, 3), **MODES[how])) for how in (saved, into))
+    state, before = model.state_dict(), copy.deepcopy(other)
+    if saved == into:
+        other.load_state_dict(state, strict)
+        assert torch.equal(other(torch.ones(2, 5)), model(torch.ones(2, 5)))
+    else:
+        with pytest.raises(ValueError, match="^the state of 0 was saved with .*, and this Int8Linear has .*: load it into one that"):
+            other.load_state_dict(state, strict)
+        assert torch.equal(other(torch.ones(2, 5)), before(torch.ones(2, 5)))  # nothing was loaded
+
+
+def test_a_static_layer_takes_over_scale_and_zero_point(tmp_path):
+    one, other = (Int8Linear.from_float(nn.Linear(5, 3), how) for how in ((0.1 / 3, -20), (4.0, 7)))
+    safetensors.torch.save_file(one.state_dict(), tmp_path / "layer.safetensors")
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "layer.safetensors"))
+    x = torch.randn(4, 5)
+    assert other.activations == (0.1 / 3, -20) and torch.equal(one(x), other(x))
+    for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert copied.activations == (0.1 / 3, -20) and torch.equal(copied(x), one(x))
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda state: state.update(scale=state["scale"].half()), "the state holds scale as torch.float16, and it must be torch.float32"),
+    (lambda state: state.update(codes=state["codes"].float()), "the state holds codes as torch.float32, and it must be torch.int8"),
+    (lambda state: state.update(_extra_state=torch.tensor([1, 2, 3])), "the state holds settings that cannot be read"),
+    (lambda state: state.update(_extra_state=torch.tensor([1.5])), "the state holds settings that cannot be read"),
+])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_changed_state_is_refused(change, sentence, assign):
+    layer = Int8Linear.from_float(nn.Linear(5, 3))
+    state = dict(layer.state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=sentence):
+        layer.load_state_dict(state, assign=assign)
+    with pytest.raises(RuntimeError, match="Missing key.*_extra_state"):
+        layer.load_state_dict({key: t for key, t in layer.state_dict().items() if key != "_extra_state"})
+
+
 def test_the_layer_survives_saving(tmp_path):
     x = torch.randn(4, 37, device=DEVICE)
     one, other = Int8Linear.from_float(float_layer()), Int8Linear.from_float(nn.Linear(37, 11, device=DEVICE))
@@ -284,6 +429,17 @@ class Odd(nn.Module):
         self.sick = nan_layer()
         self.hooked = nn.Linear(8, 8)
         self.hooked.register_forward_hook(print)
+        self.pruned = prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5)
+        self.no_bias = prune.l1_unstructured(nn.Linear(8, 8), "bias", 0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch advises the new one
+            self.normed = nn.utils.weight_norm(nn.Linear(8, 8))
+        self.patched = nn.Linear(8, 8)
+        self.patched.forward = lambda x: 2 * x
+        self.watched = nn.Linear(8, 8)
+        self.watched.register_full_backward_hook(print)
+        self.called = nn.Linear(8, 8)
+        self.called.register_forward_pre_hook(print)
         self.last = nn.Linear(8, 2)
 
     def forward(self, x):
@@ -299,7 +455,40 @@ def test_what_is_swapped_what_is_left_and_why():
                       "hooked": "it has hooks", "last": "it was to be skipped"}.items():
         assert why in report[name].why and not isinstance(model.get_submodule(name), Int8Linear), name
     assert model(torch.randn(2, 5, 8)).shape == (2, 5, 2)
+    for name in ("pruned", "patched", "watched", "normed", "called", "no_bias"):
+        assert not report[name].swapped
+    for name in ("pruned", "normed", "no_bias"):
+        assert "is made anew in each forward" in report[name].why
+    assert "a forward of its own" in report["patched"].why and "hooks" in report["watched"].why and "hooks" in report["called"].why
     assert str(report["plain"]) == "swapped  plain  Linear(8, 8): int8 weights, activations by token"
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_layer_whose_weights_do_not_say_what_it_computes_has_no_int8_layer():
+    odd = Odd().train()
+    for layer in (odd.parametrized, odd.pruned, odd.no_bias, odd.normed, odd.patched, odd.watched, odd.called, odd.hooked, Doubled(2, 2)):
+        with pytest.raises(ValueError, match="the layer cannot be made INT8: it"):
+            Int8Linear.from_float(layer)
+    prune.remove(odd.pruned, "weight")
+    assert quantize_linears_(nn.Sequential(odd.pruned))[0].swapped and Int8Linear.from_float(odd.attention.out_proj).codes.shape == (8, 8)
+
+
+@pytest.mark.parametrize("activations, sentence", [
+    ({"0": (0.1, 0), "1": (0.2, 0)}, "'0' and '1' are one layer, and have the activations"), ({"1": (0.1, 3)}, "")])
+def test_one_layer_under_two_names_has_one_way(activations, sentence):
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, layer)
+    if sentence:
+        with pytest.raises(ValueError, match=sentence):
+            quantize_linears_(model, activations)
+        assert model[0] is layer
+    else:  # the name that is given counts, wherever it stands
+        quantize_linears_(model, activations)
+        assert model[0] is model[1] and model[0].activations == (0.1, 3)
 
 
 def test_a_transformer_computes_with_the_swapped_layers_in_its_fast_path_too():

@@ -1,6 +1,7 @@
 """The Triton kernels: exact on a GPU and, on a machine without one, in Triton's interpreter; and compiled for GPUs without needing one."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -103,6 +104,40 @@ def test_quantized_rows_are_those_of_torch(m, k, dtype):
         x[-1, 4:].clamp_(-2, 2)
     for ours_, torchs in zip(ours.quantize_rows(x), layers.quantize_rows(x)):
         assert torch.equal(ours_, torchs)
+
+
+@pytest.mark.parametrize("k", [1, 37, 4097])
+@pytest.mark.parametrize("dtype", layers.FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite_have_no_codes(value, dtype, k):
+    x = torch.randn(4, k, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    healthy, (x[1, 0], x[2, -1]) = x.clone(), (value, value)
+    codes, scale = ours.quantize_rows(x)
+    assert scale[1:3].isnan().all() and not codes[1:3].any()
+    for some, all_ in zip((codes, scale), ours.quantize_rows(healthy)):
+        assert torch.equal(some[[0, 3]], all_[[0, 3]])
+
+
+def test_rows_of_the_smallest_and_largest_numbers():
+    x = torch.tensor([[1e-45, 0.0], [1e-38, -1e-45], [3.4e38, -1.0], [1e-36, -2e-36]], device=DEVICE)
+    for ours_, torchs in zip(ours.quantize_rows(x), layers.quantize_rows(x)):
+        assert torch.equal(ours_, torchs)
+
+
+@pytest.mark.parametrize("activations", ["token", (0.03, 0), (0.03, -7), None])
+@pytest.mark.parametrize("dtype", layers.FLOATS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")  # the interpreter's NumPy says what the test wants
+def test_a_row_that_is_not_finite_is_nan_through_the_fused_kernel(value, relu, dtype, activations):
+    layer = nn.Linear(130, 70, device=DEVICE)
+    x = torch.randn(3, 130, device=DEVICE).to(dtype)
+    sick = x.clone()
+    sick[1, 7], sick[1, 100] = value, -value  # weights alone: infinity minus infinity, or NaN times 0
+    layer.weight.data[:, [7, 100]] = 1.0
+    layer = Int8Linear.from_float(layer, activations, relu, backend="triton")
+    y, healthy = layer(sick), layer(x)
+    assert y[1].isnan().all() and healthy.isfinite().all() and torch.equal(y[[0, 2]], healthy[[0, 2]]) and y.dtype == dtype
 
 
 @pytest.mark.parametrize("activations", ["token", (0.03, -7), None])

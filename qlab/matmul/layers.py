@@ -8,26 +8,32 @@ The weights are quantized once, symmetrically, one scale an output channel n. Th
     activations=(s, z)      one given scale and zero-point for all rows ("static"), from calibration: no pass to find a range
     activations=None        not at all: weights alone are int8 ("weight-only"), multiplied in the activations' own precision
 
-Neither scale depends on k, so both come out of the sum, and what is summed are integers.
+Neither scale depends on k, so both come out of the sum, and what is summed are integers. No integer stands for NaN or infinity: a row of x
+that holds one has the scale NaN, and so NaN for all its outputs, in every mode that quantizes activations; other rows do not notice.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from qlab.matmul import product, reference
-from qlab.quant import linear
+from qlab.quant import linear, settled
+from qlab.quant.layout import check_finite
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(settled.Settled):
     """A linear layer with int8 weights, made from an nn.Linear by `Int8Linear.from_float`.
 
     codes: int8 (out_features, in_features); scale: float32 (out_features,); column_sums: int32 (out_features,), of the codes along k;
     bias: (out_features,) or None; activations: "token", a pair (scale, zero_point), or None; relu: applied at the end, in the epilogue.
     Input (..., in_features) in float32, float16 or bfloat16; output (..., out_features) of the same dtype. For inference: no gradients.
+
+    half(), double() and the like leave all of it as it is. A state dict holds the mode (token, static, weight-only) and relu, and loads
+    only into a layer that has the same, ValueError otherwise; a static layer takes over the saved scale and zero-point.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> layer.weight.data = torch.tensor([[1.0, -0.5]])
@@ -43,20 +49,33 @@ class Int8Linear(nn.Module):
         self.relu, self.backend = relu, backend
         self.out_features, self.in_features = codes.shape
         self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.float())
         self.register_buffer("column_sums", codes.sum(1, dtype=torch.int32))
         self.register_buffer("bias", bias)
 
     @classmethod
     def from_float(cls, layer: nn.Linear, activations="token", relu: bool = False, backend: str = "auto") -> "Int8Linear":
-        """The INT8 layer of a float one. Raises TypeError if it is no nn.Linear, ValueError if its weights are not finite or too long."""
+        """The INT8 layer of a float one. Raises TypeError if it is no nn.Linear; ValueError if its weights are not finite or too long, or
+        do not say all of what it computes: it has hooks or a forward of its own, or its weight is made anew in each forward."""
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"layer is {type(layer).__name__}, and must be torch.nn.Linear.")
+        if why := _why_other(layer):
+            raise ValueError(f"the layer cannot be made INT8: {why}.")
         if activations is not None and layer.in_features >= reference.MAX_K // 2:  # (q - z) may be twice as large as q
             raise ValueError(f"in_features is {layer.in_features:,}, and must be below {reference.MAX_K // 2:,}: sums must fit into int32.")
         q = linear.quantize(layer.weight.detach().float(), 8, "symmetric", axis=0)
         bias = None if layer.bias is None else layer.bias.detach().clone()
         return cls(q.codes.to(torch.int8).contiguous(), q.scale.reshape(-1).float().contiguous(), bias, activations, relu, backend)
+
+    def settings(self) -> dict:
+        return {"activations": "static" if isinstance(self.activations, tuple) else self.activations, "relu": bool(self.relu)}
+
+    def get_extra_state(self) -> torch.Tensor:
+        return settled.as_tensor(self.settings() | {"static": self.activations if isinstance(self.activations, tuple) else None})
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        if isinstance(self.activations, tuple):
+            self.activations = _check_activations(settled.as_settings(state)["static"])
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,8 +98,8 @@ class Int8Linear(nn.Module):
             codes, scale = triton.quantize_rows(x) if fused else quantize_rows(x)
         else:
             s, z = self.activations
-            codes = quantize_static(x, s, z)
-            scale = torch.full((1,), s, device=x.device)
+            codes, scale = _static_codes(x, s, z), torch.full((len(x),), s, dtype=torch.float32, device=x.device)
+            scale.masked_fill_(~_finite_rows(x), math.nan)
             if z:
                 zero_point, column_sums = torch.full((1,), z, dtype=torch.int32, device=x.device), self.column_sums
         finish = (scale, self.scale, self.bias, zero_point, column_sums, self.relu, x.dtype)
@@ -93,9 +112,9 @@ class Int8Linear(nn.Module):
             from qlab.matmul import triton
 
             y = triton.weight_only(x, self.codes, self.scale, self.bias)
-        else:  # decoded whole, then multiplied: right, and no faster than a layer of floats
-            y = (x @ self.codes.to(x.dtype).T) * self.scale.to(x.dtype)
-            y = y if self.bias is None else y + self.bias.to(x.dtype)
+        else:  # in float32, as in the kernel: right, and no faster than a layer of floats; sums of codes can be above float16's 65,504
+            y = (x.float() @ self.codes.float().T) * self.scale
+            y = (y if self.bias is None else y + self.bias.float()).to(x.dtype)
         return y.relu() if self.relu else y
 
     def extra_repr(self) -> str:
@@ -104,25 +123,50 @@ class Int8Linear(nn.Module):
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric int8 codes, one scale a row: float (M, K) to int8 (M, K) and float32 (M,). A row of zeros has scale 1.
+    """Symmetric int8 codes, one scale a row: float (M, K) to int8 (M, K) and float32 (M,), computed in float32.
 
-    >>> quantize_rows(torch.tensor([[1.0, -2.0], [0.0, 0.0]]))
+    A row of zeros has scale 1. A row that holds NaN or infinity has scale NaN and codes 0: no codes stand for it.
+
+    >>> quantize_rows(torch.tensor([[1.0, -2.0], [0.0, 0.0], [float("inf"), 1.0]]))
     (tensor([[  64, -127],
-            [   0,    0]], dtype=torch.int8), tensor([0.0157, 1.0000]))
+            [   0,    0],
+            [   0,    0]], dtype=torch.int8), tensor([0.0157, 1.0000,    nan]))
     """
     x = x.float()
-    peak = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])
-    scale = torch.where(peak > 0, peak / 127, 1.0)
-    return (x / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    peak = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])  # NaN if one is NaN
+    scale = torch.where(peak == 0, 1.0, (peak / 127).clamp(min=torch.finfo(torch.float32).tiny))
+    scale.masked_fill_(~peak.isfinite(), math.nan)
+    codes = (x / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+    return codes.mul_(peak.isfinite().to(torch.int8)[:, None]), scale  # NaN has become some integer, and which depends on the machine
 
 
 def quantize_static(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """int8 codes round(x / scale) + zero_point, saturated to [-128, 127].
 
+    Raises ValueError for NaN or infinity in x, a scale that is not finite and above 0, or a zero_point that is no integer from -128 to 127.
+
     >>> quantize_static(torch.tensor([0.0, 1.0, 100.0]), 0.5, -10)
     tensor([-10,  -8, 127], dtype=torch.int8)
     """
-    return (torch.round(x.float() / scale) + zero_point).clamp(-128, 127).to(torch.int8)
+    try:
+        scale, zero_point = _check_activations((scale, zero_point))
+    except ValueError:
+        raise ValueError(f"scale is {scale!r} and zero_point {zero_point!r}, and they must be a finite number above 0 and an integer from "
+                         "-128 to 127.") from None
+    if x.numel():
+        check_finite(*x.aminmax())
+    return _static_codes(x, scale, zero_point)
+
+
+def _static_codes(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    return (x.float() / scale).round_().add_(zero_point).clamp_(-128, 127).to(torch.int8)
+
+
+def _finite_rows(x: torch.Tensor) -> torch.Tensor:
+    """(M, K) to bool (M,): which rows hold no NaN and no infinity."""
+    if not x.numel():
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    return x.amin(1).isfinite() & x.amax(1).isfinite()  # NaN if one is NaN; some 40 times as fast as aminmax(dim=1) on a CPU
 
 
 def _check_activations(activations):
@@ -155,9 +199,10 @@ def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ..
 
     activations: "token", (scale, zero_point) for all layers, a dict {layer name: (scale, zero_point)}, or None for weight-only;
     skip: names of layers to leave (a last layer that decides the classes, say). Left too: subclasses of nn.Linear, whose owner may
-    use the weight without calling the layer (nn.MultiheadAttention does), layers whose weight another layer shares, and weights that
-    are not finite or of another dtype. Raises ValueError for a name in skip or activations that is no layer of the model, before
-    anything is changed.
+    use the weight without calling the layer (nn.MultiheadAttention does), layers whose weight another layer shares or that is made anew
+    in each forward (pruning, parametrizations), layers with hooks or a forward of their own, and weights that are not finite or of
+    another dtype. Raises ValueError for a name in skip or activations that is no layer of the model, and for one layer that has two
+    names and different activations, before anything is changed.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> for swap in quantize_linears_(model, skip=("2",)):
@@ -171,8 +216,13 @@ def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ..
         if not isinstance(modules.get(name), nn.Linear):
             raise ValueError(f"{name!r} is no linear layer of this model: choose among "
                              f"{', '.join(repr(n) for n, m in modules.items() if isinstance(m, nn.Linear)) or 'none, for it has none'}.")
-    for wanted in static.values() if static else [activations]:
+    for wanted in static.values() if isinstance(activations, dict) else [activations]:
         _check_activations(wanted)
+    chosen = {}  # one layer may have two names, and has one way all the same
+    for name, wanted in static.items():
+        other, before = chosen.setdefault(id(modules[name]), (name, wanted))
+        if _check_activations(before) != _check_activations(wanted):
+            raise ValueError(f"{other!r} and {name!r} are one layer, and have the activations {before!r} and {wanted!r}: give it one.")
     owners = {}
     for name, module in modules.items():
         for parameter in module.parameters(recurse=False):
@@ -186,7 +236,7 @@ def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ..
         if why or not name:
             report.append(Swap(name, kind, False, why or "it is the whole model: use Int8Linear.from_float"))
             continue
-        how = static.get(name, "token") if isinstance(activations, dict) else activations
+        how = chosen.get(id(module), (name, "token"))[1] if isinstance(activations, dict) else activations
         if id(module) not in made:  # one layer under two names stays one layer
             made[id(module)] = Int8Linear.from_float(module, how, backend=backend)
         parent, _, last = name.rpartition(".")
@@ -204,10 +254,12 @@ def _why_left(name: str, layer: nn.Linear, skip: tuple[str, ...], sharers: list[
         return "it was to be skipped"
     if type(layer) is not nn.Linear:
         return "a subclass of nn.Linear, whose owner may use its weight without calling it"
+    if why := _why_other(layer):
+        return why
     if sharers:
         return f"its weight is shared with {', '.join(sharers)}"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has hooks, which would be lost"
+    if layer.weight.is_meta:
+        return "its weight is on the meta device, without values"
     if layer.weight.dtype not in FLOATS:
         return f"its weight has dtype {layer.weight.dtype}"
     if layer.in_features >= reference.MAX_K // 2:
@@ -216,4 +268,16 @@ def _why_left(name: str, layer: nn.Linear, skip: tuple[str, ...], sharers: list[
         return "its weight is not finite"
     if not layer.weight.numel():
         return "its weight is empty"
+    return ""
+
+
+def _why_other(layer: nn.Linear) -> str:
+    """Why the layer may compute something else than its weight and bias say, or ""."""
+    for name in ("weight", "bias"):
+        if name not in layer._parameters:  # torch.nn.utils.prune, weight_norm, spectral_norm, parametrize
+            return f"its {name} is made anew in each forward, so make it a parameter first (prune.remove, remove_parametrizations)"
+    if "forward" in vars(layer) or type(layer).forward is not nn.Linear.forward:
+        return "it has a forward of its own"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "it has hooks, which would be lost"
     return ""

@@ -75,7 +75,7 @@ def product_kernel(a, b, out, row_scale, column_scale, zero_point, column_sums, 
         if bias is not None:
             y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         if RELU:
-            y = tl.maximum(y, 0.0)
+            y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)  # else the larger of NaN and 0 is 0
     where = out + m.to(tl.int64)[:, None] * out_row + n[None, :]
     tl.store(where, y.to(out.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
@@ -113,15 +113,18 @@ def quantize_rows_kernel(x, codes, scales, K: tl.constexpr, x_row, BLOCK: tl.con
     peak = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, K, BLOCK):
         values = tl.load(x + row * x_row + start + k, mask=k < K - start, other=0.0).to(tl.float32)
-        peak = tl.maximum(peak, tl.abs(values))
+        size = tl.abs(values)
+        peak = tl.maximum(peak, tl.where(size == size, size, float("inf")))  # NaN is equal to nothing, and tl.max would drop it
     peak = tl.max(peak, axis=0)
-    scale = tl.where(peak > 0, tl.div_rn(peak, tl.full((), 127.0, tl.float32)), 1.0)
-    tl.store(scales + row, scale)
+    finite = peak < float("inf")
+    scale = tl.maximum(tl.div_rn(peak, tl.full((), 127.0, tl.float32)), 1.1754943508222875e-38)  # the smallest normal number, or more
+    scale = tl.where((peak > 0) & finite, scale, 1.0)
+    tl.store(scales + row, tl.where(finite, scale, float("nan")))
     for start in range(0, K, BLOCK):
         values = tl.load(x + row * x_row + start + k, mask=k < K - start, other=0.0).to(tl.float32)
         steps = tl.div_rn(values, tl.zeros_like(values) + scale)
         rounded = (steps + 12582912.0) - 12582912.0  # 1.5 * 2**23, where float32 has no fractions: to nearest, ties to even
-        rounded = tl.minimum(tl.maximum(rounded, -127.0), 127.0)
+        rounded = tl.where(finite, tl.minimum(tl.maximum(rounded, -127.0), 127.0), 0.0)
         tl.store(codes + row * K + start + k, rounded.to(tl.int8), mask=k < K - start)
 
 
@@ -214,13 +217,14 @@ def weight_only(x: torch.Tensor, w: torch.Tensor, column_scale: torch.Tensor, bi
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric int8 codes of each row, one scale a row (a token), in one pass: x float (M, K) to int8 (M, K) and float32 (M,).
 
-    The codes and scales of `linear.quantize(x, 8, "symmetric", axis=0)` computed in float32; a row of zeros has scale 1.
+    The codes and scales of `linear.quantize(x, 8, "symmetric", axis=0)` computed in float32; a row of zeros has scale 1,
+    and one that holds NaN or infinity scale NaN and codes 0.
 
     >>> quantize_rows(torch.tensor([[1.0, -2.0]]))
     (tensor([[  64, -127]], dtype=torch.int8), tensor([0.0157]))
     """
     m, k = x.shape
-    codes, scales = torch.empty(m, k, dtype=torch.int8, device=x.device), torch.ones(m, device=x.device)
+    codes, scales = torch.empty(m, k, dtype=torch.int8, device=x.device), torch.ones(m, dtype=torch.float32, device=x.device)
     if m and k:
         x = x if x.stride(1) == 1 else x.contiguous()
         block = min(triton.next_power_of_2(k), 4096)
