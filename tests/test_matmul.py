@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
+from qlab.lab.measure import size_bytes
 from qlab.matmul import Int8Linear, cpu, int8_matmul, layers, product, quantize_linears_, reference
 from qlab.quant import linear
 
@@ -141,6 +142,27 @@ def test_bad_operands(a, b, kind, sentence, backend):
 def test_numpy_arrays_are_operands_too():
     a, b = random(3, 4).cpu(), random(4, 2, seed=1).cpu()
     assert np.array_equal(int8_matmul(a.numpy(), b.numpy()).numpy(), exact(a, b))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arrays_that_torch_cannot_share_are_copied(backend):
+    a, b = random(4, 6).cpu().numpy(), random(6, 3, seed=1).cpu().numpy()
+    read_only = b.copy()
+    read_only.setflags(write=False)
+    file = np.frombuffer(a.tobytes(), np.int8).reshape(4, 6)  # read-only from the start
+    for one, other in ((a[::-1], b), (a[:, ::-1], b[::-1, ::-1]), (file, read_only), (file[::-2], read_only[:, ::-1]),
+                       (np.broadcast_to(a[:1], (4, 6)), b), (a[:0], b[::-1]), (a[::-1, :0], b[:0][::-1])):
+        product = one.astype(np.int64) @ other.astype(np.int64)
+        assert np.array_equal(int8_matmul(one, other, backend).numpy(), product)
+        assert int8_matmul(one, other, backend).shape == product.shape
+    z = np.arange(4)[::-1]
+    z_read_only = z.astype(">i4")
+    z_read_only.setflags(write=False)
+    for z_a in (z, z_read_only):
+        shifted = (a.astype(np.int64) - z_a[:, None]) @ b.astype(np.int64)
+        a_, b_ = torch.tensor(a), torch.tensor(b)
+        assert np.array_equal((int8_matmul(a, b, backend) + reference.zero_point_correction(a_, b_, z_a, 0)).numpy(), shifted)
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -359,6 +381,12 @@ def test_a_static_layer_takes_over_scale_and_zero_point(tmp_path):
     assert other.activations == (0.1 / 3, -20) and torch.equal(one(x), other(x))
     for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
         assert copied.activations == (0.1 / 3, -20) and torch.equal(copied(x), one(x))
+
+
+def test_settings_are_no_weights():
+    layer = Int8Linear.from_float(nn.Linear(5, 3))
+    assert size_bytes(layer) == 15 + 12 + 12 + 12  # codes, scale, column_sums, bias
+    assert size_bytes(nn.Sequential(nn.ReLU(), layer)) == 51
 
 
 @pytest.mark.parametrize("change, sentence", [

@@ -18,6 +18,7 @@ from torch import nn
 from qlab.lab import machine
 from qlab.lab.data import Split
 from qlab.lab.significance import Accuracy, McNemar, mcnemar, over_seeds, wilson
+from qlab.quant import settled
 
 __all__ = ["Accuracy", "Latency", "McNemar", "accuracy", "latency_ms", "mcnemar", "over_seeds", "size_bytes", "sqnr_db", "wilson"]
 
@@ -131,8 +132,8 @@ def _stored(value):
 def size_bytes(model: nn.Module) -> int:
     """Bytes of the parameters and buffers that a file would hold, each in its own dtype; what two layers share counts once.
 
-    Fake-quantized weights are float32 and count four bytes each: a model is small only once its codes are stored. Names and
-    the file's header are not counted. Raises TypeError if model is no torch.nn.Module.
+    Fake-quantized weights are float32 and count four bytes each: a model is small only once its codes are stored. Names, the
+    settings of a qlab.quant.settled module and the file's header are not counted. Raises TypeError if model is no torch.nn.Module.
 
     >>> size_bytes(nn.Linear(10, 4)), size_bytes(nn.Linear(10, 4).bfloat16())
     (176, 88)
@@ -140,7 +141,9 @@ def size_bytes(model: nn.Module) -> int:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
     tensors = {}
-    for tensor in _stored(model.state_dict(keep_vars=True)):
+    settings = {f"{name}.{settled.KEY}".lstrip(".") for name, module in model.named_modules(remove_duplicate=False)
+                if isinstance(module, settled.Settled)}
+    for tensor in _stored({key: value for key, value in model.state_dict(keep_vars=True).items() if key not in settings}):
         shared = id(tensor) if tensor.is_meta else (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         tensors[shared] = tensor
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

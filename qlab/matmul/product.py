@@ -42,7 +42,7 @@ def int8_matmul(a: torch.Tensor, b: torch.Tensor, backend: str = "auto") -> torc
 
 def check_operands(a, b) -> tuple[torch.Tensor, torch.Tensor]:
     """a and b as tensors, if their INT8 product exists and fits into int32; raises what `int8_matmul` says."""
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    a, b = reference.as_tensor(a), reference.as_tensor(b)
     for name, x in (("a", a), ("b", b)):
         if x.dtype != torch.int8:
             raise TypeError(f"{name} has dtype {x.dtype}, and must be torch.int8.")

@@ -12,10 +12,24 @@ does just that, without a word.
 so zero-points cost one sum a row and one a column, and the product itself stays a product of 8-bit codes.
 """
 
+import numpy as np
 import torch
 
 MAX_K = 2**31 // 2**14  # 131,072: from here on an int32 sum of int8 products can overflow
 ROWS = 4096             # rows that are converted at a time: 4096 x 16384 in float64 is half a gigabyte
+
+
+def as_tensor(x, device: torch.device | None = None) -> torch.Tensor:
+    """x (tensor, array, list or number) as a tensor, which shares the memory of x if it can.
+
+    torch.as_tensor refuses an array with negative strides or another machine's byte order, and warns of a read-only one: they are copied.
+
+    >>> as_tensor(np.array([1, 2])[::-1])
+    tensor([2, 1])
+    """
+    if isinstance(x, np.ndarray) and not (x.flags.writeable and x.dtype.isnative and all(stride >= 0 for stride in x.strides)):
+        x = np.array(x, x.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(x, device=device)
 
 
 def three_loops(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -72,7 +86,7 @@ def zero_point_correction(a: torch.Tensor, b: torch.Tensor, a_zero_point=0, b_ze
 
 
 def _zero_point(name: str, value, size: int, device) -> torch.Tensor:
-    z = torch.as_tensor(value, device=device)
+    z = as_tensor(value, device)
     if z.is_floating_point() or z.is_complex() or z.dtype == torch.bool:
         raise ValueError(f"{name} has dtype {z.dtype}, and must be an integer.")
     if z.shape not in ((), (size,)):
