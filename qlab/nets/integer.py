@@ -107,6 +107,30 @@ class IntegerNetwork:
         grids = 1 + sum(s.m is not None for s in self.steps)
         return sum(t.numel() * t.element_size() for t in tensors) + 5 * grids               # a float32 scale and a byte of zero-point
 
+    def save(self, path) -> None:
+        """Write a safetensors file, whole or not at all. Raises OSError where the place cannot be written."""
+        from qlab.nets import stored_integer
+        stored_integer.save(path, self)
+
+
+def load(path) -> IntegerNetwork:
+    """What IntegerNetwork.save wrote, on the CPU: equal in every field, so that it computes the same codes.
+
+    Raises OSError where the file cannot be read; ValueError, in one sentence, for a file that is damaged or foreign.
+
+    >>> import tempfile
+    >>> from qlab.nets import ptq
+    >>> network = convert(ptq.quantize(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.rand(8, 1, 4, 4)), (1, 4, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     network.save(f"{folder}/net.safetensors")
+    ...     again = load(f"{folder}/net.safetensors")
+    >>> codes = network.encode(torch.rand(3, 1, 4, 4))
+    >>> torch.equal(again.run(codes), network.run(codes))
+    True
+    """
+    from qlab.nets import stored_integer
+    return stored_integer.load(path)
+
 
 # Arithmetic
 

@@ -78,6 +78,32 @@ class Quantized:
     tensors: dict[str, QTensor]
     nbytes: int
 
+    def save(self, path) -> None:
+        """Write a safetensors file of packed codes, whole or not at all; with the graph of layers where the model is one, so that load
+        needs nothing else. Raises OSError where the place cannot be written, ValueError for a model that is no longer what it was."""
+        from qlab.nets import stored
+        stored.save(path, self)
+
+
+def load(path, model: nn.Module | None = None) -> Quantized:
+    """What Quantized.save wrote, on the CPU, its model in evaluation mode.
+
+    model: only for what quantize_weights made of a network with code of its own: a network of the architecture that was quantized, with
+    any weights; a copy of it is filled. Raises OSError where the file cannot be read; ValueError, in one sentence, for a file that is
+    damaged or foreign, a model that is missing, not needed or another one.
+
+    >>> import tempfile
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    >>> q, x = quantize(net, torch.rand(8, 1, 4, 4)), torch.rand(3, 1, 4, 4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     q.save(f"{folder}/net.safetensors")
+    ...     again = load(f"{folder}/net.safetensors")
+    >>> torch.equal(again.model(x), q.model(x)), again.tensors["3"].equal(q.tensors["3"])
+    (True, True)
+    """
+    from qlab.nets import stored
+    return stored.load(path, model)
+
 
 def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTensor] | dict[str, Callable[[torch.Tensor], QTensor]],
                      skip: tuple[str, ...] = ()) -> Quantized:
