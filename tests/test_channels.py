@@ -50,18 +50,85 @@ def test_batch_norm_and_depthwise_convolutions_are_cut_too():
     torch.testing.assert_close(small(X), masked(X))
 
 
-def test_inside_of_a_residual_block_can_go_its_sum_cannot():
+RESNET = {  # by group: its layers, and whoever reads them
+    ("conv",): ["block1.conv1", "block1.skip.conv"],                                        # the stem is read twice, and never added to
+    ("block1.conv1",): ["block1.conv2"],
+    ("block2.conv1",): ["block2.conv2"],
+    ("block3.conv1",): ["block3.conv2"],
+    ("block4.conv1",): ["block4.conv2"],
+    ("block1.conv2", "block1.skip.conv", "block2.conv2"): ["block2.conv1", "block3.conv1", "block3.skip.conv"],
+    ("block3.conv2", "block3.skip.conv", "block4.conv2"): ["block4.conv1", "fc"],
+}
+
+
+def test_a_residual_network_loses_channels_within_its_blocks_and_of_its_sums():
     model = net(resnet)
-    inside = {f"block{i}.conv1": [f"block{i}.conv2"] for i in range(1, 5)}
-    readers = {"conv": ["block1.conv1", "block1.skip.conv"]} | inside                       # the stem is read twice, and never added to
-    assert channels.removable(model) == list(readers)
-    keep = channels.weakest(model, 0.5)
+    assert channels.removable(model) == [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    keep = channels.weakest(model, 0.3)
     small, masked = channels.remove(model, keep), copy.deepcopy(model)
-    for name, reader in [(cut, reader) for cut in keep for reader in readers[cut]]:
-        masked.get_submodule(reader).weight.data[:, ~keep[name]] = 0
+    for together, readers in RESNET.items():
+        kept = keep[together[0]]
+        assert all(torch.equal(keep[name], kept) for name in together)
+        for reader in readers:
+            masked.get_submodule(reader).weight.data[:, ~kept] = 0
     torch.testing.assert_close(small(X), masked(X), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="channels of block1.conv2 cannot be removed: they reach add .*, which ties them to others"):
-        channels.remove(model, {"block1.conv2": torch.ones(48).bool()})
+    assert [small.get_submodule(name).num_features for name in ("bn", "block1.bn2", "block1.skip.bn", "block4.bn2")] == [22, 34, 34, 67]
+    # By hand: 28 x 28, then 14 x 14, then 7 x 7 pixels; 22 of 32 channels, 34 of 48, 67 of 96.
+    assert sum(channels.macs(small, X[:1]).values()) == 784 * 9 * 22 + 196 * (22 * 34 * (9 + 1) + 3 * 34 * 34 * 9) + 49 * (
+        34 * 67 * (9 + 1) + 3 * 67 * 67 * 9) + 670
+    with torch.no_grad():
+        assert small.train()(X).shape == (4, 10)                                            # and it can go on to learn
+
+
+def test_a_mask_for_one_layer_is_for_all_that_a_sum_ties_to_it():
+    model, kept = net(resnet), torch.arange(48) % 3 > 0
+    one = channels.remove(model, {"block2.conv2": kept})
+    all_three = channels.remove(model, dict.fromkeys(("block1.conv2", "block1.skip.conv", "block2.conv2"), kept))
+    assert one.block1.conv2.out_channels == one.block1.skip.conv.out_channels == one.block3.skip.conv.in_channels == 32
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), all_three.state_dict().values()))
+    with pytest.raises(ValueError, match="^keep..block1.conv2.. and keep..block2.conv2.. differ, and must be equal"):
+        channels.remove(model, {"block1.conv2": kept, "block2.conv2": ~kept})
+
+
+class Sum(nn.Module):
+    def __init__(self, a=4, b=4):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, a, 1, bias=False), nn.Conv2d(3, b, 1, bias=False), nn.Conv2d(max(a, b), 2, 1)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.a(x) + self.b(x)))
+
+
+def test_a_group_is_ranked_by_the_sum_of_its_norms():
+    model = Sum()
+    model.a.weight.data = torch.tensor([[1.0, 0, 0], [-4, 0, 0], [2, 2, 0], [0, 3, 0]])[..., None, None]      # norms 1, 4, 4, 3
+    model.b.weight.data = torch.tensor([[5.0, -3, 0], [0, 0, 1], [1, -1, 0], [0, 0, 1]])[..., None, None]     # norms 8, 1, 2, 1
+    for layers in (None, ["a"], ["b"], ["b", "a"]):                                         # sums 9, 5, 6, 4
+        keep = channels.weakest(model, 0.5, layers)
+        assert set(keep) == set(layers or "ab") and all(mask.tolist() == [True, False, True, False] for mask in keep.values())
+    with pytest.raises(ValueError, match="share of a is 0.5 and of b 0.25, and must be one"):
+        channels.weakest(model, {"a": 0.5, "b": 0.25})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_not_finite_is_not_ranked(value, dtype):
+    model = Sum().to(dtype)
+    model.b.weight.data[1, 2] = value
+    for layers in (None, ["b"], ["a"]):                                                     # a is ranked with b
+        with pytest.raises(ValueError, match="weights of b hold NaN or infinity"):
+            channels.weakest(model, 0.5, layers)
+
+
+def test_norms_neither_overflow_nor_lose_what_is_small():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 1, 1)).double()
+    model[0].weight.data = torch.tensor([[3e38, 3e38, 1e38], [1e300, 0, 0], [3e38, 3e38, 2e38]],
+                                        dtype=torch.float64)[..., None, None]
+    assert channels.weakest(model, 0.34)["0"].tolist() == [False, True, True]
+    model.float()[0].weight.data = torch.tensor([[3e38, 3e38, 2e38], [3e38, 3e38, 1e38], [3e38, 3e38, 3e38]])[..., None, None]
+    assert channels.weakest(model, 0.34)["0"].tolist() == [True, False, True]               # none of the three sums is a float32
+    model.half()[0].weight.data = torch.tensor([[6e4, 6e4, 2.0], [6e4, 6e4, 1], [6e4, 6e4, 3]]).half()[..., None, None]
+    assert channels.weakest(model, 0.34)["0"].tolist() == [True, False, True]
 
 
 def test_ranking_is_that_of_torch():
@@ -130,6 +197,14 @@ def test_macs_of_groups_strides_repeated_and_never_called_layers_leave_the_model
     assert model.training and not model.twice.training and not model.a._forward_hooks
 
 
+def test_macs_are_those_of_the_layer_whatever_hooks_make_of_its_output():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 2, 1)), nn.Linear(13, 5))
+    model[0].register_forward_hook(lambda layer, args, output: output[..., ::2, ::2])
+    model[0].register_forward_hook(lambda layer, args, output: output.clone(), prepend=True)
+    assert channels.macs(model, X[:1]) == {"0": 8 * 9 * 676, "1": 2 * 8 * 169, "2": 2 * 13 * 13 * 5}
+    assert len(model[0]._forward_hooks) == 2
+
+
 class Broken(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -178,7 +253,7 @@ def test_channels_that_a_linear_layer_or_a_norm_would_mix_up_are_refused():
     assert channels.removable(wrong) == []
     late = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.BatchNorm1d(4 * 676), nn.Linear(4 * 676, 2))
     assert channels.removable(late) == []
-    block = nn.Sequential(Residual(8, 8, 1))
+    block = nn.Sequential(Residual(8, 8, 1))                                                # its sum is with the input, and the output
     assert channels.removable(block) == ["0.conv1"]
 
 
@@ -192,3 +267,8 @@ def test_bad_masks(mask):
 def test_bad_shares(share):
     with pytest.raises(ValueError, match="must be 0 or more and below 1"):
         channels.weakest(plain_cnn(), share)
+
+
+def test_a_share_for_each_layer_and_a_list_of_layers_contradict_each_other():
+    with pytest.raises(ValueError, match="share names the layers already"):
+        channels.weakest(plain_cnn(), {"conv1": 0.5}, ["conv2"])
