@@ -217,7 +217,7 @@ def test_foreign_files_and_other_networks_are_refused(small, tmp_path):
             compress.load(path, network())
     with pytest.raises(FileNotFoundError, match="cannot read"):
         compress.load(tmp_path / "none.qlab", network())
-    with pytest.raises(FileNotFoundError, match="cannot write .*: give a path"):
+    with pytest.raises(FileNotFoundError, match="cannot write .*: name a place that exists, for there is no folder"):
         compress.save(tmp_path / "no" / "net.qlab", model, shared)
     newer = bytearray(compress.encode(model, shared)[:-4])
     newer[7] = 2
@@ -313,3 +313,123 @@ def test_training_the_centroids_pays_where_there_are_four_and_does_no_harm_elsew
         pair = measure.mcnemar(row["before"]["result"], row["after"]["result"])
         assert pair.significant and pair.difference > 0 if bits == 2 else pair.low > -0.005
         assert rows[bits, "optimal"]["mse"] <= 1.0001 * row["mse"]
+
+
+def named(name, tensor=None):
+    model = nn.Module()
+    model.register_buffer(name, torch.zeros(2) if tensor is None else tensor)
+    return model
+
+
+@pytest.mark.parametrize("model, said", [
+    (named("x" * 256), "the name 'xxxxx.*cannot be stored: a name has at most 255 bytes"),
+    (named("é" * 128), "cannot be stored"), (named("a\nb"), "'a.nb' cannot be stored"), (named("a\ud800"), "cannot be stored"),
+    (named("w", torch.zeros([1] * 256)), "w has 256 dimensions"), (named("w", torch.zeros(0, 2**32)), "w has 2 dimensions and 0 elements"),
+    (named("w", torch.zeros(1).expand(2**32)), "w has 1 dimensions and 4294967296 elements"),
+    (named("w", torch.zeros(2, dtype=torch.bool)), "w is torch.bool"), (named("w", torch.zeros(2).to_sparse()), "w is .* sparse"),
+    (named("w", torch.zeros(2, device="meta")), "w is on the meta device"),
+])
+def test_what_a_file_has_no_place_for_is_refused_by_name(model, said):
+    with pytest.raises(ValueError, match=said) as error:
+        compress.encode(model, {})
+    assert "\n" not in str(error.value)
+
+
+def test_the_largest_names_and_counts_that_fit_come_back():
+    model = nn.Module()
+    for i in range(1000):
+        model.register_buffer(f"b{i}", torch.tensor(float(i)))
+    model.register_buffer("n" * 255, torch.arange(6, dtype=torch.float64).view(2, 3).T)     # not contiguous
+    model.register_buffer("empty", torch.zeros(0, 2**32 - 1))
+    model.register_buffer("scalar", torch.tensor(7))
+    model.register_buffer("many", torch.ones([1] * 64))
+    again = copy.deepcopy(model)
+    for tensor in again.buffers():
+        tensor.zero_()
+    assert same(model, compress.decode(compress.encode(model, {}), again))
+    with pytest.raises(ValueError, match="the network has 65536 tensors, and a file holds at most 65535"):
+        container.pack({str(i): torch.zeros(()) for i in range(65536)})
+
+
+@pytest.mark.parametrize("codes, codebook, said", [
+    (torch.tensor([0, 3]), torch.zeros(2), "codes of w run from 0 to 3, and must run from 0 to 2"),
+    (torch.tensor([-1, 2]), torch.zeros(2), "codes of w run from -1 to 2"),
+    (torch.zeros(2), torch.zeros(2), "codes of w are torch.float32"),
+    (torch.tensor([0, 1]), torch.zeros(2, dtype=torch.float64), "codebook of w is torch.float64"),
+    (torch.tensor([0, 1]), torch.zeros(4097), "at most 4096 centroids"),
+])
+def test_codes_and_codebooks_that_are_none_are_refused(codes, codebook, said):
+    with pytest.raises(ValueError, match=said):
+        container.pack({"w": (codes, codebook)})
+
+
+def test_empty_and_transposed_codes_come_back():
+    for codes in (torch.zeros(0, 5, dtype=torch.int32), torch.tensor([[0, 1], [2, 0], [0, 0]], dtype=torch.int32).T):
+        found = container.unpack(container.pack({"w": (codes, torch.tensor([-1.0, 1.0]))}), {"w": tuple(codes.shape)})
+        assert torch.equal(found["w"][0], codes)
+
+
+def pruned():
+    return nn.utils.prune.random_unstructured(nn.Linear(6, 4), "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize("make", [
+    pruned, lambda: nn.utils.weight_norm(nn.Linear(6, 4)), lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)),
+    lambda: nn.utils.spectral_norm(nn.Linear(6, 4)), lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)),
+])
+def test_a_weight_that_is_recomputed_is_refused_by_name(make):
+    model = nn.Sequential(nn.ReLU(), make())
+    shared = {"1": compress.Shared(torch.zeros(4, 6, dtype=torch.int32), torch.zeros(1))}
+    for call in (lambda: compress.share(model, {"1": torch.ones(4, 6) > 0}), lambda: compress.encode(model, shared),
+                 lambda: compress.apply(model, shared)):
+        with pytest.raises(ValueError, match="the weight of 1 is computed anew in each forward.*make it a parameter first"):
+            call()
+
+
+@pytest.mark.parametrize("tie", [lambda layer, other: setattr(other, "weight", layer.weight),
+                                 lambda layer, other: setattr(other.weight, "data", layer.weight.data)])
+def test_a_weight_that_an_embedding_shares_is_refused_by_name(tie):
+    model = nn.ModuleDict({"table": nn.Embedding(4, 6), "head": nn.Linear(6, 4)})
+    tie(model["head"], model["table"])
+    with pytest.raises(ValueError, match="head and table have one weight in common"):
+        compress.share(model, {"head": torch.ones(4, 6) > 0})
+
+
+def test_what_layers_share_and_no_mask_names_comes_back_shared():
+    def tied():
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+        model[1].weight = model[0].weight
+        return model
+
+    model = tied()
+    shared = compress.share(model, {"2": torch.ones(2, 3) > 0}, bits=1)
+    compress.apply(model, shared)
+    again = compress.decode(compress.encode(model, shared), tied())
+    assert same(model, again) and again[1].weight is again[0].weight
+    untied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    target = tied()
+    before = copy.deepcopy(target)
+    with pytest.raises(ValueError, match="another network: 0.weight and 1.weight are one tensor in the model, and differ in it"):
+        compress.decode(compress.encode(untied, {}), target)
+    assert same(before, target)
+
+
+def test_another_dtype_is_another_network():
+    model = nn.Linear(3, 2)
+    for other in (nn.Linear(3, 2).double(), nn.Linear(3, 2).half()):
+        before = copy.deepcopy(other)
+        with pytest.raises(ValueError, match="another network: weight is torch.float32 in it, and torch.float"):
+            compress.decode(compress.encode(model, {}), other)
+        assert same(before, other)
+    with pytest.raises(ValueError, match="weight is on the meta device"):
+        compress.decode(compress.encode(model, {}), nn.Linear(3, 2, device="meta"))
+
+
+def test_bytes_after_the_last_tensor_and_a_name_twice_are_damage():
+    content = container.pack({"w": torch.zeros(2)})[:-4]
+    one = content[10:]
+    for broken, said in ((content + b"\0", "1 bytes follow its last tensor"), (content[:8] + b"\2\0" + one + one, "holds w twice")):
+        broken += struct.pack("<I", zlib.crc32(broken))
+        with pytest.raises(ValueError, match=said):
+            container.unpack(broken, {"w": (2,)})

@@ -13,18 +13,17 @@
 A pruned weight has code 0 and no entry of the codebook: whatever the centroids become, it stays zero.
 """
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from qlab import saving
 from qlab.nets import container
+from qlab.nets.plain import recomputed
 from qlab.nets.training import fit, hard_loss
 from qlab.quant import kmeans
 from qlab.quant.packing import packed_size
@@ -58,7 +57,8 @@ def share(model: nn.Module, masks: Mapping[str, torch.Tensor], bits: int | Mappi
     layers or by layer name. start: where k-means starts; "linear" is the paper's choice, "optimal" has the least squared error.
     A centroid that no weight is nearest to is left out. The model is not changed.
 
-    Raises ValueError for a mask that fits no layer, a weight that is not float32 or that two layers share, missing or unfit bits.
+    Raises ValueError, by name, for a mask that fits no layer; a weight that is not float32, that another module shares, or that is
+    recomputed in each forward (qlab.nets.plain); missing or unfit bits.
 
     >>> net = nn.Sequential(nn.Linear(4, 1))
     >>> net[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, -3.2]])
@@ -83,11 +83,12 @@ def share(model: nn.Module, masks: Mapping[str, torch.Tensor], bits: int | Mappi
 
 
 def apply(model: nn.Module, shared: Mapping[str, Shared]) -> None:
-    """Put the shared weights into the model, in place. Raises ValueError where they do not fit."""
+    """Put the shared weights into the model, in place. Raises ValueError where they do not fit, and then changes nothing."""
     weights = _weights(model, {name: layer.codes != 0 for name, layer in shared.items()})
+    values = {name: layer.weight() for name, layer in shared.items()}
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(shared[name].weight())
+            weight.copy_(values[name])
 
 
 def fine_tune(model: nn.Module, shared: Mapping[str, Shared], images: torch.Tensor, labels: torch.Tensor, epochs: int, max_lr: float, *,
@@ -116,7 +117,8 @@ def fine_tune(model: nn.Module, shared: Mapping[str, Shared], images: torch.Tens
 def encode(model: nn.Module, shared: Mapping[str, Shared]) -> bytes:
     """The whole network as the content of a file: shared weights as Huffman codes, every other parameter and buffer as it is.
 
-    Raises ValueError where the model's weights are not those of shared: apply them first.
+    Raises ValueError where the model's weights are not those of shared (apply them first), for a weight that share refuses, and for a
+    parameter or buffer that a file has no place for (qlab.nets.container.pack).
     """
     weights = _weights(model, {name: layer.codes != 0 for name, layer in shared.items()})
     for name, weight in weights.items():
@@ -129,28 +131,30 @@ def encode(model: nn.Module, shared: Mapping[str, Shared]) -> bytes:
 def decode(content: bytes, model: nn.Module) -> nn.Module:
     """Fill the model, of the architecture that was encoded; it is returned in evaluation mode. It is not changed by a content that fails.
 
-    Raises ValueError for content that is damaged, cut off, no compressed network, or of another architecture.
+    Raises ValueError for content that is damaged, cut off, no compressed network, or of another architecture: other names, shapes or
+    dtypes, or different values for what the model's layers share.
     """
     state = model.state_dict()
+    if empty := [key for key, tensor in state.items() if isinstance(tensor, torch.Tensor) and tensor.is_meta]:
+        raise ValueError(f"{empty[0]} is on the meta device, and can hold no values: move the model to another one first.")
     found = container.unpack(content, {key: tuple(tensor.shape) for key, tensor in state.items()})
-    for key, tensor in found.items():
-        value = Shared(*tensor).weight() if isinstance(tensor, tuple) else tensor
+    values = {key: Shared(*tensor).weight() if isinstance(tensor, tuple) else tensor for key, tensor in found.items()}
+    places = {}
+    for key, value in values.items():
+        if value.dtype != state[key].dtype:
+            raise ValueError(f"the file is of another network: {key} is {value.dtype} in it, and {state[key].dtype} in the model.")
+        twin = places.setdefault((state[key].data_ptr(), state[key].shape, state[key].stride()) if value.numel() else key, key)
+        if twin != key and container.raw(value) != container.raw(values[twin]):
+            raise ValueError(f"the file is of another network: {twin} and {key} are one tensor in the model, and differ in it.")
+    for key, value in values.items():
         state[key].copy_(value)                                                             # state holds the model's own tensors
     return model.eval()
 
 
 def save(path, model: nn.Module, shared: Mapping[str, Shared]) -> int:
     """Write the file, whole or not at all; return its size in bytes. Raises OSError where the place cannot be written, and as encode."""
-    path, content = Path(path), encode(model, shared)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        problem = f"cannot write {path} ({error.strerror}): give a path in a folder that exists and may be written"
-        raise type(error)(error.errno, problem) from None
+    content = encode(model, shared)
+    saving.write({path: content})
     return len(content)
 
 
@@ -170,7 +174,7 @@ def load(path, model: nn.Module) -> nn.Module:
     True
     """
     try:
-        return decode(_read(path), model)
+        return decode(saving.read(path), model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -178,7 +182,7 @@ def load(path, model: nn.Module) -> nn.Module:
 def load_shared(path, model: nn.Module) -> dict[str, Shared]:
     """Codes and codebooks of a saved file, by layer name; model: of its architecture, it is not changed. Raises as load does."""
     try:
-        found = container.unpack(_read(path), {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+        found = container.unpack(saving.read(path), {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return {key.removesuffix("weight").removesuffix("."): Shared(*pair) for key, pair in found.items() if isinstance(pair, tuple)}
@@ -187,7 +191,7 @@ def load_shared(path, model: nn.Module) -> dict[str, Shared]:
 def parts(path) -> list[container.Part]:
     """What every byte of a saved file is for: the sizes add up to the file's. Raises as load does."""
     try:
-        return container.parts(_read(path))
+        return container.parts(saving.read(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -224,13 +228,6 @@ def stages(model: nn.Module, shared: Mapping[str, Shared]) -> dict[str, dict[str
     return {stage: dict(parts) | {"biases": biases} for stage, parts in found.items()}
 
 
-def _read(path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot read {path} ({error.strerror})") from None
-
-
 def _key(layer: str) -> str:
     """The weight's name in a state_dict; a model that is one bare layer names that layer ""."""
     return f"{layer}.weight" if layer else "weight"
@@ -241,11 +238,19 @@ def _weights(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, n
     for name, mask in masks.items():
         if name not in layers:
             raise ValueError(f"there is no layer {name!r}: the layers are {', '.join(layers)}.")
+        if how := recomputed(layers[name]).get("weight"):
+            raise ValueError(f"the weight of {name} is computed anew in each forward, and a file would keep another: make it a parameter "
+                             f"first ({how}).")
         weight = layers[name].weight
         if mask.dtype != torch.bool or mask.shape != weight.shape or weight.dtype != torch.float32:
             raise ValueError(f"the weight of {name} is {weight.dtype} of shape {tuple(weight.shape)} and its mask {mask.dtype} of shape "
                              f"{tuple(mask.shape)}: they must be float32 and bool, of one shape.")
-        twins = [other for other, layer in layers.items() if layer.weight is weight and other != name]
-        if twins:
+        if twins := [other for other in _holders(model, weight) if other != name]:
             raise ValueError(f"{name} and {twins[0]} have one weight in common, and could get two codebooks: untie them first.")
     return {name: layers[name].weight for name in masks}
+
+
+def _holders(model: nn.Module, weight: torch.Tensor) -> list[str]:
+    """The modules that hold the weight as a parameter or buffer, of whatever kind, or another tensor at its place in memory."""
+    return [name for name, module in model.named_modules() for tensor in [*module._parameters.values(), *module._buffers.values()]
+            if tensor is not None and (tensor is weight or weight.numel() and tensor.data_ptr() == weight.data_ptr() != 0)]

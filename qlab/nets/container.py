@@ -53,21 +53,53 @@ class Part(NamedTuple):
 def pack(tensors: Mapping[str, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]) -> bytes:
     """The file's content. A value is a tensor, stored as it is, or (codes, codebook): code 0 is zero, j is codebook[j - 1].
 
-    Raises ValueError for a dtype that is none of DTYPES.
+    Raises ValueError, by name, for what the file has no place for: a dtype that is none of DTYPES, more than 65,535 tensors, a name of
+    more than 255 bytes or with characters that do not print, more than 255 dimensions, 2**32 elements, a codebook of more than 4,096
+    centroids, codes that are not its, a tensor without values.
     """
+    if len(tensors) > 0xFFFF:
+        raise ValueError(f"the network has {len(tensors)} tensors, and a file holds at most {0xFFFF}.")
     pieces = [MAGIC, struct.pack("<BH", VERSION, len(tensors))]
     for name, value in tensors.items():
-        shape, encoded = (value[0].shape, name.encode()) if isinstance(value, tuple) else (value.shape, name.encode())
-        if not isinstance(value, tuple) and value.dtype not in DTYPES:
-            raise ValueError(f"{name} is {value.dtype}, and must be one of {', '.join(str(dtype) for dtype in DTYPES)}.")
+        _check(name, value)
+        shape, encoded = (value[0].shape if isinstance(value, tuple) else value.shape), name.encode()
         kind = SHARED if isinstance(value, tuple) else DTYPES.index(value.dtype)
         pieces.append(struct.pack(f"<B{len(encoded)}sBB{len(shape)}I", len(encoded), encoded, kind, len(shape), *shape))
-        pieces += _shared(*value) if isinstance(value, tuple) else [_raw(value)]
+        pieces += _shared(*value) if isinstance(value, tuple) else [raw(value)]
     content = b"".join(pieces)
     return content + struct.pack("<I", zlib.crc32(content))
 
 
-def _raw(tensor: torch.Tensor) -> bytes:
+def _check(name: str, value: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> None:
+    """ValueError for what has no place in a file."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(tensor, torch.Tensor) for tensor in values):
+        raise ValueError(f"{name} is a {type(value).__name__}, and a file holds tensors only.")
+    if not name.isprintable() or len(name.encode()) > 255:
+        raise ValueError(f"the name {name[:40]!r}{'...' * (len(name) > 40)} cannot be stored: a name has at most 255 bytes, all of "
+                         "characters that print.")
+    if values[0].dim() > 255 or max(values[0].numel(), *values[0].shape, 0) >= 2**32:
+        raise ValueError(f"{name} has {values[0].dim()} dimensions and {values[0].numel()} elements: a file holds tensors of at most 255 "
+                         f"dimensions, none of them and no number of elements above {2**32 - 1}.")
+    if any(tensor.is_meta or tensor.layout != torch.strided for tensor in values):
+        raise ValueError(f"{name} is on the meta device or sparse, and must be a dense tensor with values.")
+    if not isinstance(value, tuple):
+        if value.dtype not in DTYPES:
+            raise ValueError(f"{name} is {value.dtype}, and must be one of {', '.join(str(dtype) for dtype in DTYPES)}.")
+        return
+    codes, codebook = value
+    if codebook.dtype != torch.float32 or codebook.dim() != 1 or len(codebook) > 2**MAX_BITS:
+        raise ValueError(f"the codebook of {name} is {codebook.dtype} of shape {tuple(codebook.shape)}, and must be float32, a list of at "
+                         f"most {2**MAX_BITS} centroids.")
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"the codes of {name} are {codes.dtype}, and must be integers.")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= len(codebook):
+        raise ValueError(f"the codes of {name} run from {int(codes.min())} to {int(codes.max())}, and must run from 0 to {len(codebook)}, "
+                         "the number of its centroids.")
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """A tensor's elements as bytes, in the order of their indices."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -75,7 +107,7 @@ def _shared(codes: torch.Tensor, codebook: torch.Tensor) -> list[bytes]:
     """Header, codebook, tables and streams of one weight."""
     best = relative(codes, len(codebook))
     streams = huffman.encode(best.kept, best.code_lengths), huffman.encode(best.gaps, best.gap_lengths)
-    return [_ENTRY.pack(len(codebook), best.bits, len(best.kept), *(len(stream) for stream in streams)), _raw(codebook.float()),
+    return [_ENTRY.pack(len(codebook), best.bits, len(best.kept), *(len(stream) for stream in streams)), raw(codebook.float()),
             _nibbles(best.code_lengths), _nibbles(best.gap_lengths), *streams]
 
 
@@ -178,6 +210,8 @@ def unpack(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, t
     found = {}
     for _ in range(count):
         name, kind, shape = _head(reader)
+        if name in found:
+            raise ValueError(f"the file is damaged: it holds {name} twice.")
         if shapes.get(name) != shape:
             wanted = f"shape {shapes[name]}" if name in shapes else f"only {', '.join(shapes)}"
             raise ValueError(f"the file is of another network: it holds {name} of shape {shape}, and the model has {wanted}.")
@@ -187,7 +221,13 @@ def unpack(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, t
             torch.empty(shape, dtype=DTYPES[kind])
     if len(found) != len(shapes):
         raise ValueError(f"the file is of another network: it lacks {', '.join(sorted(set(shapes) - set(found)))}.")
+    _check_end(reader)
     return found
+
+
+def _check_end(reader: _Reader) -> None:
+    if reader.at != len(reader.content):
+        raise ValueError(f"the file is damaged: {len(reader.content) - reader.at} bytes follow its last tensor.")
 
 
 def _decoded(name: str, body: dict[str, bytes], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,4 +259,5 @@ def parts(content: bytes) -> list[Part]:
         body = _body(reader, kind, shape)
         sizes = {part: len(piece) for part, piece in body.items() if part != "entry"}
         listed += [Part(name, "header", reader.at - before - sum(sizes.values())), *(Part(name, *item) for item in sizes.items())]
+    _check_end(reader)
     return listed
