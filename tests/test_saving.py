@@ -1,0 +1,295 @@
+"""The one writer: whole or not at all, several or none, never over what is no file; and every function of the library that uses it."""
+
+import builtins
+import errno
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qlab import saving
+from qlab.deploy import c, files
+from qlab.lab import machine, runs
+from qlab.nets import compress, integer, ptq
+from qlab.quant import linear
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, links and permissions of POSIX")
+PORTS = {"input": files.Port((2,), "float32"), "output": files.Port((2,), "float32")}
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    torch.manual_seed(0)
+    return ptq.quantize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)), torch.rand(8, 1, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def writers(quantized):
+    """Every function that writes, to a path that ends in .c; and how many files it writes."""
+    network, q, model = integer.convert(quantized, (1, 4, 4)), linear.quantize(torch.arange(6.0), 4), nn.Linear(2, 2)
+    return {
+        "saving.write": lambda path: saving.write({path: b"new"}), "QTensor.save": q.save, "Quantized.save": quantized.save,
+        "IntegerNetwork.save": network.save, "compress.save": lambda path: compress.save(path, model, {}),
+        "files.write": lambda path: files.write(path, b"new", format="none", network="n", layers=(), **PORTS),
+        "c.export": lambda path: c.export(network, path, (1, 4, 4), name="net"),
+        "machine.write_record": lambda path: machine.write_record(path, "command", rows=[1]),
+    }
+
+
+WRITERS = ("saving.write", "QTensor.save", "Quantized.save", "IntegerNetwork.save", "compress.save", "files.write", "c.export",
+           "machine.write_record")
+NO_FILES = {
+    "pipe": os.mkfifo if hasattr(os, "mkfifo") else None, "folder": os.mkdir, "socket": None,
+    "link to nothing": lambda place: place.symlink_to("nothing"), "link to a file": lambda place: place.symlink_to("file"),
+    "link to a folder": lambda place: place.symlink_to("."), "link to itself": lambda place: place.symlink_to(place.name),
+}
+
+
+def seen(folder):
+    """Everything in a folder, as it is: kind, permissions, content or target."""
+    return {place.name: (place.lstat().st_mode, os.readlink(place) if place.is_symlink() else
+                         place.read_bytes() if place.is_file() else None) for place in folder.iterdir()}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_refused_and_left_alone(tmp_path, monkeypatch, writers, writer, kind):
+    monkeypatch.chdir(tmp_path)                                                             # a socket's path must be short
+    (tmp_path / "file").write_bytes(b"theirs")
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("net.c")
+    else:
+        NO_FILES[kind](tmp_path / "net.c")
+    before = seen(tmp_path)
+    with pytest.raises(OSError, match=r"^cannot write .*net\.c: it is a (pipe|folder|socket|symbolic link), and must be a file") as error:
+        writers[writer](Path("net.c"))
+    assert "\n" not in str(error.value) and seen(tmp_path) == before
+
+
+def test_a_device_is_refused():
+    for path in ("/dev/null", "/dev/full"):
+        with pytest.raises(OSError, match=f"cannot write {path}: it is a device"):
+            saving.write({path: b"new"})
+
+
+@pytest.mark.parametrize("blocked", ["net.h", "net.c.json"])
+def test_of_several_files_one_that_is_blocked_stops_all(tmp_path, writers, blocked):
+    (tmp_path / "net.c").write_bytes(b"old")
+    (tmp_path / blocked).symlink_to("elsewhere")
+    before = seen(tmp_path)
+    with pytest.raises(OSError, match=f"cannot write .*{blocked}: it is a symbolic link"):
+        writers["c.export"](tmp_path / "net.c")
+    assert seen(tmp_path) == before
+
+
+def test_eight_threads_write_one_path(tmp_path):
+    path, contents, failed = tmp_path / "one", [bytes([i]) * (100_000 + i) for i in range(8)], []
+
+    def work(content):
+        try:
+            for _ in range(5):
+                saving.write({path: content})
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must know
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert not path.exists() or path.read_bytes() in contents                           # never half of one
+    assert not failed and path.read_bytes() in contents and os.listdir(tmp_path) == ["one"]
+
+
+def test_threads_do_not_mix_files_that_belong_together(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+
+    def work(i):
+        for _ in range(5):
+            saving.write({path: bytes([i]) for path in paths})
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({path.read_bytes() for path in paths}) == 1 and sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+
+
+def test_processes_write_one_path(tmp_path):
+    program = "import sys; from qlab import saving\nfor _ in range(20): saving.write({sys.argv[1]: sys.argv[2].encode() * 50_000})"
+    started = [subprocess.Popen([sys.executable, "-c", program, tmp_path / "one", letter]) for letter in "xyz"]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    assert (tmp_path / "one").read_bytes() in [letter * 50_000 for letter in (b"x", b"y", b"z")] and os.listdir(tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_are_those_that_open_gives(tmp_path, mask, mode):
+    old = os.umask(mask)
+    try:
+        saving.write({tmp_path / "new": b""})
+        (tmp_path / "plain").write_bytes(b"")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode) == mode
+    (tmp_path / "new").chmod(0o640)
+    saving.write({tmp_path / "new": b"again"})                                              # open() leaves an old file's, too
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+REASONS = {
+    errno.ENOSPC: "No space left on device.: name a place that has room", errno.EDQUOT: "name a place that has room",
+    errno.EFBIG: "name a place that has room",
+    errno.EROFS: "Read-only file system.: name a place that can be written, for .* is on a read-only",
+    errno.EACCES: "Permission denied.: name a place that can be written, for this program has no permission",
+    errno.EPERM: "no permission", errno.EIO: "name a place that exists, can be written and has room",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("where", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("number", REASONS)
+def test_a_place_that_cannot_be_written_is_told_and_left_as_it_was(tmp_path, monkeypatch, writers, writer, where, number):
+    writers[writer](tmp_path / "net.c")
+    before = seen(tmp_path)
+
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    real = builtins.open
+    with monkeypatch.context() as patched:
+        if where == "open":
+            patched.setattr(builtins, "open", lambda file, mode="r", *a, **k: fails() if "x" in mode else real(file, mode, *a, **k))
+        else:
+            patched.setattr(os, where, fails)
+        with pytest.raises(OSError, match=f"^cannot write .*{REASONS[number]}") as error:
+            writers[writer](tmp_path / "net.c")
+    assert error.value.errno == number and "\n" not in str(error.value) and seen(tmp_path) == before
+
+
+def test_a_file_system_that_takes_nothing_back_gives_the_first_reason(tmp_path, monkeypatch):
+    """On a read-only file system nothing can be removed either."""
+    def fails(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("replace", "unlink", "link"):
+        monkeypatch.setattr(os, name, fails)
+    with pytest.raises(OSError, match="read-only file system"):
+        saving.write({tmp_path / "a": b"", tmp_path / "b": b""})
+
+
+def test_a_missing_folder_and_a_file_in_its_place(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="No such file.*name a place that exists, for there is no folder .*missing"):
+        saving.write({tmp_path / "missing" / "x": b""})
+    with pytest.raises(NotADirectoryError, match="file is not a folder"):
+        saving.write({tmp_path / "file" / "x": b""})
+    with pytest.raises(OSError, match="name a place with a shorter name"):
+        saving.write({tmp_path / ("x" * 256): b""})
+    with pytest.raises(OSError, match="cannot write .*no zero"):
+        saving.write({"a\0b": b""})
+    saving.write({tmp_path / ("x" * 255): b"as long as names can be"})
+    assert sorted(os.listdir(tmp_path)) == ["file", "x" * 255]
+
+
+def test_permission_is_asked_of_the_folder_and_of_the_file(tmp_path):
+    path = tmp_path / "old"
+    path.write_bytes(b"old")
+    root = os.geteuid() == 0
+    for place, mode in ((tmp_path, 0o555), (path, 0o444)):
+        tmp_path.chmod(0o777)
+        place.chmod(mode)
+        try:
+            if root:
+                os.seteuid(65534)                                                           # root may write anywhere: step down
+            with pytest.raises(PermissionError, match="cannot write .*old .Permission denied.*no permission to write old in"):
+                saving.write({path: b"new"})
+        finally:
+            if root:
+                os.seteuid(0)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize("had", [(), ("a",), ("b", "c"), ("a", "b", "c")])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("interrupted", ["before", "after"])
+def test_whichever_rename_fails_all_are_taken_back(tmp_path, monkeypatch, had, at, links, interrupted):
+    for name in had:
+        (tmp_path / name).write_bytes(b"old " + name.encode())
+    before, real, calls = seen(tmp_path), os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if interrupted == "after":
+            real(source, target)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        if interrupted == "before":
+            real(source, target)
+
+    def no_links(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", replace)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(KeyboardInterrupt):
+        saving.write({tmp_path / name: b"new" for name in "abc"})
+    assert seen(tmp_path) == before
+
+
+def test_ctrl_c_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saving.write({tmp_path / "a": b"new"})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("when", ["fsync", "replace"])
+def test_a_program_that_is_killed_leaves_the_old_file(tmp_path, when):
+    (tmp_path / "a").write_bytes(b"old")
+    program = f"import os, signal; from qlab import saving; os.{when} = lambda *_: os.kill(os.getpid(), signal.SIGKILL); " \
+              f"saving.write({{{str(tmp_path / 'a')!r}: b'new' * 9999}})"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    assert (tmp_path / "a").read_bytes() == b"old"
+    saving.write({tmp_path / "a": b"newer"})                                                # what the dead one left is in nobody's way
+    assert (tmp_path / "a").read_bytes() == b"newer"
+
+
+def test_reading_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (("pipe", "cannot read .*pipe: it is not a file"), ("none", "cannot read .*none .No such file"),
+                       (".", "Is a directory"), ("a\0b", "cannot read")):
+        with pytest.raises(OSError, match=said):
+            saving.read(tmp_path / name)
+
+
+def test_a_network_and_its_record_are_both_new_or_both_old(tmp_path, monkeypatch):
+    model = nn.Linear(2, 2)
+    sha256 = runs.save_model("net", model, tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="net.safetensors .No space left"):
+        runs.save_model("net", nn.Linear(2, 2), tmp_path)
+    assert torch.equal(runs.load_model("net", nn.Linear(2, 2), sha256, tmp_path).weight, model.weight)
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def test_no_module_writes_by_itself():
+    """Files of the library are written by saving.write; what is listed here writes into a temporary folder, or is no library's business."""
+    known = {"deploy/cortex_m.py", "lab/experiments/tflite_keras.py", "bootstrap.py", "saving.py", "deploy/onnx.py"}
+    root = Path(saving.__file__).parent
+    writes = ("write_bytes(", "write_text(", "os.replace(", "os.rename(", "mkstemp(", "save_file(", ".savefig(path", "shutil.copy")
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if any(word in path.read_text() for word in writes)}
+    assert {name for name in found if not name.startswith("grading/")} <= known
