@@ -90,6 +90,13 @@ def test_a_mask_for_one_layer_is_for_all_that_a_sum_ties_to_it():
         channels.remove(model, {"block1.conv2": kept, "block2.conv2": ~kept})
 
 
+def test_a_layer_may_go_by_its_second_name():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
+    model[1].before = model[0]
+    small = channels.remove(model, {"1.before": torch.arange(4) < 3})
+    assert small[0] is small[1].before and small[0].out_channels == small[1].in_channels == 3
+
+
 class Sum(nn.Module):
     def __init__(self, a=4, b=4):
         super().__init__()

@@ -103,7 +103,8 @@ def steps(model: nn.Module) -> str:
 
 def _trace(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, nn.Module]]:
     """The graph, and the modules by name, of a copy: forward and fx may leave something behind."""
-    model, tracer = copy.deepcopy(model).train(training), fx.Tracer()
+    model, tracer = copy.deepcopy(model), fx.Tracer()
+    model.train(training)
     tracer.proxy_buffer_attributes = True                                                   # forward reads a buffer: note that too
     try:
         return tracer.trace(model), dict(model.named_modules())

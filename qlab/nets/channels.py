@@ -148,9 +148,11 @@ def _removable(found: Sequence[Group], model: nn.Module) -> list[str]:
 
 
 def _group(found: Sequence[Group], model: nn.Module, name: str) -> Group:
-    module = dict(model.named_modules()).get(name)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    module = modules.get(name)
     if not isinstance(module, LAYERS):
         raise ValueError(f"{name} is not a Conv2d or Linear of the model.")
+    name = next(first for first, same in modules.items() if same is module)                 # the graph knows a layer by its first name
     for group in found:
         if name in group.makers:
             return group
