@@ -20,12 +20,14 @@ tflite-micro therefore gives qlab's codes, bit for bit, on all 10,000 test image
 under a ReLU. Rounding once instead of twice moves a code in about one of 2**(1 - n) sums, where M = m 2**(n - 31): one in some thousand
 behind a convolution, one in thirty behind the depthwise net's mean. An operator is never more than one code away from qlab's; the
 operators after it carry that on (to 4 codes in 10,000 images of the depthwise net under XNNPACK).
+
+A file that export writes runs under all four. What one of them would abort on, refuse or compute otherwise is refused by export, in one
+sentence that names the step: qlab.deploy.tflite_limits.
 """
 
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +38,10 @@ import torch
 import qlab
 from qlab.deploy import checks, files, tflite_child, tflite_runtime
 from qlab.deploy.tflite_graph import PROBABILITY, lower
+from qlab.deploy.tflite_limits import ARENA
 from qlab.nets.integer import Grid, IntegerNetwork
 
 KERNELS = ("xnnpack", "builtin", "reference", "micro")
-ARENA = 16 << 20                                                                            # what tflite-micro may plan in here, bytes
 BATCH = 100
 NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64")
 
@@ -53,6 +55,7 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
     .tflite file cannot hold or a shape that is not fixed, TypeError for a network that is not an integer-only one, OSError where the
     file cannot be written.
 
+    >>> import tempfile
     >>> from qlab.nets import integer, ptq
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2))
     >>> network = integer.convert(ptq.quantize(net, torch.rand(8, 1, 4, 4)), image_shape=(1, 4, 4))
@@ -185,8 +188,8 @@ def _parse(path: str | os.PathLike, content: bytes) -> tuple[Model, dict[str, np
         for o in map(graph.Operators, whole(graph.OperatorsLength(), 8)):
             ends = [chosen(values(o.InputsLength(), 4, o.InputsAsNumpy)), chosen(values(o.OutputsLength(), 4, o.OutputsAsNumpy))]
             operators.append(Operator(codes[o.OpcodeIndex()], *ends))
-        ends = [chosen(values(graph.InputsLength(), 4, graph.InputsAsNumpy)), chosen(values(graph.OutputsLength(), 4, graph.OutputsAsNumpy))]
-        return Model(*ends, tuple(operators), len(content)), data
+        source, sink = values(graph.InputsLength(), 4, graph.InputsAsNumpy), values(graph.OutputsLength(), 4, graph.OutputsAsNumpy)
+        return Model(chosen(source), chosen(sink), tuple(operators), len(content)), data
     except Exception:  # noqa: BLE001 - damaged offsets make the reader raise whatever they lead to
         raise ValueError(f"{path} is damaged: it begins as a .tflite file and cannot be read to its end.") from None
 

@@ -21,10 +21,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from qlab.deploy import tflite_limits as limits
 from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step, multiplier
 
-INT8 = (-128, 127)
-PROBABILITY = Grid(1 / 256, -128, *INT8)                                                    # what SOFTMAX must write
+PROBABILITY = Grid(1 / 256, -128, -128, 127)                                              # what SOFTMAX must write
 
 
 class Graph:
@@ -57,9 +57,7 @@ class Graph:
 
     def activation(self, name: str, shape: tuple[int, ...], grid: Grid) -> int:
         """The tensor of one image's codes; shape in PyTorch's order without the batch."""
-        if (grid.low, grid.high) != INT8 and not (grid.low == -128 and grid.high == code_of(6.0, grid)):
-            raise ValueError(f"{name} has codes from {grid.low} to {grid.high}, and TensorFlow Lite clamps int8 codes at -128 and 127, or "
-                             "at the code of 6.0 (ReLU6): quantize activations to 8 bits.")
+        limits.check_grid(name, grid)
         self.places[name] = self.add(name, (1, *channels_last(shape)), scale=grid.scale, zero_point=grid.zero_point)
         return self.places[name]
 
@@ -124,8 +122,10 @@ def lower(network: IntegerNetwork, image_shape: tuple[int, ...], softmax: bool, 
         raise ValueError(f"{network.output} flattens a map of channels and is the network's output, which would come in another order "
                          "than PyTorch's: end with a linear layer.")
     if softmax:
+        limits.check_logits(network)
         logits, sink = sink, graph.activation("probabilities", shape, PROBABILITY)
         graph.operator("SOFTMAX", [logits], [sink], "SoftmaxOptions", 2, beta=1.0)
+    limits.check_memory(graph, sink)
     return graph, source, sink
 
 
@@ -150,20 +150,17 @@ def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def code_of(value: float, grid: Grid) -> int:
-    """The code at which TensorFlow Lite clamps, in float32 and away from zero at ties, as it does (kernel_util.cc)."""
-    return min(grid.zero_point + math.floor(float(np.float32(value) / np.float32(grid.scale)) + 0.5), 127)
-
-
 def weight_scale(step: Step) -> np.ndarray:
     """The float32 scale of each output channel of a layer, or of a mean's one, that gives back its multipliers; (out,) or (1,).
 
-    Raises ValueError where there is none, which no step of qlab.nets.integer.convert needs.
+    Raises ValueError where there is none, which no step of qlab.nets.integer.convert needs, or where a runtime could not use it.
     """
     into, out = step.grids
     real = step.m.double().numpy() * 2.0 ** (step.n.double().numpy() - 31)
     real[step.m.numpy() == 0] = 2.0**-40                                                    # below 2**-32 all runtimes multiply by 0
-    scale = (real * out.scale / into.scale).astype(np.float32)
+    exact = real * out.scale / into.scale
+    limits.check_scales(step, exact)
+    scale = exact.astype(np.float32)
     m, n = multiplier(into.scale * torch.from_numpy(scale).double() / out.scale)
     if not (torch.equal(m, step.m) and torch.equal(n, step.n)):
         raise ValueError(f"{step.name} has a multiplier that no float32 scale of its weights gives, and a .tflite file holds such scales.")
@@ -212,20 +209,18 @@ def _padding(graph: Graph, step: Step, source: int, kernel, stride, padding, fil
 def _constants(graph: Graph, step: Step, weight: np.ndarray, bias: np.ndarray, axis: int) -> list[int]:
     """The weight and the bias of a layer: codes and scales."""
     scale = weight_scale(step)
+    limits.check_total(step, weight, bias, axis)
     return [graph.add(f"{step.name} weight", weight.shape, scale=scale, axis=axis, data=weight),
             graph.add(f"{step.name} bias", bias.shape, "INT32", np.float32(step.grids[0].scale) * scale, data=bias)]
 
 
 def _conv(graph: Graph, step: Step) -> None:
     o, channels, weight, bias = step.options, graph.shapes[step.inputs[0]][0], step.weight.numpy(), step.bias.numpy()
-    if o["groups"] not in (1, channels):
-        raise ValueError(f"{step.name} is a convolution in {o['groups']} groups of its {channels} channels, and must be in 1 or in "
-                         f"{channels} (depthwise).")
     reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], o["dilation"])]
     source, window = _padding(graph, step, graph.places[step.inputs[0]], reach, o["stride"], o["padding"])
     window |= {"dilationHFactor": o["dilation"][0], "dilationWFactor": o["dilation"][1], "fusedActivationFunction": _fused(graph, step)}
-    if o["groups"] == 1:
-        inputs = [source, *_constants(graph, step, weight.transpose(0, 2, 3, 1), bias, 0)]  # (out, rows, columns, in)
+    if not 1 < o["groups"] == channels:  # the kernels see other groups in the depth of the filters
+        inputs = [source, *_constants(graph, step, weight.transpose(0, 2, 3, 1), bias, 0)]  # (out, rows, columns, in / groups)
         graph.operator("CONV_2D", inputs, [_output(graph, step)], "Conv2DOptions", 3, **window)
     else:
         inputs = [source, *_constants(graph, step, weight.transpose(1, 2, 3, 0), bias, 3)]  # (1, rows, columns, out)
@@ -259,6 +254,7 @@ def _add(graph: Graph, step: Step) -> None:
         raise ValueError(f"{step.name} adds tensors of the shapes {' and '.join(str(graph.shapes[n]) for n in step.inputs)}, which must be "
                          "one shape.")
     _same_order(graph, step)
+    limits.check_sum(step)
     graph.operator("ADD", [graph.places[name] for name in step.inputs], [_output(graph, step)], "AddOptions", 2,
                    fusedActivationFunction=_fused(graph, step))
 

@@ -1,0 +1,113 @@
+"""What the runtimes of a .tflite file abort on, refuse, or compute otherwise than qlab.nets.integer: refused before a file is written.
+
+A file that all four sets of kernels run (qlab.deploy.tflite) is the contract, so the narrowest of each kind counts:
+
+    layer, mean   M = s_x s_w / s_y < 256                                         XNNPACK does not prepare a larger one
+                  |sum| 2**n < 2**31, where M = m 2**(n - 31) and n > 0           the shift to the left wraps in all; here it saturates
+                  s_w and s_x s_w float32 of full precision                       XNNPACK and the bias's scale
+    sum           |s_a (q_a - z_a)| + |s_b (q_b - z_b)| < 2**15 s_y               LiteRT's fast kernels hold it in int16;
+                                                                                  at 2 max(s_a, s_b) = 2**20 s_y all abort
+                  s_a, s_b < 2**127, s_y < 2**108                                 2 s and 2**20 s are float32 there, and infinite: abort
+    SOFTMAX       s > 2**-26                                                      tflite-micro and the plain loops abort
+    activations   codes of 8 bits, clamped at 127 or at the code of 6.0; s of full precision in float32
+    memory        16 MiB for tflite-micro's arena (a microcontroller has less), 2 GiB for a file
+
+Sources: TensorFlow Lite's quantization_util.cc (QuantizeMultiplierSmallerThanOneExp takes multipliers between 0 and 1,
+PreprocessSoftmaxScaling only above 1), XNNPACK's operators (requantization scale), and random networks run under each.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from qlab.deploy.arena import Tensor, plan
+from qlab.nets.integer import ADD_SHIFT, Grid, IntegerNetwork, Step, multiplier
+
+ARENA = 16 << 20                                                                            # bytes
+NORMAL, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)                                # float32 of full precision
+RANGE = f"float32 from {NORMAL:.2g} to {LARGEST:.2g}"
+
+
+def check_grid(name: str, grid: Grid) -> None:
+    """Raises ValueError for a tensor of activations that no int8 tensor of a file can be."""
+    if grid.low != -128:
+        raise ValueError(f"{name} has codes from {grid.low} to {grid.high}, those of {(-grid.low).bit_length()} bits, and TensorFlow "
+                         "Lite's go from -128 to 127: quantize activations to 8 bits.")
+    if not NORMAL <= grid.scale <= LARGEST:
+        raise ValueError(f"{name} has the scale {grid.scale:g}, and must have a {RANGE}.")
+    if not -128 <= grid.zero_point <= 127:
+        raise ValueError(f"{name} has the zero-point {grid.zero_point}, and must have one from -128 to 127.")
+    if grid.high not in (127, code_of(6.0, grid)):
+        raise ValueError(f"{name} has codes up to {grid.high}, and TensorFlow Lite clamps at 127 or, after a ReLU6, at the code of 6.0, "
+                         f"here {code_of(6.0, grid)}.")
+
+
+def code_of(value: float, grid: Grid) -> int:
+    """The code at which TensorFlow Lite clamps, in float32 and away from zero at ties, as it does (kernel_util.cc)."""
+    return min(grid.zero_point + math.floor(float(np.float32(value) / np.float32(grid.scale)) + 0.5), 127)
+
+
+def check_scales(step: Step, scale: np.ndarray) -> None:
+    """scale: of a layer's or a mean's weights, float64 (out,). Raises ValueError for M, s_w or s_x s_w out of range."""
+    into, out = step.grids
+    real = scale * into.scale / out.scale
+    if real.max() >= 2**8:
+        raise ValueError(f"{step.name} multiplies its sums by {real.max():g}, and XNNPACK multiplies by less than 256: the codes that it "
+                         "writes are too fine for those that it reads.")
+    needed = np.concatenate([scale, scale * into.scale])
+    if not (NORMAL <= needed.min() and needed.max() <= LARGEST):
+        raise ValueError(f"{step.name} needs scales from {needed.min():.3g} to {needed.max():.3g} for its weights and its bias, and they "
+                         f"must be {RANGE}.")
+
+
+def check_total(step: Step, weight: np.ndarray, bias: np.ndarray, axis: int) -> None:
+    """Raises ValueError where the largest sum of an output channel, shifted to the left where M > 1, would leave int32."""
+    grid = step.grids[0]
+    sums = np.abs(weight.astype(np.int64)).sum(tuple(i for i in range(weight.ndim) if i != axis))
+    largest = sums * max(grid.high - grid.zero_point, grid.zero_point - grid.low) + np.abs(bias.astype(np.int64))
+    shift = step.n.clamp(min=0).numpy()
+    if (largest * 2.0**shift).max() >= 2**31:
+        raise ValueError(f"{step.name} may reach the sum {largest.max():,}, shifts it to the left by {shift.max()} bits, and must stay "
+                         "below 2**31.")
+
+
+def check_sum(step: Step) -> None:
+    """Raises ValueError for scales that the kernels of ADD abort on or compute something else from."""
+    a, b, out = step.grids
+    twice = 2 * max(a.scale, b.scale)
+    if twice >= 2.0**128 or out.scale >= 2.0**108:
+        raise ValueError(f"{step.name} has terms of the scales {a.scale:g} and {b.scale:g} and a result of {out.scale:g}, and the runtimes "
+                         "take terms below 1.7e+38 and a result below 3.2e+32.")
+    largest = sum(grid.scale * max(grid.high - grid.zero_point, grid.zero_point - grid.low) for grid in (a, b)) / out.scale
+    if largest + abs(out.zero_point) >= 2**15:
+        raise ValueError(f"{step.name} may reach {largest:.3g} times the scale of its result, and LiteRT's kernels hold that in 16 bits: "
+                         "its terms are too large for the codes that it writes.")
+    m, n = multiplier([a.scale / twice, b.scale / twice, twice / (2**ADD_SHIFT * out.scale)])
+    if not (torch.equal(m, step.m) and torch.equal(n, step.n)):
+        raise ValueError(f"{step.name} has other multipliers than its scales give, and a .tflite file holds the scales alone.")
+
+
+def check_logits(network: IntegerNetwork) -> None:
+    """Raises ValueError for logits that SOFTMAX does not take."""
+    if network.grid_out.scale <= 2.0**-26:
+        raise ValueError(f"{network.output} has the scale {network.grid_out.scale:g}, and SOFTMAX takes logits of a scale above 2**-26.")
+
+
+def check_memory(graph, sink: int) -> None:
+    """graph: a tflite_graph.Graph; sink: its output. Raises ValueError for more than the arena or a file can hold."""
+    if sum(len(buffer.data) for buffer in graph.buffers[1:]) >= 2**31 - 2**24:
+        raise ValueError("the network's weights have 2 GiB or more, and a .tflite file holds less.")
+    first, last = {}, {sink: len(graph.operators)}
+    for at, operator in enumerate(graph.operators):
+        first |= {i: at for i in operator.outputs}
+        last |= {i: max(at, last.get(i, 0)) for i in operator.inputs}
+    alive = [Tensor(str(i), -(-math.prod(t.shape) // 16) * 16, first.get(i, 0), last.get(i, first.get(i, 0)))
+             for i, t in enumerate(graph.tensors) if not t.buffer]
+    own = 1024 * len(graph.operators) + 16 * sum(len(t.quantization.scale) for t in graph.tensors if t.quantization)  # its structures
+    needed = plan(alive, 16)[1] + own
+    if needed > ARENA:
+        loads = [sum(t.size for t in alive if t.first <= at <= t.last) for at in range(len(graph.operators))]
+        name = graph.layers[loads.index(max(loads))]["name"] if loads else "the image"
+        raise ValueError(f"{name} needs more memory than the {ARENA >> 20} MiB that tflite-micro is given here: with what lives beside it, "
+                         f"{needed:,} bytes.")
