@@ -62,7 +62,7 @@ def cut(ordered: np.ndarray, sums: Sums, cuts: np.ndarray, k: int) -> tuple[np.n
     ordered: (rows, n), finite, no larger than 2**500; cuts: the ranks at which a cluster may begin or end, ascending from 0 to n.
     """
     rows, n = ordered.shape
-    if 4 * k > n and (np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1) >= k).all():   # the error left is drowned by rounding
+    if k > max(64, n // 4) and (np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1) >= k).all():   # sums would drown it
         edges, book, unsure = np.empty((rows, k + 1), dtype=np.int64), np.empty((rows, k)), list(range(rows))
     else:
         plain, squares = (sums.plain, sums.squares) if len(cuts) == n + 1 else (sums.plain[:, cuts], sums.squares[:, cuts])
@@ -124,8 +124,8 @@ def _by_sums(ranks: np.ndarray, sums: np.ndarray, squares: np.ndarray):
         fixed = (before - squares).ravel()
 
         def value(i, target, length):
-            size = np.repeat(flat_ranks[target], length) - flat_ranks[i]
-            shift = np.repeat(flat_sums[target], length) - flat_sums[i]
+            size = flat_ranks[target].repeat(length) - flat_ranks[i]
+            shift = flat_sums[target].repeat(length) - flat_sums[i]
             return fixed[i] - shift * shift / np.maximum(size, 1)
 
         return value, squares
@@ -234,11 +234,11 @@ def _one_more(before: np.ndarray, after) -> tuple[np.ndarray, np.ndarray]:
         high = np.minimum(np.where(right < m, back[:, np.minimum(right, m - 1)], m - 1), js)
         target, first, length = (start_of_row + js).ravel(), (start_of_row + low).ravel(), (high - low + 1).ravel()
         begin = np.cumsum(length) - length                                                  # each j's candidates, end to end
-        i = np.arange(length.sum()) + np.repeat(first - begin, length)
+        i = np.arange(length.sum()) + (first - begin).repeat(length)
         value = value_of(i, target, length)
         lowest = np.minimum.reduceat(value, begin)
-        hits = np.flatnonzero(value == np.repeat(lowest, length))
+        hits = np.flatnonzero(value == lowest.repeat(length))
         flat_best[target] = lowest
-        flat_back[target] = i[hits[np.searchsorted(hits, begin)]] - target // m * m
+        flat_back[target] = i[hits[hits.searchsorted(begin)]] - target // m * m
         stride //= 2
     return best + rest, back
