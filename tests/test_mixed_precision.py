@@ -1,6 +1,7 @@
 """Mixed precision against torch.autocast and GradScaler, NumPy's float16, and one step by hand."""
 
 import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -16,8 +18,8 @@ from qlab.lab import runs
 from qlab.lab.data import Split
 from qlab.lab.experiments import mixed_precision as experiment
 from qlab.lab.measure import mcnemar
+from qlab.nets import fake, qat, training
 from qlab.nets import mixed_precision as mp
-from qlab.nets import training
 from qlab.nets.mixed_precision import LossScale, half_gradients, shares, train, train_autocast, update
 from qlab.nets.models import lenet_5, lenet_300_100
 
@@ -41,6 +43,131 @@ def images(n=8, seed=0):
 
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# Quantizers keep float32 in the middle of it
+
+def quantizers():
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    return {"fixed": fake.FakeQuantize(4, -1.0, 2.0), "learned": qat.LearnedActivations(4, -1.0, 2.0),
+            "averaged": qat.AveragedActivations(4, -1.0, 2.0), "weights": qat.WeightQuantizer(weight, 4, 0, learned=False),
+            "weights, learned": qat.WeightQuantizer(weight, 4, 0, learned=True),
+            "weights, learned, one": qat.WeightQuantizer(weight, 4, None, learned=True)}
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.sampled_from(HALVES), st.sampled_from([(2, 0, 3, 0), (8, 0, 255, 100), (4, -7, 7, 0)]),
+       st.floats(1e-4, 10.0), st.booleans(), st.booleans())
+def test_half_inputs_have_the_codes_and_gradients_of_their_float32_copies(seed, half, levels, scale, learned, channels):
+    generator = torch.Generator().manual_seed(seed)
+    (_, low, high, zero), x = levels, (torch.randn(32, 33, generator=generator) * scale * levels[2]).to(half)
+    s = torch.rand(32, 1, generator=generator) * scale + scale if channels else torch.tensor(scale)
+    given_, copied = (t.clone().requires_grad_() for t in (x, x.float()))
+    by_half, by_float = (s.clone().requires_grad_(learned) for _ in range(2))
+    y, expected = fake.fake_quantize(given_, by_half, zero, low, high), fake.fake_quantize(copied, by_float, zero, low, high)
+    codes = np.clip(np.rint(x.float().numpy() / s.numpy()), low - zero, high - zero)                    # NumPy, in float32
+    assert torch.equal(y, torch.from_numpy(codes * s.numpy()).to(half)) and y.dtype == half and torch.equal(y, expected.to(half))
+    pull = torch.randn(32, 33, generator=generator).to(half)
+    y.backward(pull)
+    expected.backward(pull.float())
+    assert given_.grad.dtype == half and torch.equal(given_.grad, copied.grad.to(half))
+    if learned:
+        assert by_half.grad.dtype == torch.float32 and torch.equal(by_half.grad, by_float.grad)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("which", quantizers())
+def test_a_quantizer_in_half_a_network_finds_the_same_codes(which, half):
+    module, x = quantizers()[which], torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).to(half)
+    expected = module.train()(x.float()) if which != "averaged" else module.eval()(x.float())
+    for changed in (copy.deepcopy(module).to(half), copy.deepcopy(module).to("cpu", half), copy.deepcopy(module).double()):
+        assert {t.dtype for t in [*changed.parameters(), *changed.buffers()] if t.is_floating_point()} <= {torch.float32}
+        assert torch.equal(changed(x), expected.to(half))
+    y = copy.deepcopy(module)(x)
+    y.float().sum().backward() if y.requires_grad else None
+    assert {t.device.type for t in [*module.to("meta").parameters(), *module.buffers()]} <= {"meta"}
+
+
+def test_a_gradient_of_a_scale_survives_a_change_of_dtype():
+    module = qat.LearnedActivations(4, -1.0, 2.0)
+    module(torch.tensor([[0.3, 5.0]])).sum().backward()
+    before = module.scale.grad.clone()
+    module.half()
+    assert module.scale.grad.dtype == torch.float32 and torch.equal(module.scale.grad, before)
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+
+
+def test_a_moving_range_follows_half_batches():
+    module = qat.AveragedActivations(4, -1.0, 2.0, momentum=0.5).train()
+    module(torch.tensor([-3.0, 4.0], dtype=torch.float16))
+    assert torch.equal(module.range, torch.tensor([-2.0, 3.0])) and module.scale.item() == pytest.approx(1 / 3)
+
+
+OTHERS = {"fixed": lambda: fake.FakeQuantize(8, -1.0, 2.0), "learned": lambda: qat.LearnedActivations(8, -1.0, 2.0),
+          "averaged": lambda: qat.AveragedActivations(8, -1.0, 2.0),
+          "weights": lambda: qat.WeightQuantizer(torch.ones(6, 5), 4, None, learned=False),
+          "weights, learned": lambda: qat.WeightQuantizer(torch.ones(6, 5), 8, 0, learned=True),
+          "weights, learned, one": lambda: qat.WeightQuantizer(torch.ones(6, 5), 4, None, learned=False)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("which", OTHERS)
+def test_a_state_of_other_bits_is_refused(which, strict, tmp_path):
+    model, other = nn.Sequential(quantizers()[which]), nn.Sequential(OTHERS[which]())
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    state, before = load_file(tmp_path / "model.safetensors"), copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match="^the state of 0 was saved with .*(bits=4|axis=0|learned=True).*, and this .* has "):
+        other.load_state_dict(state, strict)
+    assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())                  # nothing was loaded
+    same = nn.Sequential(quantizers()[which])
+    for tensor in [*same.parameters(), *(b for b in same.buffers() if b.is_floating_point())]:
+        tensor.data *= 3
+    same.load_state_dict(state, strict)
+    assert equal(same, model) and equal(pickle.loads(pickle.dumps(model)), model)
+    tensors_alone = {name: t for name, t in state.items() if "_extra_state" not in name}
+    same.load_state_dict(tensors_alone, strict)
+    if "0.scale" in state:
+        with pytest.raises(ValueError, match="^the state of 0 holds scale as torch.float16, and it must be torch.float32"):
+            same.load_state_dict({**state, "0.scale": state["0.scale"].half()}, strict)
+
+
+def test_bits_may_be_numpy_s():
+    module = fake.FakeQuantize(np.int64(4), -1.0, 2.0)
+    module.load_state_dict(fake.FakeQuantize(4, -1.0, 2.0).state_dict())
+    fake.FakeQuantize(4, -1.0, 2.0).load_state_dict(module.state_dict())
+
+
+def small_cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4),
+                         nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 10))
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("how", [dict(learned=True), dict(learned=True, axis=None), dict(learned=False, moving=True)])
+def test_a_network_with_quantizers_trains_in_half_precision(how, half):
+    x = images(64)[0]
+    y = (x[:, 0, :14].mean((1, 2)) > x[:, 0, 14:].mean((1, 2))).long()                                  # which half is brighter
+    start = qat.prepare(small_cnn(), x, weight_bits=4, activation_bits=8, **how).train()
+    copies = mp.half_copies(start, half)
+    kept = {name for name, t in copies.items() if t.dtype == torch.float32}
+    assert kept == {name for name in copies if ".bn." in name and "num" not in name or name.endswith((".scale", ".range"))}
+    value, gradients = half_gradients(copy.deepcopy(start), x, y, half=half, scale=256.0)
+    exact = copy.deepcopy(start)
+    cross_entropy(exact(x), y).backward()
+    pairs = [(gradients[name].float() / 256, p.grad) for name, p in exact.named_parameters() if p.grad is not None]
+    ours, theirs = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
+    assert (ours - theirs).norm() < 0.1 * theirs.norm() and {g.dtype for n, g in gradients.items() if n in kept} == {torch.float32}
+    fixed = dict(epochs=6, max_lr=0.02, half=half, batch_size=16, weight_decay=0.0)
+    for trained in (train_autocast, train):
+        ours = trained(copy.deepcopy(start), x, y, **fixed)
+        assert np.mean(ours.losses[-4:]) < 0.8 * np.mean(ours.losses[:4]) and {t.dtype for t in ours.model.parameters()} == {torch.float32}
+    scales = {name: t for name, t in start.state_dict().items() if name.endswith(".scale")}
+    assert not any(torch.equal(t, ours.model.state_dict()[name]) for name, t in scales.items())         # every one was trained, or follows
+    whole = ours.model.eval()
+    halved = copy.deepcopy(whole).to(half)
+    with torch.no_grad():
+        assert (halved(x.to(half)).argmax(1) == whole(x).argmax(1)).float().mean() > 0.9
 
 
 # The loss scale

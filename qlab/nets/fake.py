@@ -10,18 +10,29 @@ v = x / s and the ends -Q_N = low - z and Q_P = high - z (eq. 3 and 5):
                            v <= -Q_N         between          v >= Q_P
     dx_hat/ds                -Q_N         round(v) - v           Q_P
     dx_hat/dx                  0                1                 0
+
+In half precision x / s would be rounded before it is rounded to a code, and every 15th code of bfloat16 would be another: whatever the
+dtype of x, this page computes in float32 or wider, and its scales stay float32 when the model around them is halved.
 """
 
 import torch
-from torch import nn
 
 from qlab.quant import linear
+from qlab.quant.settled import Settled
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 where it is in half precision, else x itself."""
+    return x.float() if x.dtype in HALVES else x
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, zero_point, low, high):
-        v = x / scale
+        given, x, s = x, wide(x), wide(scale)
+        v = x / s
         if isinstance(zero_point, torch.Tensor):
             zero_point = zero_point.to(v.dtype)                                             # low - z is negative, and codes are uint8
         ends = low - zero_point, high - zero_point
@@ -31,9 +42,9 @@ class _FakeQuantize(torch.autograd.Function):
         q = v.round_()
         if not learned:
             inside = (q >= ends[0]).logical_and_(q <= ends[1])
-        x_hat = q.clamp_(*ends).mul_(scale)
+        x_hat = q.clamp_(*ends).mul_(s)
         ctx.save_for_backward(inside, scale, *((x, x_hat) if learned else ()))
-        return x_hat
+        return x_hat.to(given.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -41,7 +52,8 @@ class _FakeQuantize(torch.autograd.Function):
         by_x, by_scale = gradient * inside, None
         if values:  # dx_hat/ds = (x_hat - x inside) / s, summed over all that share the scale
             x, x_hat = values
-            by_scale = (gradient * x_hat).sub_(by_x * x).sum_to_size(scale.shape) / scale
+            total = (wide(gradient) * x_hat).sub_(wide(by_x) * x).sum_to_size(scale.shape)
+            by_scale = (total / wide(scale)).to(scale.dtype)
         return by_x, by_scale, None, None, None
 
 
@@ -50,6 +62,7 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
     and then both gradients are LSQ's.
 
     x: float, any shape. scale, and zero_point if it is a tensor: of a shape that broadcasts to x's. low, high: the codes' ends.
+    x_hat and the gradient for x have the dtype of x. The codes of float16 and bfloat16 are those of their float32 copies.
 
     >>> x, s = torch.tensor([0.3, 0.8, 1.6, 5.0], requires_grad=True), torch.tensor(0.5, requires_grad=True)
     >>> fake_quantize(x, s, 0, 0, 3).tolist()
@@ -62,12 +75,16 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
     return _FakeQuantize.apply(x, scale, zero_point, low, high)
 
 
-class FakeQuantize(nn.Module):
+class FakeQuantize(Settled):
     """A tensor of activations on 2**bits levels, one scale and zero-point (buffers) for all of it: scheme affine of qlab.quant.linear.
+
+    half(), double() and the like leave the scale float32. A state dict holds bits: loading it under others is a ValueError.
 
     >>> FakeQuantize(bits=2, x_min=0.0, x_max=1.5)(torch.tensor([0.3, 0.8, 5.0]))
     tensor([0.5000, 1.0000, 1.5000])
     """
+
+    settings_required = False  # a file that holds tensors alone is taken as it is
 
     def __init__(self, bits: int, x_min, x_max):
         super().__init__()
@@ -75,6 +92,9 @@ class FakeQuantize(nn.Module):
         scale, zero_point = affine_parameters(bits, x_min, x_max)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+
+    def settings(self) -> dict:
+        return {"bits": self.bits}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return fake_quantize(x, self.scale, self.zero_point, 0, self.top)
@@ -89,5 +109,5 @@ def affine_parameters(bits: int, x_min, x_max) -> tuple[torch.Tensor, torch.Tens
     >>> affine_parameters(8, -1.0, 1.55)
     (tensor(0.0100), tensor(100, dtype=torch.uint8))
     """
-    q = linear.quantize(torch.zeros(1), bits, "affine", x_min=x_min, x_max=x_max)
+    q = linear.quantize(torch.zeros(1, dtype=torch.float32), bits, "affine", x_min=x_min, x_max=x_max)
     return q.scale, q.zero_point

@@ -19,9 +19,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from qlab.nets.fake import HALVES
 from qlab.nets.training import check, loop
+from qlab.quant.settled import Settled
 
-HALVES = (torch.float16, torch.bfloat16)
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -72,16 +73,18 @@ class LossScale:
 
 
 def half_copies(model: nn.Module, half: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    """Step 1: every floating-point parameter and buffer by name, in half precision; those of batch norm stay float32.
+    """Step 1: every floating-point parameter and buffer by name, in half precision; those of batch norm and quantizers stay float32.
 
     Batch norm keeps float32 because its statistics are sums over a batch and running averages with updates of a tenth and less: in
-    half they stand still as weights do. It takes half activations and returns half ones.
+    half they stand still as weights do. It takes half activations and returns half ones. A quantizer's scale (qlab.nets.fake, qat) keeps
+    it because all levels are its multiples: rounded, it would move every one of them.
 
     >>> {name: w.dtype for name, w in half_copies(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))).items() if "weight" in name}
     {'0.weight': torch.float16, '1.weight': torch.float32}
     """
     _check_half(half)
-    kept = {id(t) for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for t in [*m.parameters(), *m.buffers()]}
+    kept = {id(t) for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase | Settled)
+            for t in [*m.parameters(), *m.buffers()]}
     copies = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and id(tensor) not in kept:

@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx, nn
 
-from qlab.nets.fake import FakeQuantize, fake_quantize
+from qlab.nets.fake import HALVES, FakeQuantize, fake_quantize, wide
 from qlab.nets.graph import calls, folding_pairs, trace
 from qlab.nets.plain import refuse_hooks
 from qlab.nets.ptq import RANGES, Quantized, batches_of, fold_batch_norm, insert, observe, point_bits, quantize_weights
 from qlab.nets.training import fit
 from qlab.quant import linear
 from qlab.quant.layout import check_bits
+from qlab.quant.settled import Settled
 
 
 class _Slower(torch.autograd.Function):
@@ -42,27 +43,37 @@ class _Slower(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Settled):
     """A weight (out, ...) on 2**bits - 1 levels, symmetric; one scale per tensor or, with axis=0, per output channel.
+
+    half(), double() and the like leave the scale as it is. A state dict holds bits, axis and learned: loading it under others is a
+    ValueError.
 
     >>> WeightQuantizer(torch.tensor([[-1.0, 0.3], [0.2, 0.1]]), bits=2, axis=None, learned=False)(torch.tensor([[-1.0, 0.6]]))
     tensor([[-1.,  1.]])
     """
+
+    settings_required = False  # a file that holds tensors alone is taken as it is
 
     def __init__(self, weight: torch.Tensor, bits: int, axis: int | None, learned: bool):
         super().__init__()
         self.bits, self.axis, self.top = bits, axis, 2 ** (bits - 1) - 1
         self.scale = None
         if learned:  # starts at 2 mean|w| / sqrt(largest code), Esser et al. 2020, section 2.1: a few huge weights hardly move it
-            mean = weight.detach().abs().mean() if axis is None else weight.detach().abs().flatten(1).mean(1)
+            size = wide(weight.detach()).abs()
+            mean = size.mean() if axis is None else size.flatten(1).mean(1)
             self.scale = nn.Parameter((2 * mean / math.sqrt(self.top)).clamp(min=1e-12))
             per_scale = weight.numel() // self.scale.numel()
             self.factor = 1 / math.sqrt(per_scale * self.top)
 
+    def settings(self) -> dict:
+        return {"bits": self.bits, "axis": self.axis, "learned": self.scale is not None}
+
     def current_scale(self, weight: torch.Tensor) -> torch.Tensor:
         if self.scale is not None:
             return _Slower.apply(self.scale, self.factor).abs().clamp(min=1e-12)
-        largest = weight.detach().abs().max() if self.axis is None else weight.detach().abs().flatten(1).amax(1)
+        size = wide(weight.detach()).abs()
+        largest = size.max() if self.axis is None else size.flatten(1).amax(1)
         return (largest / self.top).clamp(min=1e-12)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -95,7 +106,7 @@ class QuantizedLayer(nn.Module):
         """gamma / sigma of each channel, never exactly 0: it is divided by. A constant for the gradient, for what it multiplies and
         divides again cancels; gamma learns through batch norm itself."""
         gamma = torch.ones_like(self.bn.running_var) if self.bn.weight is None else self.bn.weight
-        factor = gamma / (self.bn.running_var + self.bn.eps).sqrt()
+        factor = wide(gamma) / (wide(self.bn.running_var) + self.bn.eps).sqrt()
         return torch.where(factor.abs() < 1e-12, 1e-12, factor).detach()
 
     def folded(self) -> torch.Tensor:
@@ -105,10 +116,11 @@ class QuantizedLayer(nn.Module):
         if self.bn is None:
             return self._run(x, self.quantizer(self.layer.weight), self.layer.bias)
         factor = self.factor()
-        y = self._run(x, self.quantizer(self.layer.weight * factor.view(-1, 1, 1, 1)), None) / factor.view(1, -1, 1, 1)
+        y = (self._run(x, self.quantizer(self.layer.weight * factor.view(-1, 1, 1, 1)), None) / factor.view(1, -1, 1, 1)).to(x.dtype)
         return self.bn(y if self.layer.bias is None else y + self.layer.bias.view(1, -1, 1, 1))
 
     def _run(self, x, weight, bias):
+        weight = weight.to(x.dtype) if x.dtype in HALVES else weight                        # of half activations: products in half
         if isinstance(self.layer, nn.Linear):
             return nn.functional.linear(x, weight, bias)
         return self.layer._conv_forward(x, weight, bias)
@@ -140,7 +152,7 @@ class AveragedActivations(FakeQuantize):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             with torch.no_grad():
-                self.range.lerp_(torch.stack(x.aminmax()), 1 - self.momentum)
+                self.range.lerp_(torch.stack(x.aminmax()).to(self.range.dtype), 1 - self.momentum)
                 low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)          # affine_parameters, without its checks:
                 self.scale.copy_(((high - low) / self.top).clamp(min=1e-12))                # each would make a GPU wait
                 self.zero_point.copy_((-low / self.scale).round())

@@ -16,12 +16,12 @@ KEY = "_extra_state"  # nn.Module's own name for what a state dict holds beside 
 
 
 def as_tensor(settings: dict) -> torch.Tensor:
-    """The settings as JSON text, one uint8 a byte: a tensor, so that any file of tensors can hold it.
+    """The settings as JSON text, one uint8 a byte: a tensor, so that any file of tensors can hold it. NumPy's integers become int.
 
     >>> as_settings(as_tensor({"bits": 4}))
     {'bits': 4}
     """
-    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+    return torch.tensor(list(json.dumps(settings, default=int).encode()), dtype=torch.uint8)
 
 
 def as_settings(state: torch.Tensor, name: str = "the state") -> dict:
