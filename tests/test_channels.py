@@ -76,8 +76,9 @@ def test_a_residual_network_loses_channels_within_its_blocks_and_of_its_sums():
     # By hand: 28 x 28, then 14 x 14, then 7 x 7 pixels; 22 of 32 channels, 34 of 48, 67 of 96.
     assert sum(channels.macs(small, X[:1]).values()) == 784 * 9 * 22 + 196 * (22 * 34 * (9 + 1) + 3 * 34 * 34 * 9) + 49 * (
         34 * 67 * (9 + 1) + 3 * 67 * 67 * 9) + 670
-    with torch.no_grad():
-        assert small.train()(X).shape == (4, 10)                                            # and it can go on to learn
+    torch.testing.assert_close(small.train()(X), masked.train()(X), rtol=1e-3, atol=1e-3)   # each batch norm by its batch, too
+    small(X).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
 
 
 def test_a_mask_for_one_layer_is_for_all_that_a_sum_ties_to_it():

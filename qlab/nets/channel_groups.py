@@ -38,8 +38,9 @@ POOLING_CALLS = (F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_po
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 
-# How a tensor holds its channels: "maps", along axis 1 of (n, channels, height, width); "columns", that flattened, each channel a block
-# of neighbouring columns; "last", along the last axis, as a linear layer leaves them; "unknown".
+# How a tensor holds its channels: "maps", along axis 1 of (n, channels, height, width); "columns", maps flattened, each channel a block
+# of neighbouring columns; "last", along the last axis, as a linear layer leaves them; "rows", that flattened, the channels over and over
+# again, unless there was one row; "unknown".
 
 
 @dataclass(eq=False)
@@ -163,7 +164,7 @@ def _passes(node: fx.Node, module: nn.Module | None, group: Group, how: str) -> 
     if isinstance(module, POOLING) or called in POOLING_CALLS:
         return how if how == "maps" else None
     if _flattens(node, module):
-        return "columns" if how == "maps" else how
+        return {"maps": "columns", "last": "rows"}.get(how, how)
     if type(module) in NORMS and module.num_features == group.channels:
         return how if (how == "maps") == (type(module) is nn.BatchNorm2d) else None
     if type(module) is nn.Conv2d and 1 < module.groups == module.in_channels == module.out_channels:
@@ -176,7 +177,8 @@ def _reads(module: nn.Module | None, group: Group, how: str) -> bool:
     if type(module) is nn.Conv2d:
         return how == "maps" and module.groups == 1 and module.in_channels == group.channels
     if type(module) is nn.Linear:
-        return how == "last" and module.in_features == group.channels or how == "columns" and module.in_features % group.channels == 0
+        one_each = module.in_features == group.channels
+        return one_each if how in ("last", "rows") else how == "columns" and module.in_features % max(group.channels, 1) == 0
     return False
 
 
@@ -195,11 +197,11 @@ def _joined(node: fx.Node, place: dict[fx.Node, tuple[Group, str]]) -> tuple[Gro
         hows = {how, as_other}
         if group.channels != other.channels and None not in (group.channels, other.channels):
             group.obstacles.append(f"{node.name} adds {group.channels} channels to {other.channels}")
-        if len(hows - {"unknown"}) == 2 and "maps" in hows:
-            group.obstacles.append(f"{node.name} adds tensors whose channels lie along different axes")
-        # A flattened map and the outputs of a linear layer agree if the map was 1 x 1: as "last", whoever reads the sum must have
-        # one input a channel.
-        how = how if len(hows) == 1 else "last" if hows == {"columns", "last"} else "unknown"
+        if hows in ({"columns", "last"}, {"rows", "last"}):                                 # as wide as the channels: 1 x 1 maps, or one row
+            how = "last"
+        elif len(hows) > 1:
+            group.obstacles += [f"{node.name} adds tensors whose channels lie in different places"] if "unknown" not in hows else []
+            how = "unknown"
         if group is not other:
             group.channels = group.channels or other.channels
             group.makers, group.carriers = group.makers + other.makers, group.carriers + other.carriers
