@@ -42,6 +42,8 @@ def save(path, quantized: Quantized) -> None:
     """Write the file, whole or not at all. Raises OSError where the place cannot be written; ValueError, by name, for a weight that is no
     longer what its codes decode to, a hook, a tensor without values, a module whose state is more than parameters and buffers."""
     model, tensors, codes, known = quantized.model, {}, [], {}                              # known: id of what is kept -> its key
+    if empty := [name for name, _, _, tensor in _owners(model, False) if tensor.is_meta]:
+        raise ValueError(f"{empty[0]} is on the meta device, and has no values to save: move the network to another one first.")
     graph = _told(model) if isinstance(model, fx.GraphModule) else None
     if graph:
         refuse_hooks(model)
@@ -50,7 +52,7 @@ def save(path, quantized: Quantized) -> None:
     state = {name: tensor for name, _, _, tensor in _owners(model, graph is not None)}
     for layer, q in quantized.tensors.items():
         weight = state.get(_key(layer))
-        if weight is None or weight.is_meta or not torch.equal(weight.detach().cpu(), q.to("cpu").dequantize().to(weight.dtype)):
+        if weight is None or not torch.equal(weight.detach().cpu(), q.to("cpu").dequantize().to(weight.dtype)):
             raise ValueError(f"the weight of {layer or 'the network'} is not what its codes decode to: quantize the network again.")
         if id(q) not in known:
             known[id(q)] = len(codes)

@@ -81,5 +81,5 @@ def _sum(header: dict, data: memoryview) -> str:
 
 def _said(error: Exception) -> str:
     """An error's text as part of a sentence."""
-    said = " ".join(str(error).split()).rstrip(".")
-    return f"no entry {said}" if isinstance(error, KeyError) else said[:300] or type(error).__name__
+    said = " ".join(str(error).split()).rstrip(".")[:300]
+    return f"no entry {said}" if isinstance(error, KeyError) else said or type(error).__name__
