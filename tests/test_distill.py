@@ -86,6 +86,89 @@ def test_a_higher_temperature_softens_and_keeps_the_order(temperature, factor, s
     assert (entropy[1] >= entropy[0] - 1e-12).all()
 
 
+# Masked classes, and logits that are none
+
+def by_hand(z, v, temperature):
+    """KL, mean over the rows, and its gradient for z, in NumPy's float64: the terms with p = 0 are left out."""
+    z, v = (x.detach().double().numpy() / temperature for x in (z, v))
+    with np.errstate(all="ignore"):
+        log_q, log_p = (x - x.max(1, keepdims=True) for x in (z, v))
+        log_q, log_p = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (log_q, log_p))
+        p = np.exp(log_p)
+        terms = np.where(p > 0, p * (log_p - log_q), 0.0)
+    return terms.sum() / len(z), (np.exp(log_q) - p) / temperature / len(z)
+
+
+@given(st.integers(1, 6), st.integers(2, 8), st.integers(0, 10_000), st.sampled_from([0.5, 1.0, 4.0]), st.booleans())
+def test_a_masked_class_adds_nothing(n, classes, seed, temperature, student_too):
+    z, v = logits(n, classes, seed), logits(n, classes, seed + 1)
+    masked = torch.rand(n, classes, generator=torch.Generator().manual_seed(seed)) < 0.4
+    masked[torch.arange(n), torch.arange(n) % classes] = False
+    v[masked] = -math.inf
+    if student_too:
+        z[masked] = -math.inf
+    z.requires_grad_()
+    loss = distill.distillation_loss(z, v, None, temperature, 1.0)
+    loss.backward()
+    expected, gradient = by_hand(z, v, temperature)
+    assert loss.item() == pytest.approx(temperature**2 * expected, rel=1e-12, abs=1e-14)
+    np.testing.assert_allclose(z.grad, temperature**2 * gradient, rtol=1e-9, atol=1e-14)
+    e = np.exp((v.numpy() - v.numpy().max(1, keepdims=True)) / temperature)
+    np.testing.assert_allclose(distill.soft_labels(v, temperature), e / e.sum(1, keepdims=True), rtol=1e-12)
+
+
+def test_a_class_that_only_the_student_masks():
+    z, far, near = torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([[0.0, 0.0, -200.0]]), torch.tensor([[0.0, 0.0, -2.0]])
+    assert distill.distillation_loss(z, far, None, 1.0, 1.0).item() == 0                    # the teacher's share is 0 in float32
+    assert distill.distillation_loss(z, near, None, 1.0, 1.0).item() == math.inf
+    v, y = torch.tensor([[1.0, -math.inf, 0.0]]), torch.tensor([0])
+    mixed = distill.distillation_loss(torch.zeros(1, 3), v, y, 2.0, 0.5).item()             # and beside the labels
+    p = 1 / (1 + math.exp(-0.5))
+    soft = p * math.log(3 * p) + (1 - p) * math.log(3 * (1 - p))
+    assert mixed == pytest.approx(0.5 * 4 * soft + 0.5 * math.log(3), rel=1e-6)
+
+
+@pytest.mark.parametrize("row", [[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [-math.inf] * 3, [math.inf, -math.inf, 0.0]])
+def test_a_row_without_a_softmax_is_refused(row):
+    v, z = torch.tensor([[0.0, 1.0, 2.0], row]), torch.zeros(2, 3)
+    sentence = "^1 of the 2 rows of the (teacher's )?logits hold NaN or .infinity, or nothing but -infinity: give finite logits, or"
+    for call in (lambda: distill.distillation_loss(z, v, torch.tensor([0, 1])), lambda: distill.distillation_loss(z, v, None, 0.5, 1.0),
+                 lambda: distill.soft_labels(v, 2.0), lambda: distill.best_bias(v, torch.tensor([0, 1]), 2),
+                 lambda: distill.distillation_loss(z.half(), v.half(), None, alpha=1.0)):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    with pytest.raises(ValueError, match="1 of the 1 rows of the logits"):
+        distill.soft_labels(v[1], 2.0)
+    plain = distill.distillation_loss(z, v, torch.tensor([0, 1]), alpha=0.0)                # where the teacher has no say
+    assert plain.item() == pytest.approx(math.log(3))
+
+
+def test_a_student_that_diverged_is_told_by_its_loss():
+    assert distill.distillation_loss(torch.tensor([[math.nan, 0.0]]), torch.zeros(1, 2), None, alpha=1.0).isnan()
+
+
+def test_logits_that_a_small_temperature_makes_infinite():
+    v = torch.tensor([[3e38, 1.0, -3e38], [-3e38, -3e38, -3e38], [1.0, 1.0, 1.0 - 1e-3]])
+    expected = torch.tensor([[1.0, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]])
+    torch.testing.assert_close(distill.soft_labels(v, 1e-10), expected)
+    assert distill.distillation_loss(v[:1], v[:1], None, 1e-10, 1.0).item() == 0
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_logits_are_computed_in_float32(half):
+    z, v, y = logits(seed=1).to(half), logits(seed=2).to(half), torch.arange(16) % 10
+    for alpha in (0.0, 0.5, 1.0):
+        loss = distill.distillation_loss(z, v, y, 3.0, alpha)
+        assert loss.dtype == torch.float32 and torch.equal(loss, distill.distillation_loss(z.float(), v.float(), y, 3.0, alpha))
+    assert torch.equal(distill.soft_labels(v, 3.0), distill.soft_labels(v.float(), 3.0))
+    assert distill.best_bias(z, y, 3) == distill.best_bias(z.double(), y, 3)
+    z.requires_grad_()
+    distill.distillation_loss(z, v, y, 3.0).backward()
+    copied = z.detach().float().requires_grad_()
+    distill.distillation_loss(copied, v.float(), y, 3.0).backward()
+    assert torch.equal(z.grad, copied.grad.to(half))
+
+
 # Why the T^2
 
 def soft_gradient(z, v, temperature, alpha=1.0):
@@ -213,11 +296,15 @@ def test_hints_repeat_themselves(problem):
 
 # The bias of a class never seen
 
-@given(st.integers(2, 40), st.integers(2, 5), st.integers(0, 10_000), st.booleans())
-def test_best_bias_is_the_best_of_all(n, classes, seed, ties):
+@given(st.integers(2, 40), st.integers(2, 5), st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_best_bias_is_the_best_of_all(n, classes, seed, ties, masks):
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, classes, generator=generator, dtype=torch.float64)
     z = z.round() if ties else z
+    if masks:
+        masked = torch.rand(n, classes, generator=generator) < 0.3
+        masked[torch.arange(n), torch.arange(n) % classes] = False
+        z[masked] = -math.inf
     y, missing = torch.randint(0, classes, (n,), generator=generator), seed % classes
 
     def right(bias):
@@ -228,7 +315,9 @@ def test_best_bias_is_the_best_of_all(n, classes, seed, ties):
     others = z.clone()
     others[:, missing] = -math.inf
     d = (others.max(1).values - z[:, missing]).sort().values
-    between = [d[0] - 1, *((a + b) / 2 for a, b in zip(d, d[1:]) if b > a), d[-1] + 1]
+    d = d[d.isfinite()]
+    between = [d[0] - 1, *((a + b) / 2 for a, b in zip(d, d[1:]) if b > a), d[-1] + 1] if len(d) else [0.0]
+    assert math.isfinite(distill.best_bias(z, y, missing))
     assert right(distill.best_bias(z, y, missing)) == max(right(bias) for bias in between)
 
 
@@ -247,6 +336,8 @@ def test_loss_refuses_what_makes_no_sense():
     for other in (v[:8], v[:, :5], v[0]):
         with pytest.raises(ValueError, match=r"\(16, 10\) and the teacher's"):
             distill.distillation_loss(z, other, y)
+    with pytest.raises(ValueError, match="none of them 0"):
+        distill.distillation_loss(z[:0], v[:0], y[:0])
     with pytest.raises(ValueError, match="require a gradient"):
         distill.distillation_loss(z, v.requires_grad_(), y)
     with pytest.raises(ValueError, match="labels is None and alpha is 0.5"):

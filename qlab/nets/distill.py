@@ -10,6 +10,8 @@ For the student's logits z, with soft labels q, and the teacher's logits v, with
 
 At a high temperature the soft part therefore pulls 1 / T^2 as hard as the labels do: T^2 makes up for it, and alpha keeps its meaning
 when T changes. In the limit the soft part is a squared error on the logits, sum_i (z_i - v_i)^2 / 2N.
+
+A class that the teacher masks has the logit -infinity and the share 0, and adds 0 to KL: p log(p / q) tends to 0 with p, whatever q is.
 """
 
 import math
@@ -19,19 +21,26 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 
+from qlab.nets.fake import wide
 from qlab.nets.training import fit
 
 
 def soft_labels(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """softmax(logits / temperature) over the last axis. T = 1 is the usual softmax, T below 1 sharpens it, a large T tends to uniform.
 
-    Raises ValueError unless temperature is a finite number above 0.
+    Half-precision logits are taken to float32, and so are their labels. Raises ValueError unless temperature is a finite number above
+    0, and for logits that have no softmax: NaN or +infinity, or a row of -infinity alone (elsewhere it is a share of 0).
 
     >>> soft_labels(torch.tensor([4.0, 2.0, -6.0]), temperature=2.0)
     tensor([0.7275, 0.2676, 0.0049])
     """
     _check_temperature(temperature)
-    return torch.softmax(logits / temperature, -1)
+    logits = wide(logits)
+    labels = torch.softmax(logits / temperature, -1)
+    if labels.isnan().any():
+        _check_logits("the logits", logits)
+        labels = torch.softmax(_from_the_top(logits) / temperature, -1)                     # they are finite: the division was not
+    return labels
 
 
 def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor | None,
@@ -39,9 +48,11 @@ def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor
     """alpha T^2 KL(teacher || student), both at temperature T, plus (1 - alpha) cross-entropy with the labels at temperature 1; a scalar.
 
     student_logits, teacher_logits: float (n, classes), the teacher's without a gradient; labels: int64 (n,), or None where alpha is 1.
-    Both parts are means over the n images. alpha = 0 is plain training, alpha = 1 needs no label.
-    Raises ValueError for logits of different or other shapes, teacher logits that require a gradient, a temperature that is not a
-    finite number above 0, an alpha outside 0 to 1, or no labels where alpha is below 1.
+    Both parts are means over the n images, computed in float32 where the logits are in half precision. alpha = 0 is plain training,
+    alpha = 1 needs no label. A teacher's logit may be -infinity: a class that it masks.
+    Raises ValueError for logits of different or other shapes or of no image, teacher logits that require a gradient, or that hold NaN,
+    +infinity or a row of -infinity alone (where alpha is above 0), a temperature that is not a finite number above 0, an alpha outside
+    0 to 1, or no labels where alpha is below 1.
 
     >>> v = torch.tensor([[4.0, 2.0, -6.0]])
     >>> distillation_loss(v, v, None, alpha=1.0)
@@ -50,18 +61,29 @@ def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor
     tensor(1.0986)
     """
     _check_loss(temperature, alpha, labels)
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape or not student_logits.numel():
         raise ValueError(f"the student's logits have the shape {tuple(student_logits.shape)} and the teacher's "
-                         f"{tuple(teacher_logits.shape)}: both must be the same (n, classes).")
+                         f"{tuple(teacher_logits.shape)}: both must be the same (n, classes), none of them 0.")
     if teacher_logits.requires_grad:
         raise ValueError("the teacher's logits require a gradient: compute them under torch.no_grad(), or call detach().")
-    loss = 0.0
+    student_logits, teacher_logits, loss = wide(student_logits), wide(teacher_logits), 0.0
     if alpha > 0:
-        log_q, log_p = log_softmax(student_logits / temperature, 1), log_softmax(teacher_logits / temperature, 1)
-        loss = loss + alpha * temperature**2 * kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        loss = loss + alpha * temperature**2 * _divergence(student_logits, teacher_logits, temperature)
     if alpha < 1:
         loss = loss + (1 - alpha) * cross_entropy(student_logits, labels)
     return loss
+
+
+def _divergence(z: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(teacher || student), the mean over the images."""
+    log_q, log_p = log_softmax(z / temperature, 1), log_softmax(v / temperature, 1)
+    kl = kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    if kl.isfinite():                                                                       # one number to look at, in ordinary training
+        return kl
+    _check_logits("the teacher's logits", v)
+    log_q, log_p = (log_softmax(_from_the_top(logits) / temperature, 1) for logits in (z, v))
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum() / len(z)                      # 0 times infinity is NaN, and its limit 0
 
 
 def teacher_logits(teacher: nn.Module, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
@@ -191,7 +213,8 @@ def best_bias(logits: torch.Tensor, labels: torch.Tensor, missing: int) -> float
     the d of each image, and the best interval between two of them is found exactly. Its middle is returned, of several equal ones that
     nearest to 0. logits: (n, classes); labels: int64 (n,), of held-out images, never the test set's.
 
-    Raises ValueError if logits are not (n, classes) with n labels and two classes or more, or missing is no class.
+    Raises ValueError if logits are not (n, classes) with n labels and two classes or more, or hold NaN, +infinity or a row of -infinity
+    alone (a masked class is -infinity), or missing is no class. 0.0 where no number changes an answer.
 
     >>> logits = torch.tensor([[2.0, 0.0], [2.0, 1.0], [2.0, -1.0]])             # class 1 is behind by 2, 1 and 3
     >>> best_bias(logits, torch.tensor([1, 1, 0]), missing=1)                    # right for all if 2 < bias < 3
@@ -201,11 +224,15 @@ def best_bias(logits: torch.Tensor, labels: torch.Tensor, missing: int) -> float
         raise ValueError(f"logits have the shape {tuple(logits.shape)} for {len(labels)} labels, and must be (n, classes), a label each.")
     if not 0 <= missing < logits.shape[1]:
         raise ValueError(f"missing is {missing}, and must be a class from 0 to {logits.shape[1] - 1}.")
+    _check_logits("the logits", logits)
     logits, labels = logits.detach().double().cpu(), labels.cpu()
     others = logits.clone()
     others[:, missing] = -math.inf
     best, guess = others.max(1)
     d, order = (best - logits[:, missing]).sort()
+    order, d = order[d.isfinite()], d[d.isfinite()]  # an infinite d (a masked class) is passed by every number, or by none
+    if not len(d):
+        return 0.0
     gain = (labels == missing).long() - (guess == labels).long()  # passing an image's d makes a right answer, or spoils one
     ends = torch.cat([d[:1] - 2, d, d[-1:] + 2])                                            # (n + 2,): n + 1 intervals
     right = torch.cat([torch.zeros(1, dtype=torch.long), gain[order].cumsum(0)])            # in each, from the first on
@@ -218,6 +245,18 @@ def best_bias(logits: torch.Tensor, labels: torch.Tensor, missing: int) -> float
 def _check_temperature(temperature: float) -> None:
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}, and must be a finite number above 0.")
+
+
+def _check_logits(what: str, logits: torch.Tensor) -> None:
+    bad = ~logits.amax(-1).isfinite()  # NaN if one is; +infinity if one is; -infinity if all are
+    if bad.any():
+        raise ValueError(f"{int(bad.sum())} of the {bad.numel()} rows of {what} hold NaN or +infinity, or nothing but -infinity: give "
+                         "finite logits, or -infinity for some of the classes.")
+
+
+def _from_the_top(logits: torch.Tensor) -> torch.Tensor:
+    """Shifted so that the largest of each row is 0, which changes no softmax: divided by a small temperature, it stays 0."""
+    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 def _check_loss(temperature: float, alpha: float, labels: torch.Tensor | None) -> None:
