@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from qlab import quant
 from qlab.quant import kmeans, linear, log, packing
+from qlab.quant.qtensor import unpacked
 
 X = torch.randn(12, 32, generator=torch.Generator().manual_seed(0))
 QUANTIZERS = {
@@ -158,3 +159,59 @@ def test_numpy_reads_the_codes_without_qlab(tmp_path):
     raw = load_file(tmp_path / "q.safetensors")
     nibbles = np.stack([raw["codes"] & 15, raw["codes"] >> 4], axis=1).reshape(-1).astype(int) - 7
     np.testing.assert_array_equal((nibbles * raw["scale"]).astype(np.float32).reshape(12, 32), q.dequantize().numpy())
+
+
+@pytest.mark.parametrize("scheme", QUANTIZERS)
+@pytest.mark.parametrize("layout", [{}, {"axis": 1, "group_size": 4}])
+def test_to_moves_every_tensor_and_nothing_else(tmp_path, scheme, layout):
+    q = QUANTIZERS[scheme](4, **layout)
+    for device in ("meta", torch.device("meta")):
+        moved = q.to(device)
+        for name, value in vars(q).items():
+            found = getattr(moved, name)
+            if isinstance(value, torch.Tensor):
+                assert (found.device.type, found.dtype, found.shape) == ("meta", value.dtype, value.shape), name
+                assert value.device.type == "cpu"
+            else:
+                assert found == value, name
+    assert moved.nbytes == q.nbytes
+    same = q.to("cpu")
+    assert same.equal(q) and torch.equal(same.dequantize(), q.dequantize())
+    with pytest.raises(ValueError, match="on the meta device, and have no values to save"):
+        moved.save(tmp_path / "q")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", [torch.float16, "nonsense", None, 1.5, "cuda:99", "cpu:x"])
+def test_to_refuses_what_is_no_device(device):
+    with pytest.raises(ValueError, match="^device is .*, and must be one that this machine has, 'cpu' for example") as error:
+        linear.quantize(X, 4).to(device)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("quantizer, change, said", [
+    (lambda: log.quantize(X, 4), {"base": None}, "base is None in scheme log"),
+    (lambda: log.quantize(X, 4), {"base": 1.0}, "base is 1.0"),
+    (lambda: linear.quantize(X, 4), {"base": 2.0}, "base is 2.0 in scheme minmax"),
+    (lambda: linear.quantize(X, 4), {"scale": torch.tensor(float("nan"))}, "scale is not finite"),
+    (lambda: linear.quantize(X, 4), {"scale": torch.tensor(1)}, "scale is torch.int64"),
+    (lambda: linear.quantize(X, 4), {"zero_point": torch.zeros(2)}, r"zero_point has shape \(2,\)"),
+    (lambda: linear.quantize(X, 4), {"codebook": torch.zeros(16)}, "it holds codebook, codes, scale, zero_point, and scheme minmax has"),
+    (lambda: linear.quantize(X, 9), {"scheme": "kmeans"}, "it holds codes, scale, zero_point"),
+    (lambda: linear.quantize(X, 4), {"group_size": 5}, "group_size is 5"), (lambda: linear.quantize(X, 4), {"axis": 7}, "axis is 7"),
+])
+def test_what_a_quantizer_never_returns_is_damage(tmp_path, quantizer, change, said):
+    q = type(quantizer())(**(vars(quantizer()) | change))
+    q.save(tmp_path / "q")
+    with pytest.raises(ValueError, match=f"q is a damaged QTensor file .*{said}"):
+        quant.load(tmp_path / "q")
+
+
+def test_a_code_outside_a_symmetric_range_is_damage():
+    fields, tensors = linear.quantize(X, 4, "symmetric").packed()
+    tensors["codes"][0] = 255                                                               # two codes of 15 - 7 = 8, and 7 is the largest
+    with pytest.raises(ValueError, match="a code is out of the range of 4 bits"):
+        unpacked(fields, tensors)
+    fields, tensors = linear.quantize(X, 8).packed()
+    with pytest.raises(ValueError, match="or of torch.int8"):
+        unpacked(fields | {"codes_dtype": "int8"}, tensors)
