@@ -195,6 +195,13 @@ def test_other_refusals():
     circular = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"))
     with pytest.raises(ValueError, match="must pad with zeros"):
         integer.convert(ptq.quantize(circular, torch.rand(8, 1, 5, 5)), (1, 5, 5))
+    tiny = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        tiny[1].weight.fill_(1e-20), tiny[1].bias.zero_()
+    quantized = ptq.quantize(tiny, torch.rand(8, 4))
+    quantized.model.get_submodule("_1_codes").scale.fill_(1e-38)
+    with pytest.raises(ValueError, match="_1 cannot be computed in integers: a multiplier is .* and must be below 2..30"):
+        integer.convert(quantized, (4,))
     with pytest.raises(ValueError, match="at most 32768"):
         integer.convert(ptq.quantize(nn.Sequential(nn.Linear(40_000, 1)), torch.rand(2, 40_000)), (40_000,))
 

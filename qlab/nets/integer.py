@@ -313,13 +313,13 @@ def _step(plain: fx.GraphModule, node: fx.Node, what: str, known: list[Grid], ou
     """A step that makes new codes: layer, mean or sum; its place in the network is still to be filled in."""
     if what == "add":
         twice = 2 * max(g.scale for g in known)
-        m, n = multiplier([known[0].scale / twice, known[1].scale / twice, twice / (2**ADD_SHIFT * out.scale)])
+        m, n = _of(node, [known[0].scale / twice, known[1].scale / twice, twice / (2**ADD_SHIFT * out.scale)])
         return Step(what, node.name, (), "", (*known, out), m=m, n=n)
     grid, module = known[0], plain.get_submodule(node.target)
     if what == "mean":
         options = _mean_options(module, node.target, sizes[node.args[0]][-2:])
         share = torch.tensor(1 / math.prod(options["kernel_size"])).item()                  # float32, as every scale in a file
-        m, n = multiplier([grid.scale * share / out.scale])
+        m, n = _of(node, [grid.scale * share / out.scale])
         return Step(what, node.name, (), "", (grid, out), m=m, n=n, options=options)
     codes, scale = _weight(tensors[node.target], node.target)
     bias = torch.zeros(len(codes), dtype=torch.float64) if module.bias is None else module.bias.detach().double()
@@ -329,11 +329,19 @@ def _step(plain: fx.GraphModule, node: fx.Node, what: str, known: list[Grid], ou
     codes = (codes * (scale / wider).view(-1, *[1] * (codes.dim() - 1))).round().to(torch.int8)
     if codes[0].numel() > 2**30 // (128 * 256):
         raise ValueError(f"{node.target} sums {codes[0].numel()} products an output, and int32 holds the sum of at most 32768.")
-    m, n = multiplier(grid.scale * wider / out.scale)
+    m, n = _of(node, grid.scale * wider / out.scale)
     bias = (bias / (grid.scale * wider)).round().to(torch.int32)
     if what == "conv" and module.padding_mode != "zeros":
         raise ValueError(f"{node.target} pads with {module.padding_mode!r}, and must pad with zeros.")
     return Step(what, node.name, (), "", (grid, out), weight=codes, bias=bias, m=m, n=n, options=_options(plain, node, what))
+
+
+def _of(node: fx.Node, real) -> tuple[torch.Tensor, torch.Tensor]:
+    """multiplier, with the node's name in what it says."""
+    try:
+        return multiplier(real)
+    except ValueError as error:
+        raise ValueError(f"{node.name} cannot be computed in integers: {error}") from None
 
 
 def _weight(q: QTensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:

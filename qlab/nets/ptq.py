@@ -228,7 +228,8 @@ def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bi
             Observer(traced).run(batch)
         except RuntimeError as error:
             said = str(error).splitlines()[0]
-            raise ValueError(f"the network cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
+            own = next((f", a network of {p.dtype}," for p in traced.parameters() if p.dtype != batch.dtype), "")
+            raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
     return {node.name: seen.range(bits[node.name]) for node, seen in wanted.items()}
 
 
