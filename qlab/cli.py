@@ -219,7 +219,7 @@ def record_release(root: Path) -> None:
 
 
 def build(args: argparse.Namespace) -> int:
-    from qlab.grading.build import build
+    from qlab.grading.author.build import build
 
     problems = build(clone(), args.names, args.seed, args.check)
     for problem in problems:
@@ -230,7 +230,7 @@ def build(args: argparse.Namespace) -> int:
 
 
 def release(args: argparse.Namespace) -> int:
-    from qlab.grading.release import release
+    from qlab.grading.author.release import release
 
     out = Path(args.zip)
     count = release(clone(), out)

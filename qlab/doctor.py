@@ -31,9 +31,9 @@ def _network(name: str) -> str:
 
 
 def _sandbox() -> str:
-    from qlab.grading import sandbox
+    from qlab.grading.sandbox import bwrap
 
-    return f"present: {sandbox.find_bwrap()}"
+    return f"present: {bwrap.find_bwrap()}"
 
 
 def _abilities() -> dict[str, str | int | bool]:
@@ -83,7 +83,7 @@ def health() -> list[tuple[str, str, bool]]:
 
 def attack_the_sandbox() -> int:
     """Attacks the graders' sandbox and prints which limit holds; returns 1 if one does not. A machine without a sandbox is no failure."""
-    from qlab.grading import attack
+    from qlab.grading.sandbox import attack
 
     code = attack.main()
     return code if attempt(_sandbox)[0] else 0

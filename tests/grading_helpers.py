@@ -2,7 +2,8 @@
 
 import torch
 
-from qlab.grading import sandbox, values
+from qlab.grading import values
+from qlab.grading.sandbox import bwrap
 
 SETUP = "import torch\n\nfrom qlab.grading import case, check, public"
 CODES = """def codes(x, lo, hi, bits):
@@ -21,8 +22,8 @@ SECRET = 1234.5625  # an input of a hidden case; no text that a student reads ma
 def has_bwrap() -> bool:
     """Whether bubblewrap is here, the system's or the one that the tests bring along."""
     try:
-        return bool(sandbox.find_bwrap())
-    except sandbox.SandboxUnavailable:
+        return bool(bwrap.find_bwrap())
+    except bwrap.SandboxUnavailable:
         return False
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from qlab.grading import case, cases, check, public, show, values, wrong
+from qlab.grading import case, check, public, show, values, wrong
+from qlab.grading.author import cases
 from qlab.grading.check import POINTS, Result, Summary, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ import pytest
 
 import qlab
 from qlab.grading import batch, cluster
-from qlab.grading.build import digest
-from qlab.grading.ingest import Submission
+from qlab.grading.author.build import digest
+from qlab.grading.handed_in.ingest import Submission
 
 distributed = pytest.importorskip("distributed", reason="the cluster's tests need Dask: pip install 'qlab[cluster]'")
 pytestmark = pytest.mark.skipif(not (grading_helpers.has_bwrap() or os.environ.get("CI") and sys.platform == "linux"),
@@ -138,12 +138,13 @@ def test_a_worker_that_can_start_no_helper_gives_no_marks(workers):
 
 def test_a_helper_without_a_sandbox_says_so():
     code = """
-from qlab.grading import cluster, sandbox
+from qlab.grading import cluster
+from qlab.grading.sandbox import bwrap
 
 def missing():
-    raise sandbox.SandboxUnavailable("the sandbox needs bubblewrap: apt install bubblewrap.")
+    raise bwrap.SandboxUnavailable("the sandbox needs bubblewrap: apt install bubblewrap.")
 
-sandbox.find_bwrap = missing
+bwrap.find_bwrap = missing
 cluster.main(0)
 """
     why = f"there is no sandbox on {os.uname().nodename}: the sandbox needs bubblewrap: apt install bubblewrap"

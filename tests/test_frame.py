@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 import qlab
 from qlab import bootstrap, cli, doctor, pins
-from qlab.grading import sandbox
+from qlab.grading.sandbox import bwrap
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -566,14 +566,14 @@ def test_doctor_names_what_is_broken(monkeypatch, capsys):
 
 
 def test_doctor_attacks_the_sandbox_and_forgives_a_machine_without_one(monkeypatch):
-    monkeypatch.setattr("qlab.grading.attack.main", lambda: 1)
-    monkeypatch.setattr("qlab.grading.sandbox.find_bwrap", lambda: "/usr/bin/bwrap")
+    monkeypatch.setattr("qlab.grading.sandbox.attack.main", lambda: 1)
+    monkeypatch.setattr("qlab.grading.sandbox.bwrap.find_bwrap", lambda: "/usr/bin/bwrap")
     assert doctor.attack_the_sandbox() == 1  # a limit does not hold
 
     def none():
         raise RuntimeError("the sandbox needs bubblewrap")
 
-    monkeypatch.setattr("qlab.grading.sandbox.find_bwrap", none)
+    monkeypatch.setattr("qlab.grading.sandbox.bwrap.find_bwrap", none)
     assert doctor.attack_the_sandbox() == 0  # there is no sandbox, which attack.main has said
 
 
@@ -581,14 +581,14 @@ def test_doctor_attacks_the_sandbox_and_forgives_a_machine_without_one(monkeypat
 def test_the_system_s_bubblewrap_comes_before_the_packaged_one(monkeypatch, tmp_path):
     packaged = tmp_path / "bwrap"
     packaged.touch(0o755)
-    monkeypatch.setattr(sandbox, "PACKAGED", packaged)
+    monkeypatch.setattr(bwrap, "PACKAGED", packaged)
     monkeypatch.setattr(shutil, "which", lambda name, path=None: "/usr/bin/bwrap")
-    assert sandbox.find_bwrap() == "/usr/bin/bwrap"
+    assert bwrap.find_bwrap() == "/usr/bin/bwrap"
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
-    assert sandbox.find_bwrap() == str(packaged)
+    assert bwrap.find_bwrap() == str(packaged)
     packaged.unlink()
-    with pytest.raises(sandbox.SandboxUnavailable, match="apt install bubblewrap"):
-        sandbox.find_bwrap()
+    with pytest.raises(bwrap.SandboxUnavailable, match="apt install bubblewrap"):
+        bwrap.find_bwrap()
 
 
 # The rules
@@ -631,6 +631,60 @@ def test_imports_go_one_way(folder):
             if parts[0] == "qlab" and path.name != "bench.py":  # a program that writes a record, which says what machine it was
                 allowed = parts[1:] in ([], ["__version__"], ["saving"]) or parts[1] in MAY_IMPORT[folder]
                 assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+# The rooms of qlab.grading and what stands between them, in their order: each may import only what has a line above its own, or itself.
+IN_GRADING = {
+    "values": set(),
+    "compare": {"values"},
+    "show": {"values"},
+    "links": set(),
+    "author.cases": set(),  # the words of a notebook, which a student's check reads
+    "check": {"author.cases", "compare", "show", "values"},
+    "sandbox": {"values"},
+    "handed_in": set(),
+    "mark": {"compare", "sandbox", "values"},
+    "results": {"handed_in"},
+    "report": {"results"},
+    "author": {"author.cases", "check", "links", "mark", "results", "sandbox", "values"},
+    "batch": {"handed_in", "mark", "results", "sandbox"},
+    "cluster": {"batch", "handed_in"},
+    "grade": {"batch", "cluster", "handed_in", "report", "results"},
+}
+
+
+def in_grading(name):
+    """The line of IN_GRADING that a module below qlab.grading belongs to: "author.cases" and "sandbox.drive.drive" to two of them."""
+    return next((room for room in ("author.cases", name.split(".")[0]) if f"{name}.".startswith(f"{room}.")), "")
+
+
+def test_the_lines_of_grading_go_one_way():
+    above = set()
+    for room, others in IN_GRADING.items():
+        assert others <= above, f"{room} may import {others - above}, which have no line above it"
+        above.add(room)
+
+
+def test_in_grading_imports_go_one_way():
+    folder, met = ROOT / "qlab" / "grading", set()
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", ".").removesuffix("__init__").rstrip(".")
+        if name in ("", "bench"):  # the package hands out the words of a notebook, and its benchmark runs everything
+            continue
+        room = in_grading(name)
+        assert room in IN_GRADING, f"{path.relative_to(ROOT)} has no line in IN_GRADING"
+        met.add(room)
+        for other in imports(path):
+            if other.startswith("qlab.grading."):
+                other = in_grading(other.removeprefix("qlab.grading."))
+                assert other == room or other in IN_GRADING[room], f"{path.relative_to(ROOT)} imports {other}"
+    assert met == IN_GRADING.keys()
+
+
+def test_a_room_of_grading_imports_nothing_by_itself():
+    """So that `from qlab.grading import check` stays light, and a sandbox holds no more of the grader than it needs."""
+    for path in (ROOT / "qlab" / "grading").glob("*/__init__.py"):
+        assert not list(imports(path)), f"{path.relative_to(ROOT)} imports"
 
 
 def test_bootstrap_imports_the_standard_library_only():

@@ -21,9 +21,11 @@ import grading_helpers
 import pytest
 
 from qlab import cli
-from qlab.grading import batch, bench, grade, ingest, notebook, owners, results, sandbox
-from qlab.grading.build import digest
-from qlab.grading.ingest import Submission
+from qlab.grading import batch, bench, grade, results
+from qlab.grading.author.build import digest
+from qlab.grading.handed_in import ingest, notebook, owners
+from qlab.grading.handed_in.ingest import Submission
+from qlab.grading.sandbox import bwrap
 
 BUNDLE = {"format": 1, "assignment": "99_small", "questions": [{"id": "q1", "points": 2, "answer_cell": "q1"},
                                                                {"id": "q2", "points": 3, "answer_cell": "q2"}]}
@@ -506,7 +508,7 @@ def test_kill_9_in_mid_batch_and_resume(tmp_path, script):
 @needs_bwrap
 def test_a_disk_that_is_really_full(tmp_path, script):
     (tmp_path / "out").mkdir()
-    small_disk = [sandbox.find_bwrap(), "--dev-bind", "/", "/", "--size", str(2**18), "--tmpfs", str(tmp_path / "out")]
+    small_disk = [bwrap.find_bwrap(), "--dev-bind", "/", "/", "--size", str(2**18), "--tmpfs", str(tmp_path / "out")]
     run = subprocess.run([*small_disk, *script(20, 0, 30_000), "--export", "csv"], capture_output=True, text=True, timeout=60)
     full = re.findall(r"^not graded: (s\d\d) \(s\d\d.ipynb\): its result could not be written: No space left on device$", run.stdout, re.M)
     graded = int(re.search(r"graded +(\d+)", run.stdout)[1])

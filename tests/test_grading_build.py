@@ -17,8 +17,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qlab import cli
-from qlab.grading import build, student, values
-from qlab.grading.measure import measure
+from qlab.grading import values
+from qlab.grading.author import build, student
+from qlab.grading.author.measure import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "01_halves"

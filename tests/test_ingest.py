@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlab.grading import files, ingest, notebook, owners
+from qlab.grading.handed_in import files, ingest, notebook, owners
 
 NN = "02_linear_quantization"
 DEADLINE = datetime(2026, 11, 20, 18, tzinfo=UTC)

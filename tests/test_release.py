@@ -15,8 +15,9 @@ import pytest
 
 import qlab
 from qlab import cli
-from qlab.grading import links, student
-from qlab.grading.release import FILES, release
+from qlab.grading import links
+from qlab.grading.author import student
+from qlab.grading.author.release import FILES, release
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = f"qlab-{qlab.__version__}/"

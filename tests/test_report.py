@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qlab.grading import classroom, feedback, report, results
-from qlab.grading.ingest import Submission
+from qlab.grading import results
+from qlab.grading.handed_in.ingest import Submission
+from qlab.grading.report import classroom, exports, feedback
 
 BUNDLE = {"assignment": "02_linear_quantization", "digest": "d0", "questions": [{"id": "q1", "points": 2}, {"id": "q2", "points": 3}]}
 PUBLIC = {"call": "f(x)", "inputs": {"x": "tensor([0.5])"}, "expect": "tensor([191])", "got": "<img src=x onerror=alert(1)>",
@@ -50,7 +51,7 @@ def rows(path, encoding="utf-8"):
 
 
 def test_the_gradebook(tmp_path, made):
-    assert report.export("csv", made, BUNDLE, tmp_path) == f"{tmp_path / 'gradebook.csv'}, 5 rows"
+    assert exports.export("csv", made, BUNDLE, tmp_path) == f"{tmp_path / 'gradebook.csv'}, 5 rows"
     assert (tmp_path / "gradebook.csv").read_bytes().startswith(b"\xef\xbb\xbfstudent,")
     head, *body = rows(tmp_path / "gradebook.csv", "utf-8-sig")
     assert head == ["student", "email", "number", "score", "max_score", "q1", "q2", "late", "status", "reason", "notes", "source", "id"]
@@ -64,18 +65,18 @@ def test_canvas_reads_its_table(tmp_path, made):
     made[0]["submission"] |= {"platform": "canvas", "number": "101"}
     made[1]["submission"] |= {"platform": "gradescope", "number": "4711", "email": "bob@example.edu"}
     made[2]["submission"] |= {"platform": "nbgrader"}
-    assert report.export("canvas", made, BUNDLE, tmp_path).endswith("canvas.csv, 4 rows, 1 without a score left out")
+    assert exports.export("canvas", made, BUNDLE, tmp_path).endswith("canvas.csv, 4 rows, 1 without a score left out")
     assert rows(tmp_path / "canvas.csv") == [
         ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "02_linear_quantization"],
         ["    Points Possible", "", "", "", "", "5"], ["Ada", "101", "", "", "", "5"], ["Bob", "", "4711", "bob@example.edu", "", "3"],
         ["Cyd", "", "", "Cyd", "", "2"], ["Dan", "", "", "", "", "0"]]
-    report.export("canvas", made, BUNDLE, tmp_path, "Linear quantization (4711)")
+    exports.export("canvas", made, BUNDLE, tmp_path, "Linear quantization (4711)")
     assert rows(tmp_path / "canvas.csv")[0][5] == "Linear quantization (4711)"
 
 
 def test_moodle_reads_its_table(tmp_path, made):
     made[0]["submission"] |= {"platform": "moodle", "number": "17"}
-    report.export("moodle", made, BUNDLE, tmp_path)
+    exports.export("moodle", made, BUNDLE, tmp_path)
     head, ada, bob, *_ = rows(tmp_path / "moodle.csv")
     assert {"Identifier", "Email address", "Grade", "Last modified (grade)", "Feedback comments"} <= set(head)
     ada, bob = dict(zip(head, ada)), dict(zip(head, bob))
@@ -86,14 +87,14 @@ def test_moodle_reads_its_table(tmp_path, made):
 def test_moodles_feedback_is_escaped(tmp_path):
     bad = result("Ada", q1=False)
     bad["questions"][0]["reason"] = "The cell of this question stopped: <script>alert(1)</script>"
-    report.export("moodle", [bad], BUNDLE, tmp_path)
+    exports.export("moodle", [bad], BUNDLE, tmp_path)
     text = rows(tmp_path / "moodle.csv")[1][-1]
     assert "&lt;script&gt;" in text and "<script>" not in text
 
 
 def test_gradescopes_results(tmp_path, made):
     made[1]["submission"] |= {"platform": "gradescope", "source": "assignment_1_export/submission_77/02.ipynb"}
-    report.export("gradescope", made, BUNDLE, tmp_path)
+    exports.export("gradescope", made, BUNDLE, tmp_path)
     assert sorted(path.name for path in (tmp_path / "gradescope").iterdir()) == ["ada-1", "cyd-1", "dan-1", "submission_77"]
     bob = json.loads((tmp_path / "gradescope" / "submission_77" / "results.json").read_text())
     assert bob["score"] == 3 == sum(test["score"] for test in bob["tests"]) and bob["stdout_visibility"] == "hidden"
@@ -107,7 +108,7 @@ def test_gradescopes_results(tmp_path, made):
 
 def test_what_students_see_holds_nothing_hidden(tmp_path, made):
     for name in ("html", "gradescope", "moodle", "canvas"):
-        report.export(name, made, BUNDLE, tmp_path)
+        exports.export(name, made, BUNDLE, tmp_path)
     pages = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(pages) == 5 + 4 + 1 + 1
     for path in pages:
@@ -169,7 +170,7 @@ NAMES = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
 def test_any_name_comes_back_from_the_csv_and_is_no_formula(name, source):
     row = result("Ada")
     row["submission"] |= {"student": name, "source": source}
-    head, body = csv.reader(io.StringIO(report.gradebook([row], BUNDLE), newline=""))
+    head, body = csv.reader(io.StringIO(exports.gradebook([row], BUNDLE), newline=""))
     read = dict(zip(head, body))
     for field, original in (("student", name), ("source", source)):
         for part in re.split("[;\t\r\n]", read[field]):  # where a spreadsheet whose separator is the semicolon may begin a field
@@ -193,7 +194,7 @@ def test_the_picture_has_a_style_of_its_own(made):
 
 def test_the_statistics_are_a_picture_and_a_page(tmp_path, made):
     made[2]["questions"][1]["answers_like"] = "costs $5$ and 名前 <b>"
-    assert report.export("statistics", made, BUNDLE, tmp_path).endswith("statistics.html and .png, for the teacher only")
+    assert exports.export("statistics", made, BUNDLE, tmp_path).endswith("statistics.html and .png, for the teacher only")
     image = Image.open(tmp_path / "statistics.png").convert("RGB")
     assert image.width == 1200 and len(image.getcolors(2**20)) > 20
     page = (tmp_path / "statistics.html").read_text()
@@ -208,4 +209,4 @@ def test_a_picture_of_no_of_one_and_of_odd_scores(scores, bundle):
 
 def test_an_unknown_export_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="there is no export 'xls': choose among csv, html, gradescope, canvas, moodle, statistics\\."):
-        report.export("xls", [], BUNDLE, tmp_path)
+        exports.export("xls", [], BUNDLE, tmp_path)

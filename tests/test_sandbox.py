@@ -14,7 +14,8 @@ import grading_helpers as small
 import pytest
 
 import qlab
-from qlab.grading import attack, cgroups, confine, drive, mark, sandbox, slot
+from qlab.grading import mark
+from qlab.grading.sandbox import attack, bwrap, cgroups, confine, drive, slot
 
 pytestmark = pytest.mark.skipif(
     not small.has_bwrap() and not os.environ.get("CI"), reason="the sandbox needs bubblewrap: apt install bubblewrap"
@@ -27,7 +28,7 @@ PLENTY, LONGER, SHORT = 20.0, 1.0, 0.4  # seconds for a question; the short ones
 
 @pytest.fixture(scope="module")
 def box():
-    with sandbox.Sandbox(jobs=2, memory_mib=512, processes=40, tmp_mib=16) as opened:
+    with bwrap.Sandbox(jobs=2, memory_mib=512, processes=40, tmp_mib=16) as opened:
         yield opened
         groups, processes = opened._groups, [slot._process.pid for slot in opened._slots]
     assert not any(Path(f"/proc/{process}").exists() for process in processes)  # nothing stays on the host
@@ -101,11 +102,12 @@ class Fake:
 PATCHES_TORCH = "torch.equal = torch.allclose = lambda *a, **k: True\ntorch.Tensor.__eq__ = lambda a, b: True\n"
 PATCHES_QLAB = """
 import builtins, qlab.grading
-from qlab.grading import drive, mark, values, worker
+from qlab.grading import compare, mark, values
+from qlab.grading.sandbox import drive, worker
 qlab.grading.check = lambda *a: True
 builtins.AssertionError = type("Quiet", (Exception,), {})
-values.compare = lambda *a, **k: ""
-mark._why = lambda *a: ""
+compare.compare = mark.compare = lambda *a, **k: ""
+mark.why_wrong = lambda *a: ""
 drive._valid = lambda *a: True
 worker.answer = lambda names, case: {"t": "bool", "v": True}
 values.encode = lambda value: {"t": "passed"}
@@ -273,7 +275,7 @@ for path in ({str(results)!r},):
         open(path, "w").write("full marks"); found.append("rewrote " + path)
     except OSError: pass
 import ctypes, gc, sys
-found += {{*os.listdir(sys.prefix)}} - set({sandbox.PARTS!r})  # a folder of the teacher's, in the environment's own
+found += {{*os.listdir(sys.prefix)}} - set({bwrap.PARTS!r})  # a folder of the teacher's, in the environment's own
 watch = ctypes.CDLL(None).inotify_init1(0)
 if ctypes.CDLL(None).inotify_add_watch(watch, os.__file__.encode(), 0xFFF) >= 0: found.append("watches what others open")
 for thing in gc.get_objects():
@@ -293,11 +295,11 @@ print("FOUND", sorted(set(found)))
 
 def test_nothing_stays_for_the_next_submission(box):
     leave = """
-import os, sys, torch, subprocess, builtins, threading, time, qlab.grading.values as v, qlab.grading.worker as w
+import os, sys, torch, subprocess, builtins, threading, time, qlab.grading.values as v, qlab.grading.sandbox.worker as w
 for place in ("/tmp/left", "/dev/shm/left"):
     open(place, "w").write("here")
 torch.left = builtins.left = sys.left = 1
-v.compare = v.encode = w.answer = None
+v.decode = v.encode = w.answer = None
 os.environ["LEFT"] = "1"
 threading.Thread(target=time.sleep, args=(1000,)).start()
 """
@@ -316,7 +318,7 @@ def test_the_installed_qlab_cannot_be_patched_on_disk(box):
     patch = """
 import glob, os, qlab, torch
 for folder in (os.path.dirname(qlab.__file__), os.path.dirname(torch.__file__), os.path.dirname(os.__file__)):
-    for path in glob.glob(folder + "/*.py") + [folder + "/new.py"] + glob.glob(folder + "/grading/*.py"):
+    for path in glob.glob(folder + "/*.py") + [folder + "/new.py"] + glob.glob(folder + "/grading/**/*.py", recursive=True):
         for action, *rest in ((open, "a"), (os.unlink,), (os.rename, path + "x"), (os.chmod, 0o777)):
             try:
                 action(path, *rest)
@@ -526,9 +528,9 @@ def test_limits_are_recorded(box):
 
 def test_it_fails_closed(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda *a, **k: None)
-    monkeypatch.setattr(sandbox, "PACKAGED", tmp_path / "none")
-    with pytest.raises(sandbox.SandboxUnavailable, match="apt install bubblewrap"):
-        sandbox.Sandbox().__enter__()
+    monkeypatch.setattr(bwrap, "PACKAGED", tmp_path / "none")
+    with pytest.raises(bwrap.SandboxUnavailable, match="apt install bubblewrap"):
+        bwrap.Sandbox().__enter__()
     fake = tmp_path / "bwrap"
     monkeypatch.setattr(shutil, "which", lambda *a, **k: str(fake))
     for said, told in (
@@ -537,13 +539,13 @@ def test_it_fails_closed(monkeypatch, tmp_path):
     ):
         fake.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
         fake.chmod(0o755)
-        with pytest.raises(sandbox.SandboxUnavailable, match=told):
-            sandbox.Sandbox().__enter__()
+        with pytest.raises(bwrap.SandboxUnavailable, match=told):
+            bwrap.Sandbox().__enter__()
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(sandbox.SandboxUnavailable, match="needs Linux"):
-        sandbox.Sandbox().__enter__()
+    with pytest.raises(bwrap.SandboxUnavailable, match="needs Linux"):
+        bwrap.Sandbox().__enter__()
     with pytest.raises(ValueError, match="jobs is at least 1, not 0"):
-        sandbox.Sandbox(jobs=0)
+        bwrap.Sandbox(jobs=0)
 
 
 def test_a_host_that_forbids_namespaces_inside_is_told_apart(box, monkeypatch):
@@ -552,9 +554,9 @@ def test_a_host_that_forbids_namespaces_inside_is_told_apart(box, monkeypatch):
     def refuse(*args):
         raise drive.WorkerFailed("the worker did not start.")
 
-    monkeypatch.setattr(sandbox, "drive", refuse)
+    monkeypatch.setattr(bwrap, "drive", refuse)
     monkeypatch.setattr(slot.Slot, "said", lambda self: "PermissionError: [Errno 1] unshare: Operation not permitted")
-    with pytest.raises(sandbox.SandboxUnavailable, match="forbids the sandbox's namespaces .*unshare.*apparmor"):
+    with pytest.raises(bwrap.SandboxUnavailable, match="forbids the sandbox's namespaces .*unshare.*apparmor"):
         box._prove()
 
 
@@ -563,8 +565,8 @@ def test_a_door_left_open_is_noticed(box, monkeypatch):
     doors = [("AF_INET", "AF_UNIX", "a network socket can be made"), ('"/usr",', '"/tmp",', "files can be written outside /tmp")]
     for right, other, door in doors:
         with monkeypatch.context() as patch:
-            patch.setattr(sandbox, "PROBE", sandbox.PROBE.replace(right, other))
-            with pytest.raises(sandbox.SandboxUnavailable, match=f"does not hold here: {door}"):
+            patch.setattr(bwrap, "PROBE", bwrap.PROBE.replace(right, other))
+            with pytest.raises(bwrap.SandboxUnavailable, match=f"does not hold here: {door}"):
                 box._prove()
     assert box._prove() == box.limits_that_hold
 
@@ -572,7 +574,7 @@ def test_a_door_left_open_is_noticed(box, monkeypatch):
 def test_a_killed_grader_leaves_nothing(box):
     """Its sandbox ends with it; its cgroup's folder goes when the next one is made."""
     group = box._groups[0]
-    script = "import sys, os, signal\nfrom qlab.grading import sandbox\nopened = sandbox.Sandbox().__enter__()\n"
+    script = "import sys, os, signal\nfrom qlab.grading.sandbox import bwrap\nopened = bwrap.Sandbox().__enter__()\n"
     script += "print(opened._slots[0]._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     for _ in range(100):

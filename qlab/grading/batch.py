@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from qlab.grading import results
-from qlab.grading.files import shown
-from qlab.grading.ingest import Submission
+from qlab.grading.handed_in.files import shown
+from qlab.grading.handed_in.ingest import Submission
 
 Mark = Callable[[list[dict], dict], dict]                      # cells, bundle -> mark.grade_notebook's result; called by several threads
 OpenMark = Callable[[int], AbstractContextManager[Mark]]       # how many at a time -> where they can be marked
@@ -25,10 +25,11 @@ Run = Callable[[list[Submission], dict], Iterator[Marked]]
 
 @contextmanager
 def sandboxed(jobs: int) -> Iterator[Mark]:
-    """Marks in a sandbox of so many slots. Raises sandbox.SandboxUnavailable."""
-    from qlab.grading import mark, sandbox
+    """Marks in a sandbox of so many slots. Raises bwrap.SandboxUnavailable."""
+    from qlab.grading import mark
+    from qlab.grading.sandbox import bwrap
 
-    with sandbox.Sandbox(jobs) as box:
+    with bwrap.Sandbox(jobs) as box:
         yield partial(mark.grade_notebook, box)
 
 

@@ -21,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from qlab.grading import results, sandbox
+from qlab.grading import results
+from qlab.grading.sandbox import bwrap
 
 RECORD = Path(__file__).resolve().parents[1] / "lab" / "records" / "grading.json"
 NAME = "99_bench"
@@ -138,7 +139,7 @@ def time_qlab(root: Path, students: int, jobs: int | None = None) -> float:
     """Seconds of qlab grade for so many students, from nothing to the results; raises RuntimeError if a mark is wrong."""
     import nbformat
 
-    from qlab.grading import build
+    from qlab.grading.author import build
 
     (root / "solutions").mkdir(parents=True)
     setup = f"{SETUP}\n\nfrom qlab.grading import case, check, public\n\ncheck.start(q1=2, q2=3)"
@@ -197,7 +198,7 @@ def _compare(marks: dict[str, float], students: int) -> None:
 def environment() -> dict:
     """The machine, the date and the versions."""
     cpu = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    version = subprocess.run([sandbox.find_bwrap(), "--version"], capture_output=True, text=True).stdout.split()
+    version = subprocess.run([bwrap.find_bwrap(), "--version"], capture_output=True, text=True).stdout.split()
     return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "nbgrader")}, "bubblewrap": version[-1],
             "os": f"{platform.system()} {platform.release().split('-')[0]}", "architecture": platform.machine(),

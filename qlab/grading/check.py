@@ -5,7 +5,7 @@
                     check("q1")                            the verdict: a picture in JupyterLab, text in a terminal
 
 It needs no extension, no file and no name of the notebook: the student's names are those of the cell that calls it. The verdict on an
-answer is the grader's own (`values.compare`); hidden tests are not here.
+answer is the grader's own (module compare); hidden tests are not here.
 """
 
 import ast
@@ -16,7 +16,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 
-from qlab.grading.cases import PUBLIC, Case
+from qlab.grading.author.cases import PUBLIC, Case
 
 POINTS: dict[str, float] = {}
 SECONDS: dict[str, float] = {}
@@ -138,6 +138,7 @@ def run(question: str, names: dict) -> Result:
 def _failure(case: Case, names: dict) -> tuple[str, tuple] | None:
     """None if a case passes; else the name of the function that has no answer yet, or "", and what to tell."""
     from qlab.grading import show, values  # they import NumPy, and `import qlab.grading` stays light
+    from qlab.grading.compare import compare
 
     inputs = "\n".join(f"{name} = {values.show(values.encode(value))}" for name, value in case.inputs.items())
     told = [("test", case.call), *([("input", inputs)] if inputs else [])]
@@ -154,7 +155,7 @@ def _failure(case: Case, names: dict) -> tuple[str, tuple] | None:
         return _unanswered(error, names), (*told, expected, ("error", _own_line(error, names)), *hint)
     if case.raises:
         return "", (*told, expected, ("got", values.show(got)), ("why", "no error was raised."), *hint)
-    if not (why := values.compare(got, expect, case.tol, case.dtype)):
+    if not (why := compare(got, expect, case.tol, case.dtype)):
         return None
     right, given = show.beside(expect, got, case.tol)
     return "", (*told, ("expected", right), ("got", given), ("why", why), *hint)

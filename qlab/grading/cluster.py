@@ -24,7 +24,7 @@ from pathlib import Path
 
 import qlab
 from qlab.grading.batch import Marked, mark_one, sandboxed, sentence
-from qlab.grading.ingest import Submission
+from qlab.grading.handed_in.ingest import Submission
 
 TRIES = 4                # of one submission, on workers that are lost under it
 ANSWER_SECONDS = 600     # far above what a submission may take; after it the helper is taken to be stuck

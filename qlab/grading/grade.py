@@ -2,7 +2,7 @@
 
     qlab grade FOLDER --assignment 02 --export csv html
 
-reads FOLDER (module ingest), marks what has no standing result (module batch), says what came of it, and writes exports (module report).
+reads FOLDER (handed_in), marks what has no standing result (batch), says what came of it, and writes exports (report).
 """
 
 import argparse
@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from qlab.grading import ingest, results
+from qlab.grading import results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
-from qlab.grading.files import shown
-from qlab.grading.owners import parse_time
+from qlab.grading.handed_in import ingest
+from qlab.grading.handed_in.files import shown
+from qlab.grading.handed_in.owners import parse_time
 
 EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics")
 
@@ -128,12 +129,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace) -> bool:
-    from qlab.grading import report
+    from qlab.grading.report import exports
 
     failed = False
     for name in dict.fromkeys(args.export):
         try:
-            _say(f"{name}: {report.export(name, made, bundle, folder / 'export', args.canvas_column)}")
+            _say(f"{name}: {exports.export(name, made, bundle, folder / 'export', args.canvas_column)}")
         except (OSError, ValueError) as error:
             failed = True
             _say(f"{name}: not written: {sentence(error)}", sys.stderr)

@@ -6,11 +6,13 @@
 told any hidden input, and of fixed sentences. `note` and `stdout_tail` are for the teacher alone.
 """
 
-from qlab.grading import drive, slot, values
+from qlab.grading import values
+from qlab.grading.compare import compare
+from qlab.grading.sandbox import drive, slot
 
 
 def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: float = 120.0, cell_seconds: float = 30.0) -> dict:
-    """The marks of one notebook's cells ({"source", "grade_id", "grade"}), run in a sandbox (see `sandbox.Sandbox`).
+    """The marks of one notebook's cells ({"source", "grade_id", "grade"}), run in a sandbox (see `bwrap.Sandbox`).
 
     Cells with grade true, the student's copies of tests, are not run. Returns {"questions", "score", "max_score", "limits", "stdout_tail"},
     a question being {"id", "points", "score", "state", "reason", "note", "failed_case", "public_failed", "answers_like"} with state
@@ -74,7 +76,7 @@ def why_wrong(case: dict, answer: dict | None) -> str:
     if case["raises"]:
         right = answer["t"] == "error" and case["raises"] in (answer["type"], *answer["bases"])
         return "" if right else f"expected {case['raises']}, got {values.show(answer)}."
-    return values.compare(answer, case["expect"], case["tol"], case["dtype"])
+    return compare(answer, case["expect"], case["tol"], case["dtype"])
 
 
 def _fate(question: dict, cells: list, transcript: drive.Transcript, fate, answers: list, failed: int | None) -> tuple[str, str]:
@@ -142,4 +144,4 @@ def _same(case: dict, answer: dict | None, wrong: dict | None) -> bool:
         return False
     if "error" in (answer["t"], wrong["t"]):
         return answer["t"] == wrong["t"] and answer["type"] == wrong["type"]
-    return not values.compare(answer, wrong, case["tol"], case["dtype"])
+    return not compare(answer, wrong, case["tol"], case["dtype"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qlab.grading.ingest import Submission
+from qlab.grading.handed_in.ingest import Submission
 
 FORMAT = 1
 

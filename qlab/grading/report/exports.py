@@ -47,13 +47,13 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
             results.write(folder / "gradescope" / _gradescope_name(result) / "results.json", results.to_json(gradescope(result)))
         return f"{folder / 'gradescope'}, {len(scored)} results{without}"
     if name == "html":
-        from qlab.grading import feedback
+        from qlab.grading.report import feedback
 
         for result in counts:
             results.write(folder / "feedback" / f"{result['submission']['id']}.html", feedback.page(result))
         return f"{folder / 'feedback'}, {len(counts)} pages"
     if name == "statistics":
-        from qlab.grading import classroom
+        from qlab.grading.report import classroom
 
         picture = classroom.picture(counts, bundle)
         results.write(folder / "statistics.png", picture)

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from qlab.grading import cgroups
-from qlab.grading.drive import START_SECONDS, Run, WorkerFailed
+from qlab.grading.sandbox import cgroups
+from qlab.grading.sandbox.drive import START_SECONDS, Run, WorkerFailed
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0"}
 
@@ -137,13 +137,13 @@ def _close_idle() -> None:
 
 def _trusted_command(control: int) -> list[str]:
     settings = {"control": control, "uid": None, "cpu": None, "confine": None}
-    return [sys.executable, "-m", "qlab.grading.zygote", json.dumps(settings)]
+    return [sys.executable, "-m", "qlab.grading.sandbox.zygote", json.dumps(settings)]
 
 
 def _plain() -> Run:
     """A worker in a process of its own, for a system without Linux's means: it imports torch each time."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "qlab.grading.worker"],
+        [sys.executable, "-m", "qlab.grading.sandbox.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env={**os.environ, **ENVIRONMENT},
     )  # fmt: skip
     pipes = (process.stdin, process.stdout, process.stderr)

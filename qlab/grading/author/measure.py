@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy
 
 import qlab
-from qlab.grading import cases, mark, student, values, worker
+from qlab.grading import mark, values
+from qlab.grading.author import cases, student
 from qlab.grading.check import POINTS, run, start
 from qlab.grading.check import SECONDS as BUDGETS
+from qlab.grading.sandbox import worker
 
 SECONDS = 10.0  # the time budget of a question, unless check.start says otherwise
 

@@ -12,7 +12,7 @@ from collections import Counter
 from html import escape
 
 from qlab.grading import results
-from qlab.grading.feedback import STYLE, frame
+from qlab.grading.report.feedback import STYLE, frame
 
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8C8C8C", "#333333"  # Okabe and Ito (2008), as in the course's pictures
 COMMONEST = 3

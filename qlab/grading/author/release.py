@@ -9,7 +9,8 @@ import zipfile
 from pathlib import Path
 
 import qlab
-from qlab.grading import links, student
+from qlab.grading import links
+from qlab.grading.author import student
 
 FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "setup.py", "constraints.txt", "environment.yml")
 FOLDERS = ("qlab", "notebooks", "exercises")

@@ -14,8 +14,8 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qlab.grading import student
-from qlab.grading.measure import measure
+from qlab.grading.author import student
+from qlab.grading.author.measure import measure
 from qlab.grading.results import digest
 
 
@@ -101,7 +101,7 @@ def _in_processes(function, tasks: list[tuple]):
         return
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
-        context.set_forkserver_preload(["torch", "IPython.core.interactiveshell", "qlab.grading.measure", "qlab.grading.worker"])
+        context.set_forkserver_preload(["torch", "IPython.core.interactiveshell", "qlab.grading.author.measure"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with concurrent.futures.ProcessPoolExecutor(min(cores, 8, len(tasks)), mp_context=context, max_tasks_per_child=1) as pool:
         futures = [(task, pool.submit(function, *task)) for task in tasks]

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from qlab.grading import files, notebook
-from qlab.grading.owners import Owner, gradescope_people, owners, platform_owners, stem_of
+from qlab.grading.handed_in import files, notebook
+from qlab.grading.handed_in.owners import Owner, gradescope_people, owners, platform_owners, stem_of
 
 
 @dataclass(frozen=True)

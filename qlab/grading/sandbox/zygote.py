@@ -19,20 +19,20 @@ import signal
 import socket
 import sys
 
-from qlab.grading import worker
+from qlab.grading.sandbox import worker
 
 PRELOAD = ("matplotlib.pyplot", "qlab.grading", "qlab.quant")  # what many submissions import
 
 
 def main() -> None:
-    """`python -m qlab.grading.zygote SETTINGS`, a JSON object: control (file descriptor), uid, cpu, confine (None, or limits)."""
+    """`python -m qlab.grading.sandbox.zygote SETTINGS`, a JSON object: control (file descriptor), uid, cpu, confine (None, or limits)."""
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     if settings["cpu"] is not None:
         os.sched_setaffinity(0, {settings["cpu"]})
     shell = worker.make_shell()
     if settings["uid"] is not None:
-        from qlab.grading import confine
+        from qlab.grading.sandbox import confine
 
         confine.drop_uid(settings["uid"])
     import torch
@@ -75,7 +75,7 @@ def _code(status: int) -> int:
 def _keep(requests: int, answers: int, output: int, lifeline: int, shell, settings: dict) -> int:
     """The keeper: starts the run, and ends it when the lifeline closes. Returns how it ended."""
     if settings["confine"]:
-        from qlab.grading import confine
+        from qlab.grading.sandbox import confine
 
         confine.die_with_parent()
         confine.enter_namespaces()
@@ -104,7 +104,7 @@ def _keep(requests: int, answers: int, output: int, lifeline: int, shell, settin
 
 def _confined(requests: int, answers: int, output: int, shell, limits: dict) -> None:
     """Process 1: confines itself, starts the worker, and ends with it."""
-    from qlab.grading import confine
+    from qlab.grading.sandbox import confine
 
     confine.die_with_parent()
     with open("/proc/self/oom_score_adj", "w") as file:  # out of memory, the kernel shall choose the student's process, not the zygote

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlab.grading import drive, sandbox, values
+from qlab.grading import values
+from qlab.grading.sandbox import bwrap, drive
 
 ORPHAN = "86399.125"  # seconds that an orphan sleeps: a number that nothing else sleeps
 
@@ -198,7 +199,7 @@ class _Outcome:
     seconds: float
 
 
-def _run(box: sandbox.Sandbox, source: str, target: object, seconds: float) -> _Outcome:
+def _run(box: bwrap.Sandbox, source: str, target: object, seconds: float) -> _Outcome:
     case = {"kind": "public", "call": "attack(target)", "setup": "", "inputs": {"target": values.encode(target)}}
     before = time.monotonic()
     with box.lease() as start:
@@ -220,13 +221,13 @@ def _orphans() -> int:
     return count
 
 
-def report(box: sandbox.Sandbox | None = None) -> list[tuple[str, bool, str]]:
+def report(box: bwrap.Sandbox | None = None) -> list[tuple[str, bool, str]]:
     """(limit, whether it holds, what was seen) of each limit of a sandbox on this host: an open one, or one of its own.
 
-    Raises sandbox.SandboxUnavailable where there can be none. Takes about ten seconds.
+    Raises bwrap.SandboxUnavailable where there can be none. Takes about ten seconds.
     """
     if box is None:
-        with sandbox.Sandbox(memory_mib=512, processes=40, tmp_mib=16) as box:
+        with bwrap.Sandbox(memory_mib=512, processes=40, tmp_mib=16) as box:
             return report(box)
     seen = []
     refused = ("refused", "Permission denied", "Operation not permitted", "No such file or directory", "Read-only file system")
@@ -293,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     try:
         seen = report()
-    except sandbox.SandboxUnavailable as error:
+    except bwrap.SandboxUnavailable as error:
         console.print(f"No sandbox: {error}", markup=False)
         return 1
     table = Table("limit", "holds", "what was seen", box=None)

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections import Counter
 
-from qlab.grading.files import shown, size_text
+from qlab.grading.handed_in.files import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
 CELLS = 10_000
