@@ -17,9 +17,12 @@ That row of patterns is the decoder's table: L bits in, a symbol and its length 
 """
 
 import heapq
+from numbers import Integral
 
 import numpy as np
 import torch
+
+from qlab.quant.layout import as_tensor
 
 MAX_LENGTH = 15  # a length then takes 4 bits of a file, and the decoder's table has at most 32,768 entries: DEFLATE's limit too
 STRIDE = 64      # the decoder follows the chain of codes in Python only at every 64th symbol
@@ -33,7 +36,7 @@ def entropy(counts) -> float:
     1.75
     """
     counts = _counts(counts)
-    p = counts[counts > 0] / max(counts.sum(), 1)
+    p = counts[counts > 0] / float(max(sum(counts.tolist()), 1))                            # Python's integers do not overflow
     return float(-(p * np.log2(p)).sum()) + 0.0  # + 0.0: not -0.0
 
 
@@ -145,6 +148,10 @@ def decode(data: bytes, lengths, n: int) -> torch.Tensor:
     [0, 1, 3, 0]
     """
     lengths = _lengths(lengths)
+    if isinstance(n, bool) or not isinstance(n, Integral):
+        raise ValueError(f"n is {n!r}, and must be a whole number.")
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"data is a {type(data).__name__}, and must be bytes, as encode returns them.")
     dtype = np.uint8 if len(lengths) <= 256 else np.int32
     wrong = f"data is not the code of {n} symbols: {len(data)} bytes, damaged or cut off, or other lengths than it was encoded with."
     if n < 0 or (n > 0 and not lengths.any()) or n > 8 * len(data) or (n == 0 and data):
@@ -212,11 +219,18 @@ def _codes(lengths: np.ndarray) -> np.ndarray:
 
 
 def _integers(values, name: str) -> np.ndarray:
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    try:
+        values = as_tensor(values, name).cpu() if isinstance(values, torch.Tensor) else np.asarray(values)
+    except ValueError:
+        raise TypeError(f"{name} is a {type(values).__name__} of unequal rows, and must hold integers.") from None
+    if isinstance(values, torch.Tensor):
+        if values.is_floating_point() or values.is_complex():
+            raise TypeError(f"{name} holds {values.dtype}, and must hold integers.")
+        values = values.numpy()
     if values.size == 0:
         return np.zeros(0, np.int64)
     if values.dtype.kind not in "iu":
-        raise TypeError(f"{name} holds {values.dtype}, and must hold integers.")
+        raise TypeError(f"{name} holds {values.dtype}, and must hold integers{' of at most 64 bits' if values.dtype == object else ''}.")
     return values.reshape(-1)
 
 

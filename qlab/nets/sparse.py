@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from qlab.quant import packing
+from qlab.quant.layout import as_tensor
 
 FORMATS = ("dense", "bitmask", "csr", "relative")
 
@@ -34,7 +35,7 @@ def to_relative(values, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     ([1, 2, 7, 2], [3.4, 0.9, 0.0, 1.7])
     """
     span = 1 << _bits(bits)
-    flat = torch.as_tensor(values).detach().reshape(-1)
+    flat = as_tensor(values, "values").reshape(-1)
     at = flat.nonzero()[:, 0]
     skipped = at - torch.cat([at.new_full((1,), -1), at])[:-1] - 1                          # zeros between a value and the one before
     last = (skipped // span + 1).cumsum(0) - 1                                      # a filler stands for `span` places, its own among them
@@ -45,15 +46,21 @@ def to_relative(values, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def from_relative(gaps, kept, n: int) -> torch.Tensor:
-    """The n values, (n,), that to_relative was given. Raises ValueError if gaps and kept do not fit each other, or n.
+    """The n values, (n,), that to_relative was given. Raises TypeError for gaps that are not integers, ValueError if
+    gaps and kept do not fit each other, or n.
 
     >>> from_relative([1, 0], torch.tensor([5.0, 6.0]), n=4).tolist()
     [0.0, 5.0, 6.0, 0.0]
     """
-    gaps, kept = torch.as_tensor(gaps).reshape(-1), torch.as_tensor(kept).reshape(-1)
-    at = (gaps.long() + 1).cumsum(0) - 1
-    if len(gaps) != len(kept) or len(at) and (int(at[-1]) >= n or int(gaps.min()) < 0):
-        raise ValueError(f"there are {len(gaps)} gaps and {len(kept)} values, which reach {int(at[-1]) + 1 if len(at) else 0} places: "
+    gaps, kept = as_tensor(gaps, "gaps").reshape(-1), as_tensor(kept, "kept").reshape(-1)
+    if len(gaps) and (gaps.is_floating_point() or gaps.is_complex() or gaps.dtype == torch.bool):
+        raise TypeError(f"gaps holds {gaps.dtype}, and must hold integers.")
+    gaps = gaps.long()
+    at = (gaps + 1).cumsum(0) - 1
+    # Each gap by itself first: a sum of huge ones would overflow, and may look as if it fitted.
+    if len(gaps) != len(kept) or len(at) and (int(gaps.min()) < 0 or int(gaps.max()) >= n or int(at[-1]) >= n):
+        reach = sum(gap + 1 for gap in gaps.tolist())
+        raise ValueError(f"there are {len(gaps)} gaps and {len(kept)} values, which reach {reach} places: "
                          f"they must be as many, and reach at most n = {n}.")
     values = torch.zeros(n, dtype=kept.dtype, device=kept.device)
     values[at.to(kept.device)] = kept
@@ -79,7 +86,8 @@ def encode(weight, format: str, bits: int = 4) -> Sparse:
     """The weight in one of FORMATS. weight: numbers that NumPy has a type for, of any shape; a value takes the bytes of its dtype.
 
     bits: of a gap, for "relative". Rows for "csr" run along the first axis; columns and row starts take 1, 2 or 4 bytes, the fewest that
-    hold the largest of them. Raises ValueError for an unknown format or bits from outside 1 to 16.
+    hold the largest of them. Raises TypeError for numbers that NumPy has no type for (bfloat16), ValueError for an unknown format or bits
+    from outside 1 to 16.
 
     >>> weight = torch.zeros(10, 100).fill_diagonal_(1.5)
     >>> {format: encode(weight, format).nbytes for format in FORMATS}
@@ -87,7 +95,9 @@ def encode(weight, format: str, bits: int = 4) -> Sparse:
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, and must be one of {', '.join(FORMATS)}.")
-    bits, weight = _bits(bits), torch.as_tensor(weight).detach().cpu()
+    bits, weight = _bits(bits), as_tensor(weight, "weight").cpu()
+    if weight.dtype == torch.bfloat16:
+        raise TypeError(f"weight holds {weight.dtype}, which NumPy has no type for: convert it, for example weight.float().")
     flat = weight.numpy().reshape(-1)
     if format == "dense":
         parts = {"values": flat.copy()}

@@ -10,17 +10,40 @@ Also the checks at the door that all quantizers share.
 import math
 from numbers import Integral
 
+import numpy as np
 import torch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def as_tensor(x, name: str = "x") -> torch.Tensor:
+    """x (tensor, array, list or number) as a detached tensor; TypeError where it is no such thing.
+
+    An array that torch cannot share is copied: one that runs backwards, is read-only or has the other byte order.
+
+    >>> as_tensor(np.arange(3.0)[::-1]).tolist()
+    [2.0, 1.0, 0.0]
+    """
+    try:
+        if isinstance(x, (list, tuple)) and any(isinstance(part, np.ndarray) for part in x):
+            x = np.stack(x)
+        if np.ma.is_masked(x):
+            raise TypeError("some of its elements are masked")
+        if isinstance(x, np.ndarray):
+            plain = x.flags.writeable and x.flags.aligned and x.dtype.isnative
+            if not plain or any(stride < 0 or stride % x.itemsize for stride in x.strides):
+                x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+        tensor = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} is a {type(x).__name__} and no tensor ({error}); give a tensor, an array or a list.") from None
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is a tensor of layout {tensor.layout}, and must hold every element: convert it by x.to_dense().")
+    return tensor
+
+
 def as_float(x, name: str = "x") -> torch.Tensor:
     """x (tensor, array, list or number) as a detached floating-point tensor; TypeError where it holds no floating-point numbers."""
-    try:
-        x = torch.as_tensor(x).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} is a {type(x).__name__} and no tensor ({error}); give a tensor, an array or a list.") from None
+    x = as_tensor(x, name)
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} holds {x.dtype}, and must hold float16, bfloat16, float32 or float64: convert it, for example x.float().")
     return x

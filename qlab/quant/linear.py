@@ -17,6 +17,7 @@ import torch
 
 from qlab.quant.layout import (
     as_float,
+    as_tensor,
     blocks,
     check_bits,
     check_finite,
@@ -72,8 +73,14 @@ def _range(rows: torch.Tensor, shape: tuple, x_min, x_max) -> tuple[torch.Tensor
     for name, given in (("x_min", x_min), ("x_max", x_max)):
         if given is None:
             continue
-        given = torch.as_tensor(given, dtype=torch.float64, device=rows.device).detach()
+        given = as_tensor(given, name)
+        if given.is_complex():
+            raise TypeError(f"{name} holds {given.dtype}, and must hold real numbers.")
+        given = given.to(rows.device, torch.float64)
         check_finite(given, given, name)
+        work = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        if (beyond := given.abs() > torch.finfo(work).max).any():
+            raise ValueError(f"{name} holds {given[beyond][0]:g}, and must be within the range of {work}.")
         if given.dim() and tuple(given.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(given.shape)}, and must be one number or have the scale's shape {shape}.")
         if name == "x_min":
@@ -95,10 +102,11 @@ def _parameters(low, high, bits: int, scheme: str, dtype: torch.dtype):
     else:
         steps = 2**bits - 1
     scale = (high - low) / steps
+    scale = torch.where(scale.isinf(), high / steps - low / steps, scale)                   # a range wider than the largest float64
     # A constant c needs no step: with |c| for the scale and z = -1 or 1, code 0 decodes to c exactly (to 0 for c = 0).
     constant = torch.where(low == 0, 1.0, low.abs())
     tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max
-    scale = torch.where(high > low, scale.clamp(min=tiny), constant.clamp(min=tiny)).to(dtype)
+    scale = torch.where(high > low, scale.clamp(min=tiny), constant.clamp(min=tiny * torch.finfo(dtype).eps)).to(dtype)
     if (scale > huge).any():
         raise ValueError(f"the range from {low.min():g} to {high.max():g} needs a scale above the largest {dtype}: use more bits.")
     if scheme == "symmetric":
@@ -120,6 +128,8 @@ def _encode(rows, step, zero_point, offset, bits: int, scheme: str) -> torch.Ten
     top = 2 ** (bits - 1) - 1 if scheme == "symmetric" else 2**bits - 1
     bottom = -top if scheme == "symmetric" else 0
     codes = torch.empty(rows.shape, dtype=_code_dtype(bits, scheme), device=rows.device)
+    if offset is not None and (step.isfinite() & (step * top).isinf()).any():               # x - offset would overflow inside the range
+        rows, offset, step = rows / 2, offset / 2, step / 2
     for i, j in blocks(rows):
         q = rows[i, j].to(step.dtype)
         q = q / step[i, None] if offset is None else (q - offset[i, None]).div_(step[i, None])

@@ -4,10 +4,12 @@ Code i occupies the bits i*b .. i*b + b - 1 of the stream, least significant bit
 least significant bit: two 4-bit codes 0xA, 0xB become the byte 0xBA.
 """
 
+from numbers import Integral
+
 import numpy as np
 import torch
 
-from qlab.quant.layout import check_bits
+from qlab.quant.layout import as_tensor, check_bits
 
 
 def packed_size(n: int, bits: int) -> int:
@@ -28,7 +30,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     [186, 1]
     """
     bits = check_bits(bits, 1)
-    codes = torch.as_tensor(codes)
+    codes = as_tensor(codes, "codes")
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"codes holds {codes.dtype}, and must hold integers.")
     flat = codes.reshape(-1).cpu().numpy()
@@ -51,7 +53,9 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     [10, 11, 1]
     """
     bits = check_bits(bits, 1)
-    packed = torch.as_tensor(packed)
+    packed = as_tensor(packed, "packed")
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"n is {n!r}, and must be a whole number of at least 0.")
     if packed.dtype != torch.uint8 or packed.dim() != 1 or len(packed) != packed_size(n, bits):
         raise ValueError(f"packed is {packed.dtype} of shape {tuple(packed.shape)}, and must be the {packed_size(n, bits)} uint8 bytes "
                          f"that {n} codes of {bits} bits take.")

@@ -79,7 +79,7 @@ class QTensor:
         low, high = self.code_range
         shape = tuple(self.scale.shape)
         every = torch.arange(low, high + 1, device=self.codes.device).expand(math.prod(shape), -1)
-        return self._decode(every).reshape(*shape, -1)
+        return self._decode(every).reshape(*shape, high - low + 1)
 
     def to(self, device) -> "QTensor":
         """The same codes and parameters on another device ("cuda", "cpu", a torch.device, ...); dtypes stay. Raises ValueError for what is
@@ -117,20 +117,21 @@ class QTensor:
 
     def _decode(self, rows: torch.Tensor) -> torch.Tensor:
         if self.scheme == "kmeans":
-            book = self.codebook.reshape(rows.shape[0], -1)
+            book = self.codebook.reshape(rows.shape[0], self.codebook.shape[-1])
             return book.gather(1, rows.long()).to(self.dtype)
-        scale = self.scale.reshape(-1, 1)
+        scale, limit = self.scale.reshape(-1, 1), torch.finfo(self.dtype).max
+        low, top = self.code_range
         if self.scheme == "log":  # in float64: the smallest level's ratio to the largest may be no float32
-            low, top = self.code_range
             code = torch.arange(low, top + 1, device=rows.device)
             table = code.sign() * self.base ** (code.abs() - top).double()                  # one entry a code; sign(0) = 0
-            return (table[rows.long() - low] * scale).to(self.dtype)
+            return (table[rows.long() - low] * scale).clamp_(-limit, limit).to(self.dtype)
         values = rows.to(scale.dtype)
         if self.scheme not in SIGNED:
             values = values.sub_(self.zero_point.reshape(-1, 1)) if values is not rows else values - self.zero_point.reshape(-1, 1)
         values = values * scale
-        limit = torch.finfo(self.dtype).max
-        if scale.numel() and scale.max() * 2**self.bits > limit:  # the outermost level may lie half a step beyond the largest number
+        zero_point = 0 if self.scheme in SIGNED else self.zero_point.reshape(-1, 1).double()
+        farthest = top if self.scheme in SIGNED else torch.maximum(zero_point.abs(), (top - zero_point).abs())
+        if (scale.double() * farthest > limit).any():  # the outermost level may lie half a step beyond the largest number
             values = values.clamp(-limit, limit)
         return values.to(self.dtype)
 

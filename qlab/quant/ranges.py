@@ -8,6 +8,7 @@
 RunningMinMax and MovingAverage see one batch at a time, as activations come.
 """
 
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,22 @@ def _shaped(low: torch.Tensor, high: torch.Tensor, axis: int | None) -> Range:
     return Range(low[0], high[0]) if axis is None else Range(low, high)
 
 
+def _exponent(rows: torch.Tensor) -> torch.Tensor:
+    """The power of two just above each row's largest magnitude, (rows, 1)."""
+    return torch.frexp(torch.stack(extremes(rows)).double().abs().amax(0)).exponent.long()[:, None]
+
+
+def _unless_ordinary(exponent: torch.Tensor) -> torch.Tensor:
+    """0 where float64 holds sums and squares of such values, whatever their differences: then scaling is left out."""
+    return torch.where(exponent.abs() <= 200, 0, exponent)
+
+
+def _times_power_of_two(values: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """values * 2**exponent in float64; in two steps, as the power alone may be no float64."""
+    half = exponent // 2
+    return values.double() * 2.0**half * 2.0 ** (exponent - half) if exponent.any() else values.double()
+
+
 def minmax(x, axis: int | None = None) -> Range:
     """The smallest and the largest element; with axis, of each channel.
 
@@ -54,12 +71,13 @@ def percentile(x, p: float = 99.9, axis: int | None = None) -> Range:
     >>> percentile(torch.arange(1001.0), p=90)
     Range(x_min=tensor(50.), x_max=tensor(950.))
     """
-    if not 0 < p <= 100:
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0 < p <= 100:
         raise ValueError(f"p is {p!r}, and must be above 0 and at most 100.")
     _, rows, axis = _checked(x, axis)
     outside = (100 - p) / 200
-    low, high = np.quantile(rows.double().cpu().numpy(), [outside, 1 - outside], axis=1)
-    return _shaped(*(torch.from_numpy(t).to(rows) for t in (low, high)), axis)
+    exponent = _unless_ordinary(_exponent(rows))
+    found = np.quantile(_times_power_of_two(rows, -exponent).cpu().numpy(), [outside, 1 - outside], axis=1)
+    return _shaped(*_times_power_of_two(torch.from_numpy(found).to(rows.device), exponent[:, 0]).to(rows), axis)
 
 
 def mse(x, bits: int = 8, scheme: str = "affine", axis: int | None = None, candidates: int = 100) -> Range:
@@ -69,15 +87,18 @@ def mse(x, bits: int = 8, scheme: str = "affine", axis: int | None = None, candi
     >>> mse(outlier, bits=4, scheme="symmetric").x_max < 5
     tensor(True)
     """
+    if isinstance(candidates, bool) or not isinstance(candidates, Integral) or candidates < 1:
+        raise ValueError(f"candidates is {candidates!r}, and must be a whole number of at least 1.")
     x, rows, axis = _checked(x, axis)
     low, high = extremes(rows)
+    exponent = _unless_ordinary(_exponent(rows))
     least = torch.full_like(low, torch.inf, dtype=torch.float64)
     best = [low.clone(), high.clone()]
     for step in range(candidates, 0, -1):
         f = step / candidates
         tried = _shaped(f * low, f * high, axis)
         x_hat = linear.quantize(x, bits, scheme, axis, x_min=tried.x_min, x_max=tried.x_max).dequantize()
-        error = (to_rows(x_hat, axis, None).double() - rows).square_().sum(1)
+        error = (_times_power_of_two(to_rows(x_hat, axis, None), -exponent) - _times_power_of_two(rows, -exponent)).square_().sum(1)
         better = error < least
         least = torch.where(better, error, least)
         best = [torch.where(better, f * own, kept) for own, kept in zip((low, high), best)]
@@ -98,16 +119,22 @@ def entropy(x, bits: int = 8, bins: int = 2048) -> Range:
     """
     bits = check_bits(bits, 2, 8)
     _, rows, _ = _checked(x, None)
-    values, one_sided = rows[0].abs().float().cpu().numpy(), bool(rows.min() >= 0)
+    if isinstance(bins, bool) or not isinstance(bins, Integral):
+        raise ValueError(f"bins is {bins!r}, and must be a whole number.")
+    exponent = _exponent(rows)[0]
+    values = _times_power_of_two(rows[0].abs(), -exponent).float().cpu().numpy()            # up to 1: float32 holds the edges of all bins
+    one_sided = bool(rows.min() >= 0)
     levels = 2**bits if one_sided else 2 ** (bits - 1)
     if bins < levels:
         raise ValueError(f"bins is {bins}, and must be at least the {levels} levels of {bits} bits.")
-    values = values[values > 0]
+    values = values[(rows[0] != 0).cpu().numpy()]
     top = float(values.max(initial=0.0))
     counts = np.histogram(values, bins, (0, top or 1.0))[0].astype(np.float64)
     ends = range(levels, bins + 1)
     divergence = [_divergence(counts, end, levels) for end in ends]
-    threshold = torch.tensor(ends[int(np.argmin(divergence))] * top / bins).to(rows)
+    threshold = torch.tensor(ends[int(np.argmin(divergence))] * top / bins)
+    info = torch.finfo(rows.dtype)
+    threshold = _times_power_of_two(threshold.to(rows.device), exponent[0]).to(rows).clamp(min=info.tiny * info.eps if top else 0)
     return Range(threshold * 0 if one_sided else -threshold, threshold)
 
 
