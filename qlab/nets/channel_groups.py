@@ -197,7 +197,7 @@ def _joined(node: fx.Node, place: dict[fx.Node, tuple[Group, str]]) -> tuple[Gro
         hows = {how, as_other}
         if group.channels != other.channels and None not in (group.channels, other.channels):
             group.obstacles.append(f"{node.name} adds {group.channels} channels to {other.channels}")
-        if hows in ({"columns", "last"}, {"rows", "last"}):                                 # as wide as the channels: 1 x 1 maps, or one row
+        if hows in ({"columns", "last"}, {"rows", "last"}):                                 # as wide as the channels: 1 x 1 maps, one row
             how = "last"
         elif len(hows) > 1:
             group.obstacles += [f"{node.name} adds tensors whose channels lie in different places"] if "unknown" not in hows else []
