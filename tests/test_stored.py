@@ -434,3 +434,15 @@ def test_saving_twice_gives_the_same_bytes(saved, tmp_path):
     for _, content, _, thing in saved.values():
         thing.save(tmp_path / "again")
         assert saving.read(tmp_path / "again") == content
+
+
+def test_weights_of_modules_that_list_their_own(tmp_path):
+    """nn.LSTM computes with a list that it makes of its parameters."""
+    def made():
+        return nn.ModuleDict({"lstm": nn.LSTM(3, 4), "list": nn.ParameterList([torch.randn(2)]), "fc": nn.Linear(4, 2)}).eval()
+
+    q, x = ptq.quantize_weights(made(), ptq.int8_per_channel), torch.rand(5, 1, 3)
+    q.save(tmp_path / "net")
+    again = ptq.load(tmp_path / "net", made())
+    assert like(q, again) and torch.equal(q.model["lstm"](x)[0], again.model["lstm"](x)[0])
+    assert torch.equal(q.model["list"][0], again.model["list"][0])

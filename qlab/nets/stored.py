@@ -155,9 +155,7 @@ def _fill(model: nn.Module, state: dict[str, tuple[torch.Tensor, bool]], graph: 
         value, learned = state[name]
         if own in module._parameters:
             value = parameters.setdefault(id(value), nn.Parameter(value, requires_grad=learned))
-            module._parameters[own] = value
-        else:
-            module._buffers[own] = value
+        setattr(module, own, value)                                                         # a module may keep a list of its own weights
 
 
 # A graph of layers
