@@ -172,6 +172,7 @@ def weight_scale(step: Step) -> np.ndarray:
 
 def _fused(graph: Graph, step: Step) -> int:
     """The clamp at the end of a step: at the codes of 0.0 and, where the grid ends there, of 6.0."""
+    limits.check_grid(step.output, step.grids[-1])
     six = step.grids[-1].high < 127
     if six and not step.relu:
         raise ValueError(f"{step.name} clamps at the code of 6.0 without a ReLU, and must end in one.")
