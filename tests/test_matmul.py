@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from qlab.lab.measure import size_bytes
-from qlab.matmul import Int8Linear, cpu, int8_matmul, layers, product, quantize_linears_, reference
+from qlab.matmul import Int8Linear, cpu, device, int8_matmul, layers, product, quantize_linears_, reference
 from qlab.quant import linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -196,17 +196,17 @@ def test_auto_takes_the_first_that_works(monkeypatch):
 
 
 def test_why_not_triton_names_the_reason(monkeypatch):
-    why_not = product.why_not_triton.__wrapped__  # asked anew each time
-    monkeypatch.setattr(product.importlib.util, "find_spec", lambda name: None)
+    why_not = device.why_not_triton.__wrapped__  # asked anew each time
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     assert why_not("cuda") == "Triton is not installed"
-    monkeypatch.setattr(product.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     assert "compute capability is below 8.0" in why_not("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(product.shutil, "which", lambda name: None)
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
     assert "install gcc, or name yours in the variable CC" in why_not("cuda")
-    monkeypatch.setattr(product.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert why_not("cuda") == ""
 
 

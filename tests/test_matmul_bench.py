@@ -1,11 +1,14 @@
 """The benchmark of INT8 products: it finds wrong products, writes a whole record or none, and says what it left out."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from qlab.matmul import bench, product, reference
+from qlab.lab import matmul_bench as bench
+from qlab.matmul import product, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -46,6 +49,17 @@ def test_what_takes_too_long_is_left_out_with_the_reason():
     assert all("ms" in row for row in rows if row["shape"] == [16, 16, 16])
     assert all(row["left_out"].startswith("would take about") and "ms" not in row for row in rows if row["shape"] == [32, 32, 32])
     assert bench.ratios(rows) and all(row["shape"] == [16, 16, 16] for row in bench.ratios(rows))
+
+
+def test_it_runs_on_a_machine_without_jupyter(tmp_path):
+    code = ("import runpy, sys\n"
+            "for name in ('IPython', 'ipywidgets', 'jupyterlab', 'jupyter_client', 'nbformat', 'nbclient', 'matplotlib', 'rich'):\n"
+            "    sys.modules[name] = None\n"
+            "runpy.run_module('qlab.lab.matmul_bench', run_name='__main__', alter_sys=True)")
+    done = subprocess.run([sys.executable, "-c", code, "--sizes", "8", "--device", "cpu", "--out", tmp_path / "record.json"],
+                          capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "record.json").read_text())["command"].startswith("python -m qlab.lab.matmul_bench --sizes 8")
 
 
 def test_the_shapes_are_those_of_the_course():

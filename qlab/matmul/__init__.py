@@ -3,11 +3,13 @@
     reference   three loops, the exact product, zero-points, the epilogue      what everything else is compared with
     cpu         torch._int_mm: oneDNN on the CPU, cuBLASLt on CUDA
     triton      our own kernels, with the epilogue fused; without a GPU in Triton's interpreter
+    device      whether Triton's kernels can run here
     product     int8_matmul: one door to the three
     layers      Int8Linear, quantize_linears_
     roofline    what this machine can reach
     systolic    the array of a TPU, cycle by cycle; hdl: its processing element as hardware
-    bench       python -m qlab.matmul.bench: exactness, then times
+
+How fast they are: python -m qlab.lab.matmul_bench, exactness first, then times.
 """
 
 from qlab.matmul.product import int8_matmul

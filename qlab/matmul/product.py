@@ -7,14 +7,10 @@
     "auto"        the first of them that fits where the operands lie: Triton on CUDA if it is there, else torch._int_mm, else the reference
 """
 
-import importlib.util
-import os
-import shutil
-from functools import lru_cache
-
 import torch
 
 from qlab.matmul import cpu, reference
+from qlab.matmul.device import why_not_triton
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
@@ -58,24 +54,6 @@ def check_operands(a, b) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"K is {a.shape[1]:,}, and must be below {reference.MAX_K:,}, for K * 128 * 128 must fit into int32: "
                          "split K and add the parts in int64.")
     return a, b
-
-
-@lru_cache  # asked at every product, and the answer does not change
-def why_not_triton(device: str = "cuda") -> str:
-    """Why Triton's compiled kernels cannot run on this device ("cpu", "cuda"), as a clause; "" if they can.
-
-    >>> why_not_triton("cpu")
-    'the operands are not on CUDA'
-    """
-    if device != "cuda":
-        return "the operands are not on CUDA"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8:
-        return "this GPU's compute capability is below 8.0, the least that Triton compiles for"
-    if not any(map(shutil.which, [os.environ.get("CC") or "cc", "gcc", "clang"])):
-        return "Triton needs a C compiler for its launcher and there is none: install gcc, or name yours in the variable CC"
-    return ""
 
 
 def choose(device: str = "cpu", backend: str = "auto") -> tuple[str, str]:

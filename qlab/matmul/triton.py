@@ -16,7 +16,7 @@ import os
 
 import torch
 
-from qlab.matmul.product import why_not_triton
+from qlab.matmul.device import why_not_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
 if INTERPRETED:

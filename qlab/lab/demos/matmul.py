@@ -62,7 +62,7 @@ def tiles_loaded(programs: np.ndarray, tiles_k: int) -> int:
 
 
 def milliseconds(path: Path) -> str:
-    """The times of square products in a record of qlab.matmul.bench: a line for its machine and date, then a row for what was timed."""
+    """The times of square products in a record of qlab.lab.matmul_bench: a line for its machine and date, then a row for what was timed."""
     record, times, gpu = json.loads(Path(path).read_text()), {}, "cuda" in Path(path).stem
     for row in record["rows"]:
         if len(set(row["shape"])) == 1 and "ms" in row:

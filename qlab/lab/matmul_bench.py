@@ -1,8 +1,8 @@
-"""How fast is an INT8 product here? First whether it is right, then the times: python -m qlab.matmul.bench
+"""How fast is an INT8 product here? First whether it is right, then the times: python -m qlab.lab.matmul_bench
 
-    python -m qlab.matmul.bench            on CUDA if there is one, else on the CPU; writes records/matmul_cuda.json or matmul_cpu.json
-    python -m qlab.matmul.bench --plot     draws the record that is there
-    python -m qlab.matmul.bench --sizes 512 1024 --out look.json    fewer shapes, for a look, into a file of your own
+    python -m qlab.lab.matmul_bench            on CUDA if there is one, else on the CPU; writes records/matmul_cuda.json or matmul_cpu.json
+    python -m qlab.lab.matmul_bench --plot     draws the record that is there
+    python -m qlab.lab.matmul_bench --sizes 512 1024 --out look.json    fewer shapes, for a look, into a file of your own
 
 Needs torch and numpy (and Triton on CUDA), no Jupyter. Exactness: fresh random operands, memory poisoned before each product, odd shapes
 and strides, 0 differing elements against the reference. Times: operands rotated so that no product finds its own in the cache,
@@ -30,7 +30,7 @@ from qlab import saving
 from qlab.lab import machine
 from qlab.matmul import cpu, layers, product, reference
 
-RECORDS = Path(__file__).resolve().parent.parent / "lab" / "records"
+RECORDS = Path(__file__).resolve().parent / "records"
 SQUARES = (512, 1024, 2048, 4096, 8192, 16384)
 TALL = ((65536, 1024, 64), (16384, 4096, 128), (64, 4096, 16384))  # (M, K, N): tall and skinny, and its transpose
 LAYERS = {"query, key, value": (4096, 12288), "attention output": (4096, 4096), "gate and up": (4096, 22016), "down": (11008, 4096)}
@@ -275,7 +275,7 @@ def draw(record: dict, path: Path):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m qlab.matmul.bench", description="INT8 products: exactness, then times.")
+    parser = argparse.ArgumentParser(prog="python -m qlab.lab.matmul_bench", description="INT8 products: exactness, then times.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where (default: cuda if there is one)")
     parser.add_argument("--sizes", type=int, nargs="+", help=f"square sizes alone (default: {SQUARES}, tall ones and transformer layers)")
     parser.add_argument("--limit", type=float, default=5.0, help="seconds that one call may take; slower ones are left out (default: 5)")
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         import triton
 
         versions["triton"] = triton.__version__
-    command = " ".join(["python -m qlab.matmul.bench", *(sys.argv[1:] if argv is None else argv)])
+    command = " ".join(["python -m qlab.lab.matmul_bench", *(sys.argv[1:] if argv is None else argv)])
     machine.write_record(path, command, device=device, versions=versions, exactness=exactness, rows=rows, ratios=ratios(rows))
     print(f"written to {path}")
     return 0
