@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from qlab.quant import intervals
-from qlab.quant.layout import as_float, check_bits, check_finite, check_layout, extremes, from_rows, params_shape, to_rows
+from qlab.quant.layout import as_float, as_tensor, check_bits, check_finite, check_layout, extremes, from_rows, params_shape, to_rows
 from qlab.quant.qtensor import QTensor
 
 STARTS = ("random", "density", "linear")
@@ -96,7 +96,7 @@ def lloyd(x, codebook, max_iter: int = 10_000) -> list[torch.Tensor]:
     >>> lloyd(torch.tensor([0.0, 1.0, 9.0, 11.0]), torch.tensor([0.0, 1.0]))
     [tensor([0., 1.], dtype=torch.float64), tensor([0., 7.], dtype=torch.float64), tensor([ 0.5000, 10.0000], dtype=torch.float64)]
     """
-    ordered, codebook = np.sort(_flat(x)), np.sort(_flat(codebook, "codebook"))
+    ordered, codebook = np.sort(_flat(x)), np.sort(_flat(as_tensor(codebook, "codebook").double(), "codebook"))
     exponent = _exponent(np.concatenate([ordered, codebook]))
     path = _lloyd(np.ldexp(ordered, -exponent), np.ldexp(codebook, -exponent), max_iter)
     return [torch.from_numpy(np.ldexp(c, exponent)) for c in path]
@@ -108,7 +108,7 @@ def mse(x, codebook) -> float:
     >>> mse(torch.tensor([0.0, 1.0, 9.0, 11.0]), torch.tensor([0.5, 10.0]))
     0.625
     """
-    x, codebook = torch.from_numpy(_flat(x)), torch.from_numpy(np.sort(_flat(codebook, "codebook")))
+    x, codebook = torch.from_numpy(_flat(x)), torch.from_numpy(np.sort(_flat(as_tensor(codebook, "codebook").double(), "codebook")))
     return (x - codebook[_nearest(x[None], codebook[None])[0]]).square().mean().item()
 
 

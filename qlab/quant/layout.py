@@ -16,8 +16,8 @@ import torch
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def as_tensor(x, name: str = "x") -> torch.Tensor:
-    """x (tensor, array, list or number) as a detached tensor; TypeError where it is no such thing.
+def as_tensor(x, name: str = "x", dtype: torch.dtype | None = None) -> torch.Tensor:
+    """x (tensor, array, list or number) as a detached tensor, of a real dtype if one is given; TypeError where it is no such thing.
 
     An array that torch cannot share is copied: one that runs backwards, is read-only or has the other byte order.
 
@@ -33,12 +33,14 @@ def as_tensor(x, name: str = "x") -> torch.Tensor:
             plain = x.flags.writeable and x.flags.aligned and x.dtype.isnative
             if not plain or any(stride < 0 or stride % x.itemsize for stride in x.strides):
                 x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
-        tensor = torch.as_tensor(x).detach()
+        tensor = torch.as_tensor(x, dtype=None if isinstance(x, (torch.Tensor, np.ndarray)) else dtype).detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name} is a {type(x).__name__} and no tensor ({error}); give a tensor, an array or a list.") from None
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} is a tensor of layout {tensor.layout}, and must hold every element: convert it by x.to_dense().")
-    return tensor
+    if dtype is not None and tensor.is_complex():
+        raise TypeError(f"{name} holds {tensor.dtype}, and must hold real numbers.")
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def as_float(x, name: str = "x") -> torch.Tensor:

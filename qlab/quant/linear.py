@@ -73,10 +73,7 @@ def _range(rows: torch.Tensor, shape: tuple, x_min, x_max) -> tuple[torch.Tensor
     for name, given in (("x_min", x_min), ("x_max", x_max)):
         if given is None:
             continue
-        given = as_tensor(given, name)
-        if given.is_complex():
-            raise TypeError(f"{name} holds {given.dtype}, and must hold real numbers.")
-        given = given.to(rows.device, torch.float64)
+        given = as_tensor(given, name, torch.float64).to(rows.device)
         check_finite(given, given, name)
         work = torch.float64 if rows.dtype == torch.float64 else torch.float32
         if (beyond := given.abs() > torch.finfo(work).max).any():

@@ -63,7 +63,7 @@ def quantize(x, bits: int = 4, base: float = 2.0, axis: int | None = None, group
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     largest = torch.maximum(low.abs(), high.abs()).double()
     e_max = torch.where(largest > 0, (largest.log2() / per_octave).round(), 0.0)
-    e_max.clamp_(math.ceil(-1021 / per_octave), math.floor(1023 / per_octave))              # base**e_max is a normal number
+    e_max.clamp_(math.ceil((1e-9 - 1022) / per_octave), math.floor((1024 - 1e-9) / per_octave))     # base**e_max is a normal number
     scale = float(base) ** e_max
     fits = (scale <= torch.finfo(work).max) & (scale >= torch.finfo(work).tiny)
     stored = work if fits.all() else torch.float64

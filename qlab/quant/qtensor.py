@@ -123,8 +123,13 @@ class QTensor:
         low, top = self.code_range
         if self.scheme == "log":  # in float64: the smallest level's ratio to the largest may be no float32
             code = torch.arange(low, top + 1, device=rows.device)
-            table = code.sign() * self.base ** (code.abs() - top).double()                  # one entry a code; sign(0) = 0
-            return (table[rows.long() - low] * scale).clamp_(-limit, limit).to(self.dtype)
+            exponent = code.abs() - top
+            near = exponent.clamp(min=math.floor(-900 / math.log2(self.base)))              # a ratio may be too small even for float64
+            table = code.sign() * self.base ** near.double()                                # one entry a code; sign(0) = 0
+            values = table[rows.long() - low] * scale
+            if (exponent < near).any():
+                values *= (self.base ** (exponent - near).double())[rows.long() - low]
+            return values.clamp_(-limit, limit).to(self.dtype)
         values = rows.to(scale.dtype)
         if self.scheme not in SIGNED:
             values = values.sub_(self.zero_point.reshape(-1, 1)) if values is not rows else values - self.zero_point.reshape(-1, 1)

@@ -51,8 +51,11 @@ def _unless_ordinary(exponent: torch.Tensor) -> torch.Tensor:
 
 def _times_power_of_two(values: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     """values * 2**exponent in float64; in two steps, as the power alone may be no float64."""
+    if not exponent.any():
+        return values.double()
     half = exponent // 2
-    return values.double() * 2.0**half * 2.0 ** (exponent - half) if exponent.any() else values.double()
+    first, second = (torch.from_numpy(np.asarray(np.ldexp(1.0, part.cpu().numpy()))).to(values.device) for part in (half, exponent - half))
+    return values.double() * first * second
 
 
 def minmax(x, axis: int | None = None) -> Range:
@@ -134,7 +137,8 @@ def entropy(x, bits: int = 8, bins: int = 2048) -> Range:
     divergence = [_divergence(counts, end, levels) for end in ends]
     threshold = torch.tensor(ends[int(np.argmin(divergence))] * top / bins)
     info = torch.finfo(rows.dtype)
-    threshold = _times_power_of_two(threshold.to(rows.device), exponent[0]).to(rows).clamp(min=info.tiny * info.eps if top else 0)
+    threshold = _times_power_of_two(threshold.to(rows.device), exponent[0]).to(rows)
+    threshold = threshold.clamp(info.tiny * info.eps if top else 0, info.max)               # rounding may have left the dtype
     return Range(threshold * 0 if one_sided else -threshold, threshold)
 
 
