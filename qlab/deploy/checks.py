@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from qlab.nets import ptq
+from qlab.quant.layout import as_tensor
 
 
 def float_network(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
@@ -50,27 +50,13 @@ def as_images(x, shape: tuple[int, ...], batch: int | None = None, name: str = "
     >>> as_images([[0.0, 1.0]], shape=(2,)).shape
     torch.Size([1, 2])
     """
-    x = as_tensor(x, name)
+    x = as_tensor(x)
     if not x.is_floating_point():
         raise TypeError(f"{name} are {x.dtype}, and must be floating point: this file does its own encoding.")
     if x.shape[1:] != shape or x.dim() == 0 or len(x) == 0 or batch not in (None, len(x)):
         wanted = ", ".join(str(size) for size in (batch or "n", *shape))
         raise ValueError(f"{name} have shape {tuple(x.shape)}, and must have ({wanted}).")
     return finite(x.detach().to("cpu", torch.float32), name)
-
-
-def as_tensor(x, name: str) -> torch.Tensor:
-    """A tensor as it is; an array or lists as a tensor. Raises TypeError for what holds no numbers.
-
-    >>> as_tensor(np.arange(3.0)[::-1], "images")
-    tensor([2., 1., 0.], dtype=torch.float64)
-    """
-    if isinstance(x, np.ndarray):
-        x = np.array(x, x.dtype.newbyteorder("="))                                          # torch takes no array that runs backwards
-    try:
-        return torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} are a {type(x).__name__} and no tensor ({error}): give a tensor, an array or lists.") from None
 
 
 def finite(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -40,6 +40,7 @@ from qlab.deploy import checks, files, tflite_child, tflite_runtime
 from qlab.deploy.tflite_graph import PROBABILITY, lower
 from qlab.deploy.tflite_limits import ARENA
 from qlab.nets.integer import Grid, IntegerNetwork
+from qlab.quant.layout import as_tensor
 
 KERNELS = ("xnnpack", "builtin", "reference", "micro")
 BATCH = 100
@@ -223,7 +224,7 @@ def run(path: str | os.PathLike, x, kernels: str = "xnnpack", threads: int = 1) 
     survive (load says where it runs), TypeError for another dtype, ImportError where the runtime is not installed.
     """
     source, sink, inference = _open(path, kernels, threads)
-    x = checks.as_tensor(x, "the images")
+    x = as_tensor(x)
     if x.dtype != torch.int8 and not x.is_floating_point():
         raise TypeError(f"the images are {x.dtype}, and must be floats or int8 codes.")
     shape = (*source.shape[3:], *source.shape[1:3]) if len(source.shape) == 4 else source.shape[1:]
@@ -241,7 +242,7 @@ def run(path: str | os.PathLike, x, kernels: str = "xnnpack", threads: int = 1) 
 
 def encode(images, tensor: Tensor) -> torch.Tensor:
     """Float images as the int8 codes of a file's input. Raises ValueError for NaN and infinity."""
-    codes = _finite(checks.as_tensor(images, "the images")) / tensor.scale[0]
+    codes = _finite(as_tensor(images, "images")) / tensor.scale[0]
     return codes.round_().add_(tensor.zero_point[0]).clamp_(-128, 127).to(torch.int8)
 
 

@@ -92,8 +92,8 @@ def refusals(path, runtime: str) -> Iterator[None]:
         try:
             yield
         except (ValueError, RuntimeError) as error:
-            lines = [line for line in f"{error}\n{said()}".splitlines() if line.strip()]
-            raise ValueError(f"{runtime} refuses {path}: {lines[0] if lines else type(error).__name__}") from None
+            lines = [line for line in f"{error}\n{said()}".splitlines() if line.strip() and not line.startswith("INFO")]
+            raise ValueError(f"{runtime} refuses {path}: {lines[0] if lines else 'it gives no reason, as where memory runs out'}") from None
 
 
 @contextlib.contextmanager
