@@ -8,6 +8,7 @@ import math
 import operator
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
@@ -39,9 +40,17 @@ def scaled(a, real):
     return rounding_divide_by_power_of_two(rounding_doubling_high_mul(a, m), max(-exponent, 0))
 
 
+def pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
 def convolve(x, w, stride, padding, dilation, groups):
-    x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
     reach = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation)]
+    if padding == "same":  # of an odd number the right side gets more
+        padding = [((r - 1) // 2, r // 2) for r in reach]
+    else:
+        padding = [(0, 0)] * 2 if padding == "valid" else [(p, p) for p in padding]
+    x = np.pad(x, ((0, 0), (0, 0), *padding))
     windows = sliding_window_view(x, reach, (2, 3))[:, :, ::stride[0], ::stride[1], ::dilation[0], ::dilation[1]]
     n, _, rows, columns = windows.shape[:4]
     windows = windows.reshape(n, groups, -1, *windows.shape[2:])
@@ -81,9 +90,34 @@ def layer(module, codes, q):
     return Sums(total, codes.scale * wide, axis=axis)
 
 
-def pool(x, kernel, stride, padding):
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=-(10**9))
-    return sliding_window_view(x, (kernel, kernel), (2, 3))[:, :, ::stride, ::stride].max((-2, -1))
+def windows_of(x, kernel, stride, dilation=(1, 1)):
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    return sliding_window_view(x, reach, (2, 3))[:, :, ::stride[0], ::stride[1], ::dilation[0], ::dilation[1]]
+
+
+def maximum(x, module):
+    """Pooling by the maximum; with ceil_mode one window more where it begins inside, on the map or its left padding."""
+    kernel, dilation, padding = pair(module.kernel_size), pair(module.dilation), pair(module.padding)
+    stride, far = pair(module.stride), []
+    for size, k, d, p, s in zip(x.shape[2:], kernel, dilation, padding, stride):
+        free = size + 2 * p - (k - 1) * d - 1
+        steps = free // s
+        if module.ceil_mode and free % s and (steps + 1) * s < size + p:
+            steps += 1
+        far.append(max(p, steps * s + (k - 1) * d + 1 - size - p))
+    x = np.pad(x, ((0, 0), (0, 0), *zip(padding, far)), constant_values=-(10**9))
+    return windows_of(x, kernel, stride, dilation).max((-2, -1))
+
+
+def mean(codes, module):
+    """The sums of windows that all hold as many values."""
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        wanted = [w or size for w, size in zip(pair(module.output_size), codes.q.shape[2:])]
+        assert all(size % w == 0 for size, w in zip(codes.q.shape[2:], wanted))
+        kernel = stride = [size // w for size, w in zip(codes.q.shape[2:], wanted)]
+    else:
+        kernel, stride = pair(module.kernel_size), pair(module.stride)
+    return Sums(windows_of(codes.centred(), kernel, stride).sum((-2, -1)), codes.scale * float(np.float32(1 / math.prod(kernel))))
 
 
 def to_codes(value, fake):
@@ -111,8 +145,8 @@ def run(quantized, images):
         inputs = [values[a] for a in node.args if a in values] if node.op != "output" else []
         if node.op == "placeholder":
             values[node] = images.numpy()
-        elif node.op == "call_function":
-            assert node.target in (operator.add, operator.iadd)
+        elif node.op in ("call_function", "call_method"):
+            assert node.target in (operator.add, torch.add, "add")
             values[node] = (tuple(inputs), False)
         elif node.op == "call_module":
             module, x = quantized.model.get_submodule(node.target), inputs[0]
@@ -128,15 +162,12 @@ def run(quantized, images):
                 else:
                     values[node] = (x[0], True) if isinstance(x, tuple) else Sums(x.total, x.scales, True, x.axis)
             elif isinstance(module, nn.MaxPool2d):
-                values[node] = Codes(pool(x.q, module.kernel_size, module.stride, module.padding), x.scale, x.zero_point)
+                values[node] = Codes(maximum(x.q, module), x.scale, x.zero_point)
             elif isinstance(module, nn.Flatten):
-                values[node] = Codes(x.q.reshape(len(x.q), -1), x.scale, x.zero_point)
-            elif isinstance(module, nn.AvgPool2d):
-                k = module.kernel_size
-                total = sliding_window_view(x.centred(), (k, k), (2, 3))[:, :, ::module.stride, ::module.stride].sum((-2, -1))
-                values[node] = Sums(total, x.scale / k**2)
+                first, end = module.start_dim % x.q.ndim, module.end_dim % x.q.ndim
+                values[node] = Codes(x.q.reshape(*x.q.shape[:first], -1, *x.q.shape[end + 1:]), x.scale, x.zero_point)
             else:
-                assert isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size == 1
-                values[node] = Sums(x.centred().sum((2, 3), keepdims=True), x.scale / math.prod(x.q.shape[2:]))
+                assert isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d))
+                values[node] = mean(x, module)
         else:
             return values[node.args[0]].q, last
