@@ -58,9 +58,7 @@ def write(contents: Mapping[str | os.PathLike, bytes]) -> None:
             raise _told(error, f"cannot write {path} ({error.strerror}): {_reason(path, error.errno)}.") from None
         raise
     finally:
-        for place in (*partial.values(), *old.values()):
-            with contextlib.suppress(OSError, ValueError):
-                place.unlink()
+        _remove([*partial.values(), *old.values()])
 
 
 def read(path: str | os.PathLike) -> bytes:
@@ -115,6 +113,21 @@ def _keep(path: Path, place: Path) -> None:
             os.link(path, place)
         except OSError:
             shutil.copy2(path, place)
+
+
+def _remove(places: list[Path]) -> None:
+    """Remove what there is of these; a Ctrl-C meanwhile takes effect when all are gone."""
+    late = None
+    while places:
+        try:
+            while places:
+                with contextlib.suppress(OSError, ValueError):
+                    places[-1].unlink()
+                places.pop()
+        except KeyboardInterrupt as error:
+            late = error
+    if late:
+        raise late
 
 
 def _told(error: OSError, sentence: str) -> OSError:

@@ -257,6 +257,25 @@ def test_ctrl_c_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("at", range(1, 7))
+def test_ctrl_c_while_cleaning_up_leaves_nothing_beside_the_files(tmp_path, monkeypatch, at):
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"old")
+    real, calls = os.unlink, []
+
+    def unlink(path, **options):
+        calls.append(path)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            saving.write({tmp_path / name: b"new" for name in "abc"})
+    assert len(calls) == 7 and {name: entry[1] for name, entry in seen(tmp_path).items()} == dict.fromkeys("abc", b"new")
+
+
 @pytest.mark.parametrize("when", ["fsync", "replace"])
 def test_a_program_that_is_killed_leaves_the_old_file(tmp_path, when):
     (tmp_path / "a").write_bytes(b"old")
