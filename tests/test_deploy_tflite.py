@@ -392,6 +392,26 @@ def test_what_a_runtime_cannot_is_refused_by_name(name, tmp_path):
     assert str(refusal.value).endswith(".") and not list(tmp_path.iterdir())
 
 
+def test_a_tensor_that_means_two_things_is_refused(tmp_path):
+    network, _ = integers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (4,))
+    first, second = network.steps
+    other = replace(second.grids[0], scale=second.grids[0].scale * 2)
+    for wrong, match in [
+        (replace(network, steps=(first, replace(second, grids=(other, second.grids[1])))), "_2 reads _1 as Grid.*, and it is Grid"),
+        (replace(network, grid_in=replace(network.grid_in, zero_point=0)), "_0 reads .* as Grid.*, and it is Grid"),
+        (replace(network, grid_out=other), "the network gives _2 as Grid.*, and it is Grid"),
+        (by_hand("relu", (grid(1),), grid(2)), "step, a relu, reads codes of Grid.* and must hand on what it reads"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            tflite.export(wrong, tmp_path / "net.tflite", (4,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_s_shape_may_be_numpy_s(tmp_path):
+    network, _ = integers(nn.Linear(4, 2), (4,))
+    assert tflite.export(network, tmp_path / "net.tflite", np.array([4])).input.shape == (4,)
+
+
 def test_logits_too_fine_for_softmax_are_refused(tmp_path):
     network = by_hand("relu", (grid(2**-26),), grid(2**-26))
     with pytest.raises(ValueError, match="y has the scale 1.49012e-08, and SOFTMAX takes logits of a scale above 2"):

@@ -70,11 +70,12 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
     if not isinstance(network, IntegerNetwork):
         raise TypeError(f"network is a {type(network).__name__}, and must be an IntegerNetwork: quantize it with qlab.nets.ptq.quantize, "
                         "then convert it with qlab.nets.integer.convert.")
-    graph, source, sink = lower(network, tuple(image_shape), softmax, _schema())
+    image_shape = tuple(int(n) if isinstance(n, np.integer) else n for n in image_shape)
+    graph, source, sink = lower(network, image_shape, softmax, _schema())
     content = graph.pack(source, sink, "integer-only network, written by qlab")
     return files.write(
         path, content, format="tflite", network=Path(path).stem if name is None else name, layers=tuple(graph.layers),
-        input=_port(tuple(image_shape), network.grid_in),
+        input=_port(image_shape, network.grid_in),
         output=_port(graph.shapes[network.output], PROBABILITY if softmax else network.grid_out))
 
 

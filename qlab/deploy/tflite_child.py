@@ -67,7 +67,7 @@ def _start(path, kernels: str, options: dict, content: bytes) -> "_Child":
     # -I and the parent's own path: neither the folder that we are in nor a variable of the environment decides what is imported.
     known = [os.path.abspath(folder) for folder in sys.path if folder] + [str(Path(qlab.__file__).parents[1])]
     try:
-        process = subprocess.Popen([sys.executable, "-I", "-c", PROGRAM, json.dumps(known)], stdin=subprocess.PIPE,
+        process = subprocess.Popen([sys.executable or "python", "-I", "-c", PROGRAM, json.dumps(known)], stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
         raise ValueError(f"{path} was not exported here, so that it must run in a process of its own, and none can be started "

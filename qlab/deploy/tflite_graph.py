@@ -57,7 +57,6 @@ class Graph:
 
     def activation(self, name: str, shape: tuple[int, ...], grid: Grid) -> int:
         """The tensor of one image's codes; shape in PyTorch's order without the batch."""
-        limits.check_grid(name, grid)
         self.places[name] = self.add(name, (1, *channels_last(shape)), scale=grid.scale, zero_point=grid.zero_point)
         return self.places[name]
 
@@ -113,6 +112,7 @@ def _pack_aligned(schema, data: np.ndarray | None, builder) -> int:
 
 def lower(network: IntegerNetwork, image_shape: tuple[int, ...], softmax: bool, schema) -> tuple[Graph, int, int]:
     """The graph of a network, and its input's and its output's index. Raises ValueError, naming the step, for what it does not cover."""
+    limits.check_grids(network)
     graph = Graph(schema, map_shapes(network, image_shape))
     source = graph.activation(network.input, image_shape, network.grid_in)
     for step in network.steps:
@@ -172,7 +172,6 @@ def weight_scale(step: Step) -> np.ndarray:
 
 def _fused(graph: Graph, step: Step) -> int:
     """The clamp at the end of a step: at the codes of 0.0 and, where the grid ends there, of 6.0."""
-    limits.check_grid(step.output, step.grids[-1])
     six = step.grids[-1].high < 127
     if six and not step.relu:
         raise ValueError(f"{step.name} clamps at the code of 6.0 without a ReLU, and must end in one.")

@@ -29,8 +29,26 @@ NORMAL, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)                    
 RANGE = f"float32 from {NORMAL:.2g} to {LARGEST:.2g}"
 
 
+def check_grids(network: IntegerNetwork) -> None:
+    """Raises ValueError for activations that no tensor of a file can be, or that two steps take for different numbers: it has one scale."""
+    known = {network.input: network.grid_in}
+    check_grid(network.input, network.grid_in)
+    for step in network.steps:
+        check_grid(step.output, step.grids[-1])
+        for name, grid in zip(step.inputs, step.grids):
+            if grid != known.get(name):
+                raise ValueError(f"{step.name} reads {name} as {grid}, and it is {known.get(name)} where it is written.")
+        if step.m is None and step.grids[0] != step.grids[-1]:
+            raise ValueError(f"{step.name}, a {step.kind}, reads codes of {step.grids[0]} and writes {step.grids[-1]}, and must hand on "
+                             "what it reads.")
+        known[step.output] = step.grids[-1]
+    if network.grid_out != known.get(network.output):
+        raise ValueError(f"the network gives {network.output} as {network.grid_out}, and it is {known.get(network.output)} where it is "
+                         "written.")
+
+
 def check_grid(name: str, grid: Grid) -> None:
-    """Raises ValueError for a tensor of activations that no int8 tensor of a file can be."""
+    """Raises ValueError for a grid that a file cannot hold."""
     if grid.low != -128:
         raise ValueError(f"{name} has codes from {grid.low} to {grid.high}, those of {(-grid.low).bit_length()} bits, and TensorFlow "
                          "Lite's go from -128 to 127: quantize activations to 8 bits.")
