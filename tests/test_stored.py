@@ -446,3 +446,30 @@ def test_weights_of_modules_that_list_their_own(tmp_path):
     again = ptq.load(tmp_path / "net", made())
     assert like(q, again) and torch.equal(q.model["lstm"](x)[0], again.model["lstm"](x)[0])
     assert torch.equal(q.model["list"][0], again.model["list"][0])
+
+
+class Functions(nn.Module):
+    """A forward that calls functions, in place too, and names no layer of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.drop = nn.Dropout()
+
+    def forward(self, image):
+        y = nn.functional.relu(self.a(image))
+        y += self.b(y)
+        y = nn.functional.adaptive_avg_pool2d(nn.functional.max_pool2d(nn.functional.relu6(y), 2), 1)
+        return torch.flatten(self.drop(y), 1)
+
+
+def test_what_forward_calls_as_functions_comes_back(tmp_path):
+    torch.manual_seed(0)
+    weights = {"a": lambda w: linear.quantize(w, 2, "symmetric", axis=0), "b": lambda w: linear.quantize(w, 8, "symmetric")}
+    q = ptq.quantize(Functions(), X, weights=weights, activation_bits=4, correct_bias=True)
+    q.save(tmp_path / "net")
+    again = ptq.load(tmp_path / "net")
+    assert like(q, again) and torch.equal(q.model(X), again.model(X))
+    assert same(integer.convert(q, (1, 6, 6)), integer.convert(again, (1, 6, 6)))
+    copy.deepcopy(again).save(tmp_path / "again")
+    assert (tmp_path / "net").read_bytes() == (tmp_path / "again").read_bytes()
