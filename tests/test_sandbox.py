@@ -457,6 +457,47 @@ def test_hidden_inputs_leave_neither_in_answers_nor_in_errors(box, leak):
     )
 
 
+TELLS = """
+real = codes
+def codes(x, *rest):
+    if len(x) == 1:
+        return real(x, *rest)
+    import os
+    with open({0!r}, "w") as file:
+        file.write(str(x.tolist()))
+    os._exit(0)"""
+# A cell of q2 that says what a hidden case of q1 has left behind, in every way in which a cell can end.
+LATER = {
+    "another error": "import os\nraise ValueError(open({0!r}).read() if os.path.exists({0!r}) else 'first')",
+    "an error, then none": "import os\nif not os.path.exists({0!r}): raise ValueError('first')\n" + small.NBYTES,
+    "it ends the process": "import os\nif os.path.exists({0!r}): os._exit(7)\nraise ValueError('first')",
+    "it never ends": "import os\nwhile os.path.exists({0!r}): pass\nraise ValueError('first')",
+}
+
+
+@pytest.mark.parametrize("how", LATER)
+def test_what_cells_raised_before_the_first_hidden_input_stays(tmp_path, how):
+    """Here a file leads from the hidden case that kills the worker to the cells that run again: no sandbox, so the leak is perfect."""
+    path = str(tmp_path / "left")
+    answers = small.cells(q1=small.CODES + TELLS.format(path), q2=LATER[how].format(path))
+    result = mark.grade_trusted(answers, small.bundle(), cell_seconds=LONGER)
+    assert str(small.SECRET) in Path(path).read_text()  # it was told, and told on
+    assert (scores(result), states(result)) == ([0, 0], ["killed", "missing" if how != "an error, then none" else "error"])
+    told = {"an error, then none": "A public test fails."}
+    line = LATER[how].count("\n", 0, LATER[how].index("raise")) + 1
+    first = f"The cell of this question stopped: ValueError: first (line {line} of the cell)"
+    assert result["questions"][1]["reason"] == told.get(how, first)
+    assert str(small.SECRET) not in _student_text(result)
+
+
+def test_a_cell_that_breaks_when_it_runs_again_costs_no_more_than_its_hidden_cases(tmp_path):
+    path = str(tmp_path / "left")
+    q2 = f"import os\nif os.path.exists({path!r}): raise ValueError('later')\n" + small.NBYTES
+    result = mark.grade_trusted(small.cells(q1=small.CODES + TELLS.format(path), q2=q2), small.bundle())
+    assert (scores(result), states(result)) == ([0, 0], ["killed", "error"])
+    assert result["questions"][1]["reason"] == "The public tests pass; a hidden test fails."
+
+
 def test_reasons_help_the_student(box):
     result = grade(box, q1=small.CODES.replace("round(", "floor(").replace("- lo", "- hi"))
     failed = result["questions"][0]["public_failed"]

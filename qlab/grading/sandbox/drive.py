@@ -5,7 +5,9 @@
 
 The clock is the grader's own: the cell or question that the worker owes an answer for pays for the time. Its lines are read with limits,
 and one that is not exactly an answer that is awaited is counted and ignored; of two answers to one case the first counts. Hidden inputs
-are thus never inside the process while something that a student will read (a public answer, a cell's error) can still leave it.
+are thus never inside the process while something that a student will read (a public answer, a cell's error) can still leave it. When a
+hidden case ends the process the cells run again, and whatever an earlier process has left them to find (`confine` says what it could),
+what they then raise is not kept: of the cells a student reads what was known before the first hidden input was sent.
 """
 
 import json
@@ -50,7 +52,8 @@ class Transcript:
 
     answers: dict[tuple[str, int], dict] = field(default_factory=dict)  # (question, case) -> VALUE
     ended: dict[str, tuple[str, str]] = field(default_factory=dict)  # question -> "timeout" or "killed", and how
-    cells: dict[int, tuple[str, str]] = field(default_factory=dict)  # index of a cell -> "error", "timeout" or "killed", and how
+    cells: dict[int, tuple[str, str]] = field(default_factory=dict)  # index of a cell -> "error", "timeout" or "killed", and how,
+    told: bool = False  # as it was before this became true: a hidden input has been sent
     tail: bytes = b""  # the end of what it printed
     twice: int = 0  # answers to a case that had one
     strange: int = 0  # lines that are no answer
@@ -123,6 +126,7 @@ def drive(start: Callable[[], Run], sources: list[str], questions: list[dict], t
     transcript = Transcript()
     clock = _Clock({question["id"]: float(question["seconds"]) for question in questions}, time.monotonic() + total_seconds)
     cases = [(q, k, case["kind"]) for q in questions for k, case in enumerate(q["cases"])]
+    left_out: set[int] = set()  # cells that did not come to their end
     first = True
     while True:
         still = [(q, k, kind) for q, k, kind in cases if (q["id"], k) not in transcript.answers and q["id"] not in transcript.ended]
@@ -132,8 +136,9 @@ def drive(start: Callable[[], Run], sources: list[str], questions: list[dict], t
         link = _Link(start(), transcript.tail)
         inbox = _Inbox(link, transcript)
         try:
-            batches = [[(q, k) for q, k, kind in still if kind == wanted] for wanted in ("public", "hidden")]
-            blame = _run(link, inbox, sources, batches, clock, cell_seconds)
+            batches = {wanted: [(q, k) for q, k, kind in still if kind == wanted] for wanted in ("public", "hidden")}
+            kept = [None if index in left_out else source for index, source in enumerate(sources)]
+            blame = _run(link, inbox, kept, batches, clock, cell_seconds)
         finally:
             how = link.close(inbox.fault == "killed")
             transcript.tail = link.tail
@@ -142,7 +147,9 @@ def drive(start: Callable[[], Run], sources: list[str], questions: list[dict], t
         what, which = blame
         fate = ("timeout", "") if inbox.fault == "timeout" else ("killed", how if inbox.fault == "killed" else inbox.fault)
         if what == "cell":
-            transcript.cells[which] = fate
+            left_out.add(which)
+            if not transcript.told:
+                transcript.cells[which] = fate
         elif what == "question":
             transcript.ended[which] = fate
             if inbox.fault == TOO_LARGE:
@@ -159,9 +166,8 @@ class _Clock:
     deadline: float  # of the whole
 
 
-def _run(link: _Link, inbox: "_Inbox", sources: list, batches: list, clock: _Clock, cell_seconds: float) -> tuple[str, object]:
+def _run(link: _Link, inbox: "_Inbox", cells: list, batches: dict, clock: _Clock, cell_seconds: float) -> tuple[str, object]:
     """One run of a worker: what did not come to its end, "cell", "question" or "" for nothing, and which."""
-    cells = [None if inbox.transcript.cells.get(index, ("error", ""))[0] != "error" else source for index, source in enumerate(sources)]
     if inbox.next("ready", time.monotonic() + START_SECONDS) is None:
         raise WorkerFailed("the worker did not start.")
     link.send({"cells": cells})
@@ -170,7 +176,10 @@ def _run(link: _Link, inbox: "_Inbox", sources: list, batches: list, clock: _Clo
         index = inbox.cells[0]
         if inbox.next("cell", min(time.monotonic() + cell_seconds, clock.deadline), index) is None:
             return "cell", index
-    for batch in filter(None, batches):
+    for kind, batch in batches.items():
+        if not batch:
+            continue
+        inbox.transcript.told |= kind == "hidden"
         inbox.waiting, inbox.batches = {(q["id"], k) for q, k in batch}, inbox.batches + 1
         link.send({"questions": [_question(q, batch) for q in {q["id"]: q for q, _ in batch}.values()]})
         message = {}
@@ -233,7 +242,7 @@ class _Inbox:
             case "cell", {"cell": int(index), "error": None | str() as error} if index is not True and index in self.cells:
                 while self.cells and self.cells[0] <= index:
                     self.cells.popleft()
-                if error is not None:
+                if error is not None and not self.transcript.told:
                     self.transcript.cells[index] = ("error", error[: 2 * values.MAX_TEXT])
                 return True
             case "question", {"question": str(name), "case": int(k), "value": dict(value)} if (name, k) in self.waiting and _valid(value):
