@@ -406,6 +406,22 @@ def test_a_changed_state_is_refused(change, sentence, assign):
         layer.load_state_dict({key: t for key, t in layer.state_dict().items() if key != "_extra_state"})
 
 
+def test_a_layer_of_no_inputs_is_its_bias():
+    layer = nn.Linear(4, 3)
+    for how in ("token", (0.03, -20), None):
+        empty = Int8Linear(torch.zeros(3, 0, dtype=torch.int8), torch.ones(3), layer.bias.detach(), how)
+        assert torch.equal(empty(torch.zeros(2, 0)), layer.bias.detach().expand(2, 3)) and empty(torch.zeros(0, 0)).shape == (0, 3)
+
+
+def test_a_layer_whose_sums_may_not_fit_is_not_made():
+    codes = torch.full((1, 2**16), -128, dtype=torch.int8)
+    with pytest.raises(ValueError, match="in_features is 65,536, and must be below 65,536: sums must fit into int32"):
+        Int8Linear(codes, torch.ones(1), None, (1.0, 127))
+    long = Int8Linear(codes[:, 1:], torch.ones(1), None, (1.0, 127))  # the largest: (-128 - 127) * -128 * 65,535
+    assert long(torch.full((1, 65_535), -999.0)).item() == np.float32(255 * 128 * 65_535)
+    assert Int8Linear(codes, torch.ones(1), None, None)(torch.ones(1, 2**16)).item() == -128 * 2**16
+
+
 def test_the_layer_survives_saving(tmp_path):
     x = torch.randn(4, 37, device=DEVICE)
     one, other = Int8Linear.from_float(float_layer()), Int8Linear.from_float(nn.Linear(37, 11, device=DEVICE))

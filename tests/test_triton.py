@@ -190,6 +190,7 @@ def test_the_kernels_compile_to_int8_tensor_core_instructions(tmp_path):
             assert ("wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8" if hopper else "mma.sync.aligned.m16n8k32.row.col") in used
             assert "s32.s8.s8" in used and "f32" not in used
             assert ("cp.async.bulk.tensor" in used) == row["descriptors"]
+            assert row["keeps_nan"] == row["fused"]  # by its ReLU; the plain maximum instruction drops it
             assert row["shared"] <= (232_448 if hopper else 166_912)  # bytes that a block may have: CUDA C++ programming guide
         elif row["kernel"] == "weight_only_kernel":
             assert "f32.bf16.bf16.f32" in used

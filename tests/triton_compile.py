@@ -29,7 +29,8 @@ def compiled(kernel, types: dict, constants: dict, capability: int, **options) -
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     instructions = re.findall(r"wgmma\.mma_async[\w.]*|mma\.sync[\w.]*|cp\.async\.bulk\.tensor|cp\.async\.cg", made.asm["ptx"])
-    return {"kernel": kernel.__name__, "capability": capability, "shared": made.metadata.shared, "instructions": sorted(set(instructions))}
+    return {"kernel": kernel.__name__, "capability": capability, "shared": made.metadata.shared, "instructions": sorted(set(instructions)),
+            "keeps_nan": "max.NaN.f32" in made.asm["ptx"]}
 
 
 def product(capability: int, descriptors: bool, config: triton.Config, fused: bool = True) -> dict:

@@ -48,6 +48,8 @@ class Int8Linear(settled.Settled):
         self.activations = _check_activations(activations)
         self.relu, self.backend = relu, backend
         self.out_features, self.in_features = codes.shape
+        if activations is not None and self.in_features >= reference.MAX_K // 2:  # (q - z) may be twice as large as q
+            raise ValueError(f"in_features is {self.in_features:,}, and must be below {reference.MAX_K // 2:,}: sums must fit into int32.")
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale.float())
         self.register_buffer("column_sums", codes.sum(1, dtype=torch.int32))
@@ -61,8 +63,6 @@ class Int8Linear(settled.Settled):
             raise TypeError(f"layer is {type(layer).__name__}, and must be torch.nn.Linear.")
         if why := _why_other(layer):
             raise ValueError(f"the layer cannot be made INT8: {why}.")
-        if activations is not None and layer.in_features >= reference.MAX_K // 2:  # (q - z) may be twice as large as q
-            raise ValueError(f"in_features is {layer.in_features:,}, and must be below {reference.MAX_K // 2:,}: sums must fit into int32.")
         q = linear.quantize(layer.weight.detach().float(), 8, "symmetric", axis=0)
         bias = None if layer.bias is None else layer.bias.detach().clone()
         return cls(q.codes.to(torch.int8).contiguous(), q.scale.reshape(-1).float().contiguous(), bias, activations, relu, backend)
@@ -85,7 +85,7 @@ class Int8Linear(settled.Settled):
             raise ValueError(f"x has shape {tuple(x.shape)}, and its last size must be in_features, {self.in_features}.")
         if x.device != self.codes.device:
             raise ValueError(f"x is on {x.device} and the layer on {self.codes.device}: they must be on one device.")
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         fused = product.choose(x.device.type, self.backend)[0] == "triton"
         y = self._weight_only(rows, fused) if self.activations is None else self._int8(rows, fused)
         return y.reshape(*x.shape[:-1], self.out_features)

@@ -62,7 +62,7 @@ class WeightQuantizer(Settled):
         if learned:  # starts at 2 mean|w| / sqrt(largest code), Esser et al. 2020, section 2.1: a few huge weights hardly move it
             size = wide(weight.detach()).abs()
             mean = size.mean() if axis is None else size.flatten(1).mean(1)
-            self.scale = nn.Parameter((2 * mean / math.sqrt(self.top)).clamp(min=1e-12))
+            self.scale = nn.Parameter((2 * mean / math.sqrt(self.top)).clamp(min=1e-12).float())
             per_scale = weight.numel() // self.scale.numel()
             self.factor = 1 / math.sqrt(per_scale * self.top)
 
@@ -147,7 +147,7 @@ class AveragedActivations(FakeQuantize):
     def __init__(self, bits: int, x_min, x_max, momentum: float = 0.99):
         super().__init__(bits, x_min, x_max)
         self.momentum = momentum
-        self.register_buffer("range", torch.stack([torch.as_tensor(x_min), torch.as_tensor(x_max)]))
+        self.register_buffer("range", torch.stack([torch.as_tensor(x_min), torch.as_tensor(x_max)]).float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
