@@ -321,6 +321,18 @@ def test_a_recomputed_weight_is_quantized_as_what_it_comes_to(name):
             attempt()
 
 
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_a_layer_that_shares_what_another_recomputes_from_keeps_it(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    RECOMPUTED[name](net[0])
+    net, x = net.eval(), torch.randn(8, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(trace(net)(x), net(x))
+        torch.testing.assert_close(plain.plain_copy(net)(x), net(x))
+
+
 def test_a_bias_is_made_plain_too_and_modes_and_sharing_stay():
     net = nn.Sequential(torch_prune.random_unstructured(nn.Linear(4, 4), "bias", 0.5), nn.Linear(4, 4), nn.Dropout())
     net[1].weight = net[0].weight

@@ -79,6 +79,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for name, module in copied.named_modules():
         _unparametrize(module)
         for own, kind in _hooked(module):
+            for source, old in list(module._parameters.items()):  # removal writes into them, and another layer may hold them too
+                if source.startswith(f"{own}_"):
+                    module._parameters[source] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
             {prune.BasePruningMethod: prune.remove, WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}[kind](module, own)
         if isinstance(module, LAYERS):
             _check_weight(module, name)
