@@ -152,7 +152,7 @@ class Random(nn.Module):
         return list(found.values())
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", [*range(30), 1465])                                        # the last flattens what was added to the input
 def test_random_residual_networks_lose_what_their_readers_are_blind_to(seed):
     model = Random(seed)
     truth = model.truth()
@@ -214,6 +214,7 @@ class Net(nn.Module):
     (lambda m, x: (lambda y: (m.b(x).copy_(y), m.d(y)))(m.a(x))[1], "a", "they reach copy_ .copy_., which ties"),
     (lambda m, x: (lambda y: (y.mul_(m.b(x)), m.d(y)))(m.a(x))[1], "b", "they reach mul_ .mul_., which ties"),
     (lambda m, x: m.d(m.a(x) + m.fc(m.b(x))[..., :1]), "a", "a sum ties them to getitem"),
+    (lambda m, x: m.d(m.bn(m.a(x))) * m.bn.running_var.sum(), "a", "bn is used more than once, or its weight is"),
     (lambda m, x: m.d(m.a(m.b(x)) + m.a(m.c(x))), "b", "a is called 2 times, and must be called once"),
     (lambda m, x: m.d(m.bn(m.a(x)) + m.bn(m.b(x))), "b", "bn is called 2 times, and must be called once"),
     (lambda m, x: m.d(F.max_pool2d(m.a(x), 1, return_indices=True)[0] + m.b(x)), "b", "a sum ties them to getitem"),
