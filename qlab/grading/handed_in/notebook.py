@@ -2,7 +2,8 @@
 
 A notebook is JSON: {"nbformat": 4, "metadata": {...}, "cells": [{"cell_type": "code", "source": ..., "metadata": {...}}, ...]}.
 nbformat 4 with any minor version is read as it is, nbformat 3 is converted, others are refused by name. A byte-order mark is
-passed over. All code cells are run in their order, as a kernel would: of an answer given twice the last one counts.
+passed over. All code cells are run in their order, as a kernel would: of an answer given twice the last one counts, as it stands after
+its cell.
 """
 
 import json
