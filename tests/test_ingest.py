@@ -59,6 +59,18 @@ def at(day):
     return datetime(2026, 11, day, tzinfo=UTC)
 
 
+def test_an_answer_that_is_defined_again_later_is_told(tmp_path):
+    answers = "def f(x):\n    return x\n\nclass C:\n    pass", "def g():\n    raise NotImplementedError()"
+    cells = json.loads(nb(*answers, "f = f(3)\ny = 2", "  def f():\n    pass"))["cells"]
+    later = json.loads(nb("x = 1\nasync def f(): pass\nclass C: pass", "def g():\n    return 2", ids=()))["cells"]
+    again = "a later cell defines {} again: the one of answer cell q1 counts".format
+    twice = "answer cell q1 is there 2 times: the last definition counts"
+    for more, told in (([], ()), (later, (again("f"), again("C"))), (cells[:1], (twice,))):
+        book = json.dumps({"nbformat": 4, "cells": cells + more}).encode()
+        (entry,) = collect(put(tmp_path, "ada.ipynb", book), answers=("q1", "q2"))
+        assert entry.notes == told
+
+
 # The platforms
 
 
@@ -74,6 +86,64 @@ def test_plain_files_and_folders(tmp_path):
     assert counted.pop("eve") in ("eve/02.ipynb", "eve/02 (1).ipynb")
     assert counted == {"04": "04/02.ipynb", "ada": "ada.ipynb", "bob": "bob/02_linear_quantization.ipynb", "cyd": "cyd/work/homework.ipynb",
                        "fay": "fay_02_linear_quantization.ipynb"}
+
+
+def test_a_student_may_have_a_number_for_a_name(tmp_path):
+    for path in ("17/hw.ipynb", "03/homework.ipynb", "ada/03/hw.ipynb", "ada/02/hw.ipynb"):
+        put(tmp_path / "class", path)
+    put(tmp_path / "class", "18.zip", zipped({"hw.ipynb": nb()}))
+    expected = {"03": "03/homework.ipynb", "17": "17/hw.ipynb", "18": "18.zip/hw.ipynb", "ada": "ada/02/hw.ipynb"}
+    for place, prefix in ((tmp_path / "class", ""), (tmp_path, "class/")):
+        assert {entry.student: entry.source for entry in collect(place)} == {name: prefix + source for name, source in expected.items()}
+
+
+def test_one_student_with_a_number_for_a_name(tmp_path):
+    put(tmp_path, "17/hw.ipynb")
+    assert [(entry.student, entry.status) for entry in collect(tmp_path)] == [("17", "")]
+
+
+@pytest.mark.parametrize("files, counts", [
+    (["03_mine.ipynb"], "03_mine.ipynb"), (["03_mine (1).ipynb", "03_mine.ipynb"], "03_mine.ipynb"),
+    (["02.ipynb", "03_mine.ipynb"], "02.ipynb"), (["hw.ipynb", "03_mine.ipynb"], "hw.ipynb")])
+@pytest.mark.parametrize("place", ["Ada Byron_7_assignsubmission_file_", "submission_7"])
+def test_on_a_platform_another_number_in_a_name_is_no_other_assignment(tmp_path, place, files, counts):
+    """It was handed in for this one; beside a notebook without that number it is passed over."""
+    for day, name in enumerate(files, 1):
+        put(tmp_path, f"plain/{place}/{name}", when=at(day))
+    packed = {zipfile.ZipInfo(name, (2026, 11, day, 0, 0, 0)): nb(name) for day, name in enumerate(files, 1)}
+    put(tmp_path, f"packed/{place}/work.zip", zipped(packed))
+    for kind in ("plain", "packed"):
+        (entry,) = [entry for entry in collect(tmp_path / kind) if not entry.duplicate_of]
+        assert (entry.status, entry.source.split("/")[0], entry.source.split("/")[-1]) == ("", place, counts)
+        told = f"it has another assignment's name, {counts}, and was handed in for this one"
+        assert (told in entry.notes) == counts.startswith("03")
+
+
+def test_a_whole_course_without_this_assignment_is_no_notebook_of_it(tmp_path):
+    put(tmp_path, "Ada_7_assignsubmission_file_/all.zip", zipped({f"{k:02}_topic.ipynb": nb() for k in (0, 1, 3, 4)}))
+    assert [entry.status for entry in collect(tmp_path)] == ["unreadable"]
+
+
+def test_a_notebook_that_a_browser_saved_under_a_longer_name_is_read(tmp_path):
+    for path in ("ada.ipynb.txt", f"bob/{NN}.ipynb.json", "cyd_7_8_work.IPYNB.TXT"):
+        put(tmp_path, path)
+    put(tmp_path, "dan.zip", zipped({"02.ipynb.txt": nb()}))
+    put(tmp_path, "eve/03_log.ipynb.txt")
+    entries = {entry.student: entry for entry in collect(tmp_path)}
+    assert {name: entry.status for name, entry in entries.items()} == {"ada": "", "bob": "", "cyd": "", "dan": "", "eve": "unreadable"}
+    assert "it was saved as ada.ipynb.txt, and read as a notebook" in entries["ada"].notes
+    (alone,) = collect(tmp_path / "ada.ipynb.txt")
+    assert (alone.student, alone.status) == ("ada", "")
+
+
+def test_a_file_that_could_be_a_hand_in_is_not_passed_over_in_silence(tmp_path):
+    put(tmp_path, "ada.ipynb")
+    put(tmp_path, "bob.rar", b"Rar!")
+    put(tmp_path, "cyd.ipynb.bak")
+    put(tmp_path, "fay_1_2_work.pdf", b"%PDF")  # Canvas's: it has a row of its own
+    said = []
+    assert [entry.student for entry in collect(tmp_path, tell=said.append)] == ["ada", "fay"]
+    assert said == ["passed over: 2 files that are neither a notebook nor a zip: bob.rar, cyd.ipynb.bak"]
 
 
 def test_a_folder_of_sections_keeps_the_students_apart(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -52,6 +53,10 @@ def states(result):
 Q1 = "def codes(x, lo, hi, bits):\n    "  # and a body of one's own
 Q2 = "def nbytes(shape, bits):\n    "
 MAGICS = "%matplotlib inline\n%timeit -n1 -r1 1 + 1\n!echo hello\n%nosuchmagic\n%pip install nothing\nx = !ls\n%%nosuchcell"
+HELPER = "def rounded(x):\n    return torch.round(x)"
+USES_HELPER = small.CODES.replace("torch.round(", "rounded(")
+STUB = Q1 + '"""Codes of x."""\n    # YOUR CODE HERE\n    raise NotImplementedError()'
+REST = small.NBYTES.split("\n", 1)[1]
 CHANGES_INPUTS = small.CODES + """
 kept = codes
 def codes(x, lo, hi, bits):
@@ -76,6 +81,15 @@ HONEST = [
     ("changes its inputs", {"q1": CHANGES_INPUTS}, [2, 3]),
     ("answers before an error in the same cell", {"q2": small.NBYTES + "\nnbytes(None, None)"}, [2, 3]),
     ("waits for input", {"q2": Q2 + "return int(input('bytes? '))"}, [2, 0]),
+    ("a scratch cell makes something else of the names", {"after": "nbytes = nbytes((10, 7), 3)\ncodes = torch.ones"}, [2, 3]),
+    ("a scratch cell deletes the names", {"after": "del codes, nbytes"}, [2, 3]),
+    ("a scratch cell deletes everything", {"after": "%reset -f"}, [2, 3]),
+    ("a scratch cell takes a helper's name", {"before": HELPER, "q1": USES_HELPER, "after": "rounded = 3"}, [2, 3]),
+    ("a helper comes last", {"q1": USES_HELPER, "after": HELPER}, [2, 3]),
+    ("the second answer takes a helper's name", {"before": HELPER, "q1": USES_HELPER, "q2": "rounded = 3\n" + small.NBYTES}, [2, 3]),
+    ("answered further down", {"q1": STUB, "q2": Q2 + "codes(torch.ones(1), 0.0, 1.0, 2)\n" + REST, "after": small.CODES}, [2, 3]),
+    ("right only in a scratch cell", {"q1": small.CODES.replace("round", "floor"), "after": small.CODES}, [0, 3]),
+    ("a module of its own", {"before": f"%%writefile mine.py\nimport torch\n{HELPER}", "q1": f"from mine import *\n{USES_HELPER}"}, [2, 3]),
 ]
 
 EQUAL = """
@@ -312,6 +326,33 @@ print("LEFT", "left" in os.listdir("/tmp"), os.listdir("/dev/shm"), modules, os.
     result = grade(box, after=look)
     assert scores(result) == [2, 3]
     assert "LEFT False [] [False, False, False] None" in result["stdout_tail"]
+
+
+def test_a_module_of_its_own_is_found_as_soon_as_it_is_written(box):
+    """Also when the clock of the file system has not ticked since the folder was last looked through."""
+    look = "import os, importlib.util\nfound, then = importlib.util.find_spec('mine'), os.stat('.').st_mtime_ns"
+    cells = [look, "%%writefile mine.py\nvalue = 5", "os.utime('.', ns=(then, then))", "import mine\nprint('FOUND', found, mine.value)"]
+    made = [{"source": source, "grade_id": None, "grade": False} for source in cells]
+    assert "FOUND None 5" in mark.grade_notebook(box, made + small.cells(), small.bundle(PLENTY), cell_seconds=PLENTY)["stdout_tail"]
+
+
+def test_what_imports_much_is_imported_before_the_students_time_runs(box):
+    first = """
+import sys
+before = set(sys.modules)
+import torch
+weight = torch.nn.Parameter(torch.ones(2))
+torch.func.vjp(torch.sin, torch.ones(2))[1](torch.ones(2))
+torch.autograd.functional.vjp(torch.sin, torch.ones(2), torch.ones(2))
+for kind in (torch.optim.SGD, torch.optim.Adam):
+    weight.sum().backward()
+    kind([weight], 0.1).step()
+from qlab.lab import data, zoo
+from qlab.nets import ptq
+print("IMPORTED", len(set(sys.modules) - before))
+"""
+    found = re.search(r"IMPORTED (\d+)", grade(box, before=first)["stdout_tail"])
+    assert int(found[1]) < 10  # of some 900
 
 
 def test_the_installed_qlab_cannot_be_patched_on_disk(box):

@@ -20,8 +20,10 @@ def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: floa
     Raises SandboxUnavailable or WorkerFailed where the submission cannot be graded: that is no mark of 0.
     """
     kept = [cell for cell in cells if not cell["grade"]]
+    places = {cell["grade_id"]: index for index, cell in enumerate(kept)}  # of an answer cell that is there twice, the last
+    asked = [{**question, "after": places.get(question["answer_cell"])} for question in bundle["questions"]]
     with sandbox.lease() as start:
-        transcript = drive.drive(start, [cell["source"] for cell in kept], bundle["questions"], total_seconds, cell_seconds)
+        transcript = drive.drive(start, [cell["source"] for cell in kept], asked, total_seconds, cell_seconds)
     questions = [_mark(question, kept, transcript) for question in bundle["questions"]]
     return {
         "questions": questions,

@@ -26,6 +26,7 @@ RATIO, RATIO_FROM = 100, 100 * MIB
 DEPTH = 3                      # a class's zip of students' zips of zips
 FOLDERS = 50                   # in one another, on the disk or in an archive
 NAME = 255                     # characters of one name, as on a disk
+SAVED_AS = (".ipynb.txt", ".ipynb.json")  # what browsers make of a notebook's name
 METADATA = ("timestamp.txt", "submission_metadata.yml")  # nbgrader's and Gradescope's
 LEFT_BEHIND = ("__MACOSX", "__pycache__")
 CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -62,9 +63,11 @@ def shown(name: str) -> str:
 def kind_of(name: str) -> str:
     """What a file's name says it is: "notebook", "archive", "metadata" or "other".
 
-    >>> kind_of("ADA.IPYNB"), kind_of("class.zip"), kind_of("timestamp.txt"), kind_of("report.pdf")
-    ('notebook', 'archive', 'metadata', 'other')
+    >>> kind_of("ADA.IPYNB"), kind_of("class.zip"), kind_of("timestamp.txt"), kind_of("report.pdf"), kind_of("ada.ipynb.txt")
+    ('notebook', 'archive', 'metadata', 'other', 'notebook')
     """
+    if name.lower().endswith(SAVED_AS):
+        return "notebook"
     suffix = PurePosixPath(name).suffix.lower()
     return {".ipynb": "notebook", ".zip": "archive"}.get(suffix, "metadata" if name in METADATA else "other")
 

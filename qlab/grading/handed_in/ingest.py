@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from qlab.grading.handed_in import files, notebook
-from qlab.grading.handed_in.owners import Owner, gradescope_people, owners, platform_owners, stem_of
+from qlab.grading.handed_in.owners import Owner, gradescope_people, names_assignment, owners, platform_owners, stem_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def collect(place: Path, assignment: str, deadline: datetime | None = None, answ
     candidates, taken = defaultdict(list), Counter()
     for item, its_owners in zip(found, whose):
         for owner in its_owners:
-            candidates[owner.key].append((owner, _when(owner, item.file), _submission(item, owner, deadline, tuple(answers), taken)))
+            entry = _submission(item, owner, deadline, assignment, tuple(answers), taken)
+            candidates[owner.key].append((owner, _when(owner, item.file), entry))
     for owner, entry in _without_notebook([item.file for item in found], whose, assignment):
         if owner.key not in candidates:
             candidates[owner.key].append((owner, None, entry))
@@ -69,6 +70,11 @@ def collect(place: Path, assignment: str, deadline: datetime | None = None, answ
     if others:
         what = "1 notebook" if len(others) == 1 else f"{len(others)} notebooks"
         tell(f"passed over: {what} with another assignment's number: {', '.join(list(dict.fromkeys(others))[:5])}")
+    counted = {entry.source for group in candidates.values() for _, _, entry in group}
+    loose = [item.file.parts[0] for item in found if item.file.kind == "other" and len(item.file.parts) == 1]
+    if loose := [name for name in loose if name not in counted]:
+        what = "1 file that is" if len(loose) == 1 else f"{len(loose)} files that are"
+        tell(f"passed over: {what} neither a notebook nor a zip: {', '.join(loose[:5])}")
     if not candidates:
         unread = [item.reason for item in found if not item.file.parts and item.reason]  # the zip itself
         raise ValueError(f"{place}: {unread[0]}." if unread else f"{place} holds no notebook (.ipynb) of {assignment}.")
@@ -126,16 +132,24 @@ def _read(file: files.File) -> _Item:
         return replace(item, reason=str(error))
 
 
-def _submission(item: _Item, owner: Owner, deadline: datetime | None, answers: tuple[str, ...], taken: Counter) -> Submission:
+def _submission(item: _Item, owner: Owner, deadline: datetime | None, assignment: str, answers: tuple[str, ...],
+                taken: Counter) -> Submission:
     source = "/".join(item.file.parts)
     turn = taken[owner.name, source]  # a zip may hold one path twice
     taken[owner.name, source] += 1
     when = _when(owner, item.file)
     late = owner.late if owner.late is not None else deadline is not None and when is not None and when > deadline.timestamp()
     status = "" if not item.reason else "not graded" if item.file.ours else "unreadable"
-    notes = () if status else tuple(notebook.remarks(list(item.cells), list(answers)))
+    notes = () if status else (*_named_otherwise(item.file.parts[-1], assignment), *notebook.remarks(list(item.cells), list(answers)))
     return Submission(_id(owner.name, source, turn), owner.name, source, item.sha256, owner.email, owner.number, owner.platform, late,
                       None, status, item.reason, notes, item.cells)
+
+
+def _named_otherwise(name: str, assignment: str) -> Iterable[str]:
+    if names_assignment(stem_of(name), assignment) is False:
+        yield f"it has another assignment's name, {name}, and was handed in for this one"
+    if name.lower().endswith(files.SAVED_AS):
+        yield f"it was saved as {name}, and read as a notebook"
 
 
 def _when(owner: Owner, file: files.File) -> float | None:

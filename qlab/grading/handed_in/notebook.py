@@ -2,17 +2,21 @@
 
 A notebook is JSON: {"nbformat": 4, "metadata": {...}, "cells": [{"cell_type": "code", "source": ..., "metadata": {...}}, ...]}.
 nbformat 4 with any minor version is read as it is, nbformat 3 is converted, others are refused by name. A byte-order mark is
-passed over. All code cells are run in their order, as a kernel would: of an answer given twice the last one counts.
+passed over. All code cells are run in their order, as a kernel would: of an answer given twice the last one counts, as it stands after
+its cell.
 """
 
 import json
+import re
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 
 from qlab.grading.handed_in.files import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
 CELLS = 10_000
+DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
 
 
 def cells_of(content: bytes) -> list[dict]:
@@ -53,7 +57,18 @@ def remarks(cells: list[dict], answers: list[str]) -> list[str]:
     if answers and not any(count[name] for name in answers):
         return ["none of the assignment's answer cells is there: functions are looked for by name"]
     return [f"answer cell {name} is there {count[name]} times: the last definition counts" for name in answers if count[name] > 1] + \
-           [f"there is no answer cell {name}: its function is looked for by name" for name in answers if not count[name]]
+           [f"there is no answer cell {name}: its function is looked for by name" for name in answers if not count[name]] + \
+           [f"a later cell defines {what} again: the one of answer cell {name} counts" for name, what in _again(cells, answers)]
+
+
+def _again(cells: list[dict], answers: list[str]) -> Iterator[tuple[str, str]]:
+    """(answer cell, name) of each function and class of an answered cell that a later cell defines anew."""
+    own = [cell for cell in cells if not cell["grade"]]
+    for name in answers:
+        at = max((k for k, cell in enumerate(own) if cell["grade_id"] == name), default=None)
+        if at is not None and "NotImplementedError" not in own[at]["source"]:
+            later = {what for cell in own[at + 1 :] for what in DEFINED.findall(cell["source"])}
+            yield from ((name, what) for what in dict.fromkeys(DEFINED.findall(own[at]["source"])) if what in later)
 
 
 def _parsed(content: bytes) -> dict:

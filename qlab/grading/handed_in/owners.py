@@ -6,14 +6,15 @@
     nbgrader     submitted/student/assignment/NN.ipynb               by the student's folder
     plain        student/NN.ipynb or student.ipynb                   by the path
 
-A plain file belongs to the student that the outermost folder with no other notebook is named after; in a folder of several, a file
-named after the assignment to the folder's student, any other to the one it is named after itself. What names another assignment
-(03_log.ipynb when 02 is graded) belongs to nobody.
+A plain file belongs to the student that the outermost folder with no other notebook is named after; in a folder of several, a file named
+after the assignment to the folder's student, any other to the one it is named after itself. What names another assignment (03_log.ipynb
+when 02 is graded) belongs to nobody, unless a platform says whose it is and all of that student's notebooks are named so: they were handed
+in for this assignment, whatever their name. A folder that is nothing but a number names a student where the students' folders lie.
 """
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -57,7 +58,13 @@ def names_assignment(name: str, assignment: str) -> bool | None:
 
 
 def stem_of(part: str) -> str:
-    """A part of a path without the ending of a notebook or a zip."""
+    """A part of a path without the ending of a notebook or a zip.
+
+    >>> stem_of("ada.ipynb"), stem_of("ada.ipynb.txt"), stem_of("ada.zip"), stem_of("ada.pdf")
+    ('ada', 'ada', 'ada', 'ada.pdf')
+    """
+    if part.lower().endswith(files.SAVED_AS):
+        part = PurePosixPath(part).stem
     return PurePosixPath(part).stem if files.kind_of(part) in ("notebook", "archive") else part
 
 
@@ -65,16 +72,27 @@ def owners(found: list[files.File], assignment: str) -> list[tuple[Owner, ...]]:
     """For each file those it belongs to; nobody for what is no notebook, or another assignment's."""
     people, times = gradescope_people(found), _times(found)
     shared = len(os.path.commonprefix([file.parts[:-1] for file in found]))
-    wanted = [bool(file.parts) and (file.kind == "notebook" or bool(file.refused) and file.kind == "other")
-              and not _of_another(file.parts, assignment) for file in found]
+    could_be = [bool(file.parts) and (file.kind == "notebook" or bool(file.refused) and file.kind == "other") for file in found]
+    others = [_other_number(file.parts, assignment, shared) if could else "" for file, could in zip(found, could_be)]
+    platform = [platform_owners(file.parts, people) if could else () for file, could in zip(found, could_be)]
+    numbers = defaultdict(set)  # of each student's notebooks
+    for other, of in zip(others, platform):
+        for owner in of:
+            numbers[owner.key].add(other)
+    wanted = [could and (not other or bool(of) and all(len(numbers[owner.key]) == 1 for owner in of))
+              for could, other, of in zip(could_be, others, platform)]
     held = Counter(file.parts[:k] for file, want in zip(found, wanted) if want and not file.refused for k in range(len(file.parts)))
-    return [(platform_owners(file.parts, people) or (_plain_owner(file.parts, assignment, times, held, sum(wanted) == 1, shared),))
-            if want else () for file, want in zip(found, wanted)]
+    return [(of or (_plain_owner(file.parts, assignment, times, held, sum(wanted) == 1, shared),)) if want else ()
+            for file, of, want in zip(found, platform, wanted)]
 
 
-def _of_another(parts: tuple[str, ...], assignment: str) -> bool:
-    says = [names_assignment(stem_of(part), assignment) for part in reversed(parts[-2:])]  # the file first, then its folder
-    return next((said is False for said in says if said is not None), False)
+def _other_number(parts: tuple[str, ...], assignment: str, shared: int) -> str:
+    """The number of the other assignment that a file is named after, or else its folder; "" if neither is."""
+    names = [stem_of(part) for part in reversed(parts[-2:])]
+    if len(names) > 1 and names[1].isdecimal() and len(parts) - 2 in (0, shared):
+        names.pop()  # a student with a number for a name
+    name, says = next(((name, says) for name in names if (says := names_assignment(name, assignment)) is not None), ("", True))
+    return "" if says else re.match(r"\d+", name)[0]
 
 
 def platform_owners(parts: tuple[str, ...], people: dict) -> tuple[Owner, ...]:

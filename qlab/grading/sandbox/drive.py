@@ -120,13 +120,15 @@ class _Link:
 def drive(start: Callable[[], Run], sources: list[str], questions: list[dict], total_seconds: float, cell_seconds: float) -> Transcript:
     """Runs the cells and asks every case of every question, as often as it takes until each has an answer or its question has ended.
 
-    questions: {"id", "seconds", "cases": [{"kind", "call", "setup", "inputs"}]}. total_seconds bounds the whole, cell_seconds one cell.
+    questions: {"id", "seconds", "cases": [{"kind", "call", "setup", "inputs"}]}, and "after": the index of the cell after which the names
+    are as the question needs them; None, or left out, for the last. total_seconds bounds the whole, cell_seconds one cell.
     Raises WorkerFailed if a worker does not start.
     """
     transcript = Transcript()
     clock = _Clock({question["id"]: float(question["seconds"]) for question in questions}, time.monotonic() + total_seconds)
     cases = [(q, k, case["kind"]) for q in questions for k, case in enumerate(q["cases"])]
     left_out: set[int] = set()  # cells that did not come to their end
+    kept = [question["after"] for question in questions if question.get("after") is not None]
     first = True
     while True:
         still = [(q, k, kind) for q, k, kind in cases if (q["id"], k) not in transcript.answers and q["id"] not in transcript.ended]
@@ -137,8 +139,8 @@ def drive(start: Callable[[], Run], sources: list[str], questions: list[dict], t
         inbox = _Inbox(link, transcript)
         try:
             batches = {wanted: [(q, k) for q, k, kind in still if kind == wanted] for wanted in ("public", "hidden")}
-            kept = [None if index in left_out else source for index, source in enumerate(sources)]
-            blame = _run(link, inbox, kept, batches, clock, cell_seconds)
+            cells = [None if index in left_out else source for index, source in enumerate(sources)]
+            blame = _run(link, inbox, cells, kept, batches, clock, cell_seconds)
         finally:
             how = link.close(inbox.fault == "killed")
             transcript.tail = link.tail
@@ -166,11 +168,12 @@ class _Clock:
     deadline: float  # of the whole
 
 
-def _run(link: _Link, inbox: "_Inbox", cells: list, batches: dict, clock: _Clock, cell_seconds: float) -> tuple[str, object]:
+def _run(link: _Link, inbox: "_Inbox", cells: list, kept: list, batches: dict, clock: _Clock,
+         cell_seconds: float) -> tuple[str, object]:
     """One run of a worker: what did not come to its end, "cell", "question" or "" for nothing, and which."""
     if inbox.next("ready", time.monotonic() + START_SECONDS) is None:
         raise WorkerFailed("the worker did not start.")
-    link.send({"cells": cells})
+    link.send({"cells": cells, "kept": kept})
     inbox.cells = deque(index for index, source in enumerate(cells) if source is not None)
     while inbox.cells:
         index = inbox.cells[0]
@@ -196,7 +199,8 @@ def _run(link: _Link, inbox: "_Inbox", cells: list, batches: dict, clock: _Clock
 def _question(question: dict, batch: list) -> dict:
     """What the worker is told of a question's cases in this batch: nothing that is expected."""
     asked = [(k, question["cases"][k]) for q, k in batch if q is question]
-    return {"id": question["id"], "cases": [{"case": k, **{key: case[key] for key in ("call", "setup", "inputs")}} for k, case in asked]}
+    cases = [{"case": k, **{key: case[key] for key in ("call", "setup", "inputs")}} for k, case in asked]
+    return {"id": question["id"], "after": question.get("after"), "cases": cases}
 
 
 class _Inbox:

@@ -2,19 +2,24 @@
 
     it is told                                                    it answers (JSON, one line each)
                                                                   {"ready": true}, before any of the student's code runs
-    {"cells": [source or null, ...]}                              {"cell": i, "error": null or text} for each that is not null
-    {"questions": [{"id": "q1", "cases": [{"case": k,             {"question": "q1", "case": k, "value": VALUE} for each case,
-      "call": ..., "setup": ..., "inputs": {...}}]}]}             then {"done": n}, n counting such requests from 1
+    {"cells": [source or null, ...], "kept": [i, ...]}            {"cell": i, "error": null or text} for each that is not null
+    {"questions": [{"id": "q1", "after": i or null,               {"question": "q1", "case": k, "value": VALUE} for each case,
+      "cases": [{"case": k, "call": ..., "setup": ...,            then {"done": n}, n counting such requests from 1
+      "inputs": {...}}]}]}
 
 It receives inputs only, never an expected value, and is told a question's hidden cases only after it has answered all public ones.
 Cells run in an IPython shell, so magics work; one that fails prints and the cell goes on. A cell that raises does not stop the others.
 Each case gets inputs of its own and the same random seeds, so one case cannot spoil the next by writing into a tensor.
+A question is asked of what stood after its answer cell, as in a notebook whose test cell follows: a scratch cell that later makes something
+else of a name, storage = storage(10, 7), costs nothing. What a later cell adds is there too, and an answer that the cell left blank.
 """
 
+import contextlib
 import json
 import os
 import random
 import sys
+import types
 
 import numpy as np
 
@@ -82,6 +87,23 @@ def run_cell(shell, source: str) -> str | None:
     return f"{said['type']}: {message}".removesuffix(": ")[: values.MAX_TEXT] + (f" (line {line} of the cell)" if line else "")
 
 
+def standing(names: dict) -> dict:
+    """The names that stand after an answer cell, without the functions and classes that are not answered yet.
+
+    >>> def blank(): raise NotImplementedError()
+    >>> def double(x): return 2 * x
+    >>> list(standing({"bits": 8, "blank": blank, "double": double}))
+    ['bits', 'double']
+    """
+    return {name: value for name, value in names.items() if not _blank(value)}
+
+
+def _blank(value) -> bool:
+    parts = vars(value).values() if type(value) is type else [value]
+    codes = [part.__code__ for part in parts if type(part) is types.FunctionType]
+    return any("NotImplementedError" in code.co_names for code in codes)
+
+
 def seed() -> None:
     """The same random numbers for each submission and each case."""
     random.seed(0)
@@ -121,14 +143,23 @@ def work(requests: int, answers: int, shell) -> None:
 
     say({"ready": True})
     seed()
-    done = 0
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as in a notebook: what %%writefile has written can be imported
+    done, kept, end = 0, {}, {}
     with open(requests, "rb") as lines:
         for line in lines:
             request = json.loads(line)
             for index, source in enumerate(request.get("cells", ())):
                 if source is not None:
-                    say({"cell": index, "error": run_cell(shell, source)})
+                    with contextlib.suppress(Exception):  # what an earlier cell wrote may be newer than the import system's list of files
+                        sys.path_importer_cache.pop(os.getcwd(), None)
+                    error = run_cell(shell, source)
+                    if index in request["kept"]:
+                        kept[index] = standing(shell.user_ns)
+                    say({"cell": index, "error": error})
+            end = dict(shell.user_ns) if "cells" in request else end
             for question in request.get("questions", ()):
+                shell.user_ns.update(end | kept.get(question["after"], {}))
                 for case in question["cases"]:
                     say({"question": question["id"], "case": case["case"], "value": answer(shell.user_ns, case)})
             if "questions" in request:

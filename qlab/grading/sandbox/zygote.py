@@ -21,7 +21,11 @@ import sys
 
 from qlab.grading.sandbox import worker
 
-PRELOAD = ("matplotlib.pyplot", "qlab.grading", "qlab.quant")  # what many submissions import
+PRELOAD = ("matplotlib.pyplot", "qlab.grading", "qlab.quant", "qlab.nets.ptq", "qlab.lab.zoo")  # what many submissions import
+# What takes long when it is done for the first time: the second and the third import some 900 modules. None runs a backward pass, whose
+# threads, where torch sees a GPU, would forbid every worker one of its own.
+WARM_UP = ("torch.zeros(2, 2) @ torch.zeros(2, 2) + 1", "torch.func.vjp(torch.sin, torch.ones(1))[0]",
+           "len(torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1).state)")
 
 
 def main() -> None:
@@ -44,8 +48,9 @@ def main() -> None:
             pass
     if not os.access(torch.__file__, os.R_OK):
         raise PermissionError(f"{torch.__file__} cannot be read by another user: chmod -R go+rX the environment's folder.")
-    worker.run_cell(shell, "pass")  # what is done for the first time takes long: better here than in each worker
-    worker.answer({"torch": torch}, {"call": "torch.zeros(2, 2) @ torch.zeros(2, 2) + 1", "inputs": {}})
+    worker.run_cell(shell, "pass")  # better here than in each worker
+    for call in WARM_UP:
+        worker.answer({"torch": torch}, {"call": call, "inputs": {}})
     gc.freeze()  # so that the workers' collector leaves these pages shared
     control.sendall(b'{"ready": true}\n')
     while True:
