@@ -48,3 +48,26 @@ def test_both_runtimes_look_at_their_images(module, library, tmp_path):
     images[2, 1] = np.inf
     with pytest.raises(ValueError, match="images hold NaN or infinity"):
         module.run(tmp_path / "net", images)
+
+
+@pytest.mark.parametrize("make, shape, match", [
+    (lambda: nn.Linear(3, 2).half(), (3,), "weight is torch.float16 on cpu, and must be float32 on the CPU: model.float...cpu.. is"),
+    (lambda: nn.Linear(3, 2).double(), (3,), "weight is torch.float64 on cpu"),
+    (lambda: nn.Linear(3, 2, device="meta"), (3,), "weight is torch.float32 on meta"),
+    (lambda: nn.Linear(3, 2), (4,), "image_shape is .4,., which the network cannot take"),
+    (lambda: nn.Linear(3, 2), (-3,), "image_shape is .-3,., and must be whole numbers"),
+    (lambda: nn.Linear(3, 2), (3.0,), "image_shape is .3.0,., and must be whole numbers"),
+    (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(5)), (1, 2, 2), "which the network cannot take .Dimension out of range"),
+    (lambda: nn.Conv2d(1, 2, 1), (1, 3, 3), "gives .2, 2, 3, 3. for two images, and must give .2, classes."),
+])
+def test_a_network_that_does_not_fit_is_told_why(make, shape, match):
+    with pytest.raises(ValueError, match=match):
+        checks.float_network(make(), shape)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_network_of_nan_is_refused(bad):
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    net[1].running_var[1] = bad
+    with pytest.raises(ValueError, match="1.running_var holds NaN or infinity"):
+        checks.float_network(net, (1, 2, 2))

@@ -18,16 +18,24 @@ from qlab.quant.layout import as_tensor
 def float_network(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
     """The network with its batch norms folded, in evaluation mode, as a copy; it takes images of this shape, and gives (n, classes).
 
-    Raises TypeError for what is no module, ValueError for a layer that qlab.nets.graph refuses, by name, or a shape that does not fit.
+    Raises TypeError for what is no module, ValueError for a layer that qlab.nets.graph refuses, by name, for weights that are not finite
+    float32 numbers on the CPU, or for a shape that does not fit.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, and must be a float torch.nn.Module: this runtime brings its own quantizer.")
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in image_shape):
+        raise ValueError(f"image_shape is {image_shape}, and must be whole numbers, 1 or more each.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, and must be float32 on the CPU: model.float().cpu() is.")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")
     folded = ptq.fold_batch_norm(model)
     example = torch.zeros(2, *image_shape)
     try:
         with torch.no_grad():
             logits = folded(example)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         said = str(error).splitlines()[0]
         raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({said}).") from None
     if logits.dim() != 2 or len(logits) != 2:

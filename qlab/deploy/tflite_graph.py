@@ -12,6 +12,8 @@ What differs is the order of the numbers, and these operations:
     a mean      is a DEPTHWISE_CONV_2D with weights of 1 and the scale 1 / values: a sum and one M, as here. AVERAGE_POOL_2D cannot
                 change the scale; MEAN does, but divides m by the number of values without shifting it up again, so that its
                 roundings fall elsewhere than qlab's (3 of 100 codes of the depthwise net were one apart).
+    groups      A CONV_2D whose filters are less deep than its input; all four sets of kernels run it. DEPTHWISE_CONV_2D where each channel
+                is a group of its own.
     ReLU, ReLU6 are clamps of the operator before them, at the codes of 0.0 and of 6.0.
 """
 
