@@ -198,6 +198,15 @@ def test_an_empty_sign_magnitude_packing_code_and_weight():
 
 # Arrays and tensors of any layout
 
+@pytest.fixture
+def always_warn():
+    """torch says most of its warnings once a program: here every time."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
 def laid_out():
     """The same numbers, (4, 6), in memory of every kind that NumPy and torch have."""
     base = np.random.default_rng(0).standard_normal((4, 6))
@@ -216,7 +225,7 @@ def laid_out():
 
 
 @pytest.mark.parametrize("layout", laid_out())
-def test_memory_layout_changes_nothing_and_nothing_warns(layout):
+def test_memory_layout_changes_nothing_and_nothing_warns(layout, always_warn):
     x, plain = laid_out()[layout], torch.from_numpy(laid_out()["plain"])
     if layout == "nested":
         plain = plain.float()                                                               # a list is float32 to torch
@@ -247,7 +256,7 @@ def test_memory_layout_changes_nothing_and_nothing_warns(layout):
 @pytest.mark.parametrize("view", [lambda x: x[::2], lambda x: x[0].expand(7), lambda x: x.expand(5, 12).T, lambda x: x.reshape(3, 4).T,
                                   lambda x: x.reshape(2, 3, 2).permute(2, 0, 1)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_views_of_tensors_do_not_warn(view, dtype):
+def test_views_of_tensors_do_not_warn(view, dtype, always_warn):
     x = view(torch.randn(12, generator=torch.Generator().manual_seed(1)).to(dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -258,7 +267,7 @@ def test_views_of_tensors_do_not_warn(view, dtype):
 
 @pytest.mark.parametrize("codes", [np.arange(6)[::-1], np.arange(6, dtype=">i4")[::-1], np.broadcast_to(np.int16(3), 6), [5, 4, 3],
                                    np.arange(12, dtype=np.uint8).reshape(6, 2)[:, 0] % 8, torch.arange(6).repeat(2)[::2] % 7])
-def test_integers_of_any_layout(codes):
+def test_integers_of_any_layout(codes, always_warn):
     plain = np.array(codes.tolist() if isinstance(codes, torch.Tensor) else codes).astype(np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

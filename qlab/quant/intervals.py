@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 TOLERANCE = 1e-8  # the error found is at most this part above the least there is, whatever rounding did
-AT_ONCE = 1 << 25  # rows are solved together as long as their places times clusters are no more: 64 MB to remember
+AT_ONCE = 1 << 23  # rows are solved together as long as their places times clusters are no more: 16 MB to remember
 CACHE = 1 << 15
 
 
@@ -68,14 +68,15 @@ def cut(ordered: np.ndarray, sums: Sums, cuts: np.ndarray, k: int) -> tuple[np.n
         plain, squares = (sums.plain, sums.squares) if len(cuts) == n + 1 else (sums.plain[:, cuts], sums.squares[:, cuts])
         places, least = _best_edges(rows, len(cuts), k, _by_sums(np.tile(cuts, (rows, 1)), plain, squares))
         edges = cuts[places]
-        book = _means(sums.plain, edges) + sums.middle
+        book = _means(ordered, sums, edges)
         unsure = np.flatnonzero(~(_bound(sums, k) <= TOLERANCE * least))
         unsure = [row for row in unsure if not np.isin(ordered[row], book[row]).all()]      # values that all are centroids leave no error
-    if unsure:
-        values = ordered[unsure].astype(np.float64)
+    together = max(1, AT_ONCE // (1024 * len(cuts)))                                            # some 100 tables a row
+    for some in (unsure[i:i + together] for i in range(0, len(unsure), together)):
+        values = ordered[some].astype(np.float64)
         values = np.ldexp(values, 480 - np.frexp(np.abs(values).max(axis=1, keepdims=True))[1])     # squares neither overflow nor vanish
-        edges[unsure] = cuts[_best_edges(len(unsure), len(cuts), k, _by_blocks(values, cuts))[0]]
-        book[unsure] = [means(ordered[row], edges[row]) for row in unsure]
+        edges[some] = cuts[_best_edges(len(some), len(cuts), k, _by_blocks(values, cuts))[0]]
+        book[some] = [means(ordered[row], edges[row]) for row in some]
     return edges, book
 
 
@@ -95,12 +96,15 @@ def means(ordered: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full(len(edges) - 1 - len(mean), mean[0]), mean])
 
 
-def _means(sums: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _means(ordered: np.ndarray, sums: Sums, edges: np.ndarray) -> np.ndarray:
     """Each cluster's mean, (rows, k), from running sums; an empty cluster, which costs nothing, repeats the mean before it."""
     count = np.diff(edges, axis=1)
-    total = np.diff(np.take_along_axis(sums, edges, axis=1), axis=1)
+    total = np.diff(np.take_along_axis(sums.plain, edges, axis=1), axis=1)
+    mean = total / np.maximum(count, 1) + sums.middle
+    first = np.take_along_axis(ordered, np.minimum(edges[:, :-1], ordered.shape[1] - 1), axis=1)
+    last = np.take_along_axis(ordered, np.maximum(edges[:, 1:] - 1, 0), axis=1)
+    mean = np.where(count > 0, np.clip(mean, first, last), mean)                            # a value beside huge ones keeps its place
     last_full = np.maximum.accumulate(np.where(count > 0, np.arange(count.shape[1]), 0), axis=1)
-    mean = total / np.maximum(count, 1)
     return np.sort(np.take_along_axis(mean, last_full, axis=1), axis=1)
 
 

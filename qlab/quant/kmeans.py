@@ -145,7 +145,7 @@ def _middle(codebook, dtype: torch.dtype) -> torch.Tensor:
 
 def _nearest(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Index of the nearest of the ascending centroids: how many midpoints between neighbours lie below the value."""
-    middle = _middle(codebook, rows.dtype)
+    middle = _middle(codebook, rows.dtype).contiguous()
     if len(rows) == 1:
         return torch.bucketize(rows.contiguous(), middle[0], out_int32=True)
     return torch.searchsorted(middle, rows.contiguous(), out_int32=True)
@@ -176,10 +176,12 @@ def _lloyd(ordered: np.ndarray, codebook: np.ndarray, max_iter: int = 10_000):
 
 def _optimum(ordered: np.ndarray, k: int) -> np.ndarray:
     """The optimal centroids of each sorted row, (rows, k) from (rows, n)."""
-    n = ordered.shape[1]
-    together = max(1, intervals.AT_ONCE // (n * k)) if n <= EXACT else 1
+    n, different = ordered.shape[1], 1 + np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
+    if k == n == different.min():
+        return ordered.astype(np.float64)                                                   # each value is a centroid
+    together = max(1, intervals.AT_ONCE // (n * max(k, 32))) if n <= EXACT else 1
     books = np.concatenate([_optimum_of_few(ordered[i:i + together], k) for i in range(0, len(ordered), together)])
-    for row in np.flatnonzero(np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1) < k):  # no more different values than centroids
+    for row in np.flatnonzero(different <= k):  # no value needs to share a centroid
         values = np.unique(ordered[row])
         if not np.isin(values, books[row]).all():
             books[row] = np.concatenate([values, np.full(k - len(values), values[-1])])
