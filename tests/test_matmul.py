@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from qlab.lab.measure import size_bytes
 from qlab.matmul import Int8Linear, cpu, device, int8_matmul, layers, product, quantize_linears_, reference
-from qlab.quant import linear
+from qlab.quant import linear, settled
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("reference", "torch", "auto")
@@ -381,6 +381,14 @@ def test_a_static_layer_takes_over_scale_and_zero_point(tmp_path):
     assert other.activations == (0.1 / 3, -20) and torch.equal(one(x), other(x))
     for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
         assert copied.activations == (0.1 / 3, -20) and torch.equal(copied(x), one(x))
+
+
+def test_a_static_state_without_its_scale_is_refused():
+    layer = Int8Linear.from_float(nn.Linear(5, 3), (0.1, 3))
+    bare = settled.as_tensor({"activations": "static", "relu": False})
+    with pytest.raises(ValueError, match="activations is"):
+        layer.load_state_dict({**layer.state_dict(), "_extra_state": bare})
+    assert layer.activations == (0.1, 3)
 
 
 def test_settings_are_no_weights():

@@ -75,7 +75,7 @@ class Int8Linear(settled.Settled):
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         if isinstance(self.activations, tuple):
-            self.activations = _check_activations(settled.as_settings(state)["static"])
+            self.activations = _check_activations(settled.as_settings(state).get("static") or ())  # () is refused
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
