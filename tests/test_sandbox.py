@@ -16,7 +16,7 @@ import pytest
 
 import qlab
 from qlab.grading import mark
-from qlab.grading.sandbox import attack, bwrap, cgroups, confine, drive, slot
+from qlab.grading.sandbox import attack, bwrap, calls, cgroups, drive, slot
 
 pytestmark = pytest.mark.skipif(
     not small.has_bwrap() and not os.environ.get("CI"), reason="the sandbox needs bubblewrap: apt install bubblewrap"
@@ -222,6 +222,64 @@ def test_the_whole_notebook_has_a_limit_too(box):
     result = mark.grade_notebook(box, slow, small.bundle(), total_seconds=1.0)
     assert (scores(result), states(result)) == ([0, 0], ["timeout", "timeout"])
     assert "whole notebook" in result["questions"][0]["reason"]
+
+
+TOUR = """
+import asyncio, concurrent.futures, mmap, multiprocessing, os, resource, shelve, shutil, signal, socket, sqlite3, subprocess, tarfile, time
+import numpy, pexpect, torch
+from matplotlib import pyplot
+failed, context = [], multiprocessing.get_context("fork")
+def check(name, right, function, *given):
+    try:
+        answer = function(*given)
+        assert right is None or answer == right, answer
+    except BaseException as error:
+        failed.append(f"{name}: {error!r}")
+def files():
+    open("/tmp/a", "w").write("text")
+    shutil.copy2("/tmp/a", "/tmp/b"); shutil.copytree("/tmp", "/tmp/c", ignore=lambda folder, names: {*names} - {"a", "b"})
+    os.symlink("a", "/tmp/l"); os.mkfifo("/tmp/f"); os.chmod("/tmp/a", 0o600); os.utime("/tmp/a")
+    with tarfile.open("/tmp/t", "w:gz") as archive: archive.add("/tmp/c")
+    with shelve.open("/tmp/s") as kept: kept["key"] = 1
+    with open("/tmp/a", "r+b") as file: return mmap.mmap(file.fileno(), 0)[:4]
+def processes():
+    queue = context.Queue()
+    process = context.Process(target=queue.put, args=(3,)); process.start(); process.join()
+    with context.Pool(2) as pool: return queue.get() + sum(pool.map(abs, [-1, 2]))
+def database():
+    with sqlite3.connect(":memory:") as base: return base.execute("select 1 + 1").fetchone()[0]
+async def nap():
+    await asyncio.sleep(0.001)
+    return await asyncio.to_thread(abs, -1)
+def alarm():
+    signal.signal(signal.SIGALRM, lambda *a: None); signal.setitimer(signal.ITIMER_REAL, 0.01); signal.pause()
+def local():
+    ours, theirs = socket.socketpair(); ours.send(b"x")
+    return theirs.recv(1)
+def shell(): return subprocess.run("ls -l /tmp | sort | head -1; nproc; cp /tmp/a /tmp/d", shell=True, capture_output=True).returncode
+def save():
+    torch.save(torch.ones(3), "/tmp/t.pt")
+    return torch.load("/tmp/t.pt", mmap=True).sum().item() + torch.ones(3).share_memory_().sum().item()
+def train():
+    torch.set_num_threads(2); net = torch.nn.Conv2d(1, 2, 3); net(torch.rand(2, 1, 8, 8)).sum().backward()
+    torch.optim.Adam(net.parameters()).step()
+def load(): return len([*torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(8, 3)), batch_size=4, num_workers=1)])
+check("files", b"text", files); check("processes", 6, processes); check("database", 2, database); check("asyncio", 1, asyncio.run, nap())
+check("alarm", None, alarm); check("socket", b"x", local); check("shell", 0, shell)
+check("terminal", b"hi", lambda: pexpect.run("echo hi").strip())
+check("usage", True, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_utime > 0)
+check("numpy", 3, lambda: numpy.linalg.svd(numpy.eye(3))[1].sum())
+check("torch", None, train); check("loader", 2, load); check("saved", 6.0, save)
+check("figure", None, lambda: pyplot.plot([1])[0].figure.savefig("/tmp/p.png"))
+print("FAILED", failed)
+"""
+
+
+def test_what_a_notebook_may_want_to_do_works(box):
+    """No call that it needs is missing from the list of those that are allowed."""
+    result = grade(box, before=TOUR, q2="%%time\n" + small.NBYTES)
+    assert "FAILED []" in result["stdout_tail"] and "CPU times" in result["stdout_tail"]
+    assert scores(result) == [2, 3]
 
 
 def test_copies_of_the_test_cells_do_not_matter(box):
@@ -674,30 +732,64 @@ def test_seccomp_filter_is_a_program_the_kernel_would_take():
     """Emulated step by step: the calls that are refused, and the ones that must work."""
     import struct
 
-    def decide(machine, number, argument=0):
-        program = list(struct.iter_unpack("HBBI", confine.seccomp_filter(machine)))
-        data, at, held = {0: number, 4: confine.ARCHITECTURES[machine][1], 16: argument}, 0, 0
+    def decide(machine, number, argument=0, index=0):
+        program = list(struct.iter_unpack("HBBI", calls.seccomp_filter(machine)))
+        arguments = [argument if k == index else 0 for k in range(6)]
+        data = {0: number, 4: calls.ARCHITECTURES[machine][1]}
+        data |= {16 + 4 * half: arguments[half // 2] >> 32 * (half % 2) & 0xFFFFFFFF for half in range(12)}
+        at, held = 0, 0
         while True:
             code, yes, no, value = program[at]
             at += 1
             if code == 0x20:
                 held = data[value]
+            elif code == 0x54:
+                held &= value
             elif code == 0x06:
                 return value
             else:
-                at += yes if {0x15: held == value, 0x35: held >= value, 0x45: held & value != 0}[code] else no
+                at += yes if {0x15: held == value, 0x35: held >= value}[code] else no
 
-    allow, denied = 0x7FFF0000, 0x00050001
-    for machine, calls in {"x86_64": (0, 56, 41, 272, 101, 165), "aarch64": (63, 220, 198, 97, 117, 40)}.items():
-        read, clone, sockets, *refused = calls
-        assert decide(machine, read) == allow
-        assert [decide(machine, number) for number in refused] == [denied] * 3
-        assert decide(machine, clone, 0x3D0F00) == allow and decide(machine, clone, 0x10000000) == denied
-        assert decide(machine, sockets, 1) == allow and decide(machine, sockets, 2) == 0x0005000D
-        assert decide(machine, 435) == 0x00050026
-    assert decide("x86_64", 0x40000000 + 165) == 0x00050026
+    allow, absent, denied = 0x7FFF0000, 0x00050026, 0x00050001
+    machines = {  # read, openat, exit_group; unshare, ptrace, mount, clone3, memfd_create, shmget, mincore, flock, cachestat, io_uring
+        "x86_64": ((0, 257, 231), (272, 101, 165, 435, 319, 29, 27, 73, 451, 425)),
+        "aarch64": ((63, 56, 94), (97, 117, 40, 435, 279, 194, 232, 32, 451, 425)),
+    }
+    for machine, (may, may_not) in machines.items():
+        number = calls.numbers(machine)
+        assert [decide(machine, call) for call in may] == [allow] * len(may)
+        assert [decide(machine, call) for call in may_not] == [absent] * len(may_not)
+        assert len({*number.values()}) == len(number) and decide(machine, max(number.values()) + 1) == absent
+        assert decide(machine, number["clone"], 0x3D0F00) == allow and decide(machine, number["clone"], 0x10000000) == denied
+        for family, verdict in ((1, allow), (2, 0x0005000D), (1 << 32 | 16, 0x0005000D)):
+            assert decide(machine, number["socket"], family) == decide(machine, number["socketpair"], family) == verdict
+        for flags, verdict in ((0x22, allow), (1, allow), (2, allow), (0x21, denied), (0x23, denied), (0x40022, denied)):
+            assert decide(machine, number["mmap"], flags, 3) == verdict
+        for flags, verdict in ((0, allow), (4, allow), (8, 0x0005005F), (12, 0x0005005F), (0x80, 0x0005005F)):
+            assert decide(machine, number["preadv2"], flags, 5) == verdict
+        for command, verdict in ((3, allow), (1030, allow), (5, denied), (6, denied), (37, denied), (1024, denied), (1026, denied)):
+            assert decide(machine, number["fcntl"], command, 1) == verdict
+        assert decide(machine, number["setsockopt"], 2, 2) == allow and decide(machine, number["setsockopt"], 7, 2) == denied
+        for call, index in (("wait4", 3), ("waitid", 4)):
+            usage = [decide(machine, number[call], pointer, index) for pointer in (0, 0x7F00, 0x7F00 << 32)]
+            assert usage == [allow, absent, absent]
+    assert decide("x86_64", 0x40000000 + 1) == absent  # x32
     with pytest.raises(ValueError, match="not of riscv64"):
-        confine.seccomp_filter("riscv64")
+        calls.seccomp_filter("riscv64")
+
+
+@pytest.mark.parametrize(("machine", "header"), [("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")])
+def test_numbers_of_system_calls_are_those_of_the_kernels_headers(machine, header):
+    if not (path := Path("/usr/include") / header).exists():
+        pytest.skip("the kernel's headers are not here")
+    stated = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text())}
+    if machine == "aarch64":
+        stated["newfstatat"] = stated["fstatat"]
+    ours = calls.numbers(machine)
+    assert {name: number for name, number in ours.items() if stated.get(name, number) != number} == {}
+    assert set(ours) - set(stated) <= {"fchmodat2"} and ours["fchmodat2"] == 452  # of Linux 6.6
+    absent = {name for text in calls.ALLOWED.values() for name in re.findall(r"(\w+) \d+ -", text)}
+    assert machine == "x86_64" or not absent & set(stated) - {"getrlimit", "setrlimit"}
 
 
 def test_cgroup_places(tmp_path):

@@ -3,7 +3,7 @@
     drive     the grader's end: sends cells and cases, keeps the clock, believes nothing
     bwrap     the sandbox, by bubblewrap; a slot of it is one zygote (slot), bounded by the kernel (cgroups)
     zygote    imports torch once, and forks a worker for each submission
-    confine   what a forked worker takes away from itself
+    confine   what a forked worker takes away from itself; calls, the system calls that it keeps
     worker    runs the student's cells and answers the cases: untrusted from the first cell on
     attack    proves on this machine that the limits hold
 """
