@@ -848,6 +848,18 @@ def test_a_length_that_leads_to_the_same_bytes_again_and_again_is_refused(tmp_pa
         tflite.describe(path)
 
 
+def test_what_lies_outside_the_file_is_not_read(tmp_path):
+    network, _ = integers(nn.Linear(4, 2), (4,))
+    for change in (lambda graph: setattr(graph.tensors[1], "buffer", 1000), lambda graph: setattr(graph.operators[0], "inputs", [0, 99])):
+        path = rewritten(foreign(network, tmp_path / "net.tflite", (4,)), lambda model, change=change: change(model.subgraphs[0]))
+        with pytest.raises(ValueError, match="is damaged: it begins as a .tflite file and cannot be read to its end"):
+            tflite.describe(path)
+    with open(path, "ab") as file:  # a hole, which takes no room on the disk
+        file.truncate(2**31)
+    with pytest.raises(ValueError, match="it has 2,147,483,648 bytes, and such a file less than 2 GiB"):
+        tflite.describe(path)
+
+
 def test_constants_that_cannot_be_told_apart_or_shown_are_refused(tmp_path):
     network, _ = integers(nn.Linear(4, 2), (4,))
 

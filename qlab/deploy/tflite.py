@@ -138,6 +138,8 @@ def describe(path: str | os.PathLike) -> Model:
 def _read(path: str | os.PathLike) -> tuple[bytes, bool]:
     """The file's bytes, and whether they are what this version's export wrote: a description beside them has their checksum."""
     try:
+        if Path(path).stat().st_size >= 2**31:
+            raise ValueError(f"{path} is not a .tflite file: it has {Path(path).stat().st_size:,} bytes, and such a file less than 2 GiB.")
         content = Path(path).read_bytes()
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path} ({error.strerror}): tflite.export writes such a file.") from None
@@ -167,7 +169,7 @@ def _parse(path: str | os.PathLike, content: bytes) -> tuple[Model, dict[str, np
         return read().tolist() if len(whole(count, nbytes)) else []
 
     def tensor(t) -> Tensor:
-        q, raw, name = t.Quantization(), model.Buffers(t.Buffer()), (t.Name() or b"").decode()
+        q, raw, name = t.Quantization(), model.Buffers(range(model.BuffersLength())[t.Buffer()]), (t.Name() or b"").decode()
         whole(len(name), 1)
         scale = () if q is None else tuple(values(q.ScaleLength(), 4, q.ScaleAsNumpy))
         zero = () if q is None else tuple(values(q.ZeroPointLength(), 8, q.ZeroPointAsNumpy))
