@@ -30,9 +30,8 @@ def one_library(networks: Networks, folder: Path) -> Callable[[str, torch.Tensor
             kernel = (c_source.KERNELS / f"{piece}.c").read_text().rstrip()
             kernels |= {piece} if kernel in written else set()
             written = written.replace(kernel, "")
-        for own in set(re.findall(r"^static (?:const )?\w+ (\w+)", written, re.M)):
-            written = re.sub(rf"\b{own}\b", f"{numbers[name]}_{own}", written)
-        texts.append(written)
+        own = {word: f"{numbers[name]}_{word}" for word in re.findall(r"^static (?:const )?\w+ (\w+)", written, re.M)}
+        texts.append(re.sub(r"[A-Za-z_]\w*", lambda word, own=own: own.get(word[0], word[0]), written))
     first = [f"#include <stdint.h>\n#include <string.h>\n#define ADD_SHIFT {integer.ADD_SHIFT}"]
     first += [(c_source.KERNELS / f"{piece}.c").read_text() for piece in c_source.ORDER if piece in kernels]
     (folder / "all.c").write_text("\n\n".join(first + texts))

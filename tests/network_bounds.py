@@ -98,22 +98,22 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 @torch.no_grad()
 def truth(net: Network) -> Truth:
-    def run(mode=None, images_of=lambda t: t):
+    def run(mode=None):
         model, images = net.make()
-        model = model.eval().double()
+        model, images = model.eval().double(), images.double().clone()
         if mode is None:
-            return model(images.double().clone())
+            return model(images)
         with mode:
-            return model(images_of(images.double()).clone())
+            return model(images.abs())
 
     def sixteen(w):  # half a step of 16 bits, and the rounding of what is decoded to the weight's dtype
         return w.abs().amax() * (0.5000001 / (2**15 - 1) + 4 * unit)
 
-    model, images = net.make()
-    unit = max(UNIT[dtype_of(model)], UNIT[torch.float32] if images.dtype != torch.float16 else UNIT[torch.float32])
+    model, _ = net.make()
+    unit = max(UNIT[dtype_of(model)], UNIT[torch.float32])                                  # scales and codes are float32's
     plain = Magnitude()
-    magnitude = run(plain, torch.abs)
-    wider = run(Magnitude(sixteen), torch.abs)
+    magnitude = run(plain)
+    wider = run(Magnitude(sixteen))
     return Truth(run(), magnitude, wider - magnitude, plain.terms, unit)
 
 

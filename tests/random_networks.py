@@ -13,8 +13,9 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import integer_reference
@@ -224,6 +225,8 @@ def same_in_c(reports: list[Report]) -> None:
                 wanted[str(report.net.seed)] = report.network, shape
             except ValueError as error:
                 report.refused["c"] = str(error)
+                with described(report.net):
+                    assert not report.net.plain, f"a plain network is refused: {error}"
         run = one_library(wanted, Path(folder))
         for report in reports:
             if str(report.net.seed) in wanted:
@@ -265,24 +268,26 @@ def check(seed: int, everything: bool = False) -> Report:
 TFLITE_CANNOT = re.compile("quantize activations to 8 bits|with dilation=|in 16 bits")       # what its runtimes do not have
 
 
-def check_many(seeds: range, every: int, keep_going: bool = False) -> tuple[list[Report], list[str]]:
-    """Check the networks of these seeds, every so many with all kinds of files; the reports, and what failed."""
+def check_many(seeds: Sequence[int], every: int, tell: Callable[[str], None] = lambda said: None) -> tuple[list[Report], list[str]]:
+    """Check the networks of these seeds, every so many with all kinds of files; the reports, and what failed. tell: gets that at once."""
     reports, failures = [], []
-    for i, seed in enumerate(seeds):
+
+    def note(error: AssertionError) -> None:
+        failures.append(str(error))
+        tell(f"{error}\n")
+
+    for start in range(0, len(seeds), 100):  # a C library for each hundred
+        fresh = []
+        for i, seed in enumerate(seeds[start:start + 100], start):
+            try:
+                fresh.append(check(seed, everything=every > 0 and i % every == 0))
+            except AssertionError as error:
+                note(error)
         try:
-            reports.append(check(seed, everything=every > 0 and i % every == 0))
+            same_in_c([report for report in fresh if report.network is not None])
         except AssertionError as error:
-            failures.append(str(error))
-            if not keep_going:
-                raise
-    ready = [report for report in reports if report.network is not None]
-    for start in range(0, len(ready), 100):
-        try:
-            same_in_c(ready[start:start + 100])
-        except AssertionError as error:
-            failures.append(str(error))
-            if not keep_going:
-                raise
+            note(error)
+        reports += fresh
     return reports, failures
 
 
@@ -311,9 +316,7 @@ def main() -> int:
         print(write(given.seed).source)
         return 0
     torch.set_num_threads(1)
-    reports, failures = check_many(range(given.seed, given.seed + given.count), given.every, keep_going=True)
-    for failure in failures:
-        print(failure, end="\n\n")
+    reports, failures = check_many(range(given.seed, given.seed + given.count), given.every, partial(print, flush=True))
     print(summary(reports))
     print(f"{len(reports)} networks agree or are refused by name, {len(failures)} failed.")
     return 1 if failures else 0

@@ -26,7 +26,7 @@ COUNT = 200
 
 
 def test_random_networks():
-    reports, failures = random_networks.check_many(range(COUNT), every=20, keep_going=True)
+    reports, failures = random_networks.check_many(range(COUNT), every=20)
     print(random_networks.summary(reports))
     assert not failures, "\n\n".join(failures)
     for report in reports:
@@ -61,7 +61,7 @@ def test_a_hook_is_always_refused_by_name():
 
 
 def failures(seeds) -> list[str]:
-    return random_networks.check_many(seeds, every=0, keep_going=True)[1]
+    return random_networks.check_many(seeds, every=0)[1]
 
 
 def test_a_graph_that_takes_no_notice_of_what_is_in_place_is_found(monkeypatch):
@@ -83,7 +83,7 @@ def test_a_sum_that_rounds_once_is_found(monkeypatch):
 def test_a_model_that_is_changed_is_found(monkeypatch):
     given = graph.trace
     monkeypatch.setattr(graph, "trace", lambda model: given(model.eval()))
-    found = failures(range(0, 6, 2))
+    found = failures([seed for seed in range(0, 40, 2) if network_writer.write(seed).make()[0].training][:2])
     assert any("trace changed the model" in said for said in found) and all("class Network" in said for said in found)
 
 
