@@ -17,7 +17,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qlab import cli
-from qlab.grading import values
+from qlab.grading import mark, values
 from qlab.grading.author import build, student
 from qlab.grading.author.measure import measure
 
@@ -200,6 +200,78 @@ def test_errors_can_be_what_is_asked_for(tmp_path):
     assert bundle_of(tmp_path)["questions"][0]["cases"][2]["raises"] == "ArithmeticError"
 
 
+# Groups of cases with points of their own
+
+EDGES = '''
+
+@hidden("q1", points=0.5)
+def edges(rng):
+    yield case("halve(x)", x=-1, about="the first below nothing")
+'''
+GROUPED = TEST.replace("\n\n@wrong(\"q1\", \"rounded up\")", EDGES + "\n\n@wrong(\"q1\", \"rounded up\")")
+ALL_GROUPED = GROUPED.replace('@hidden("q1")', '@hidden("q1", points=1.5)')
+PUBLIC_TOO = ALL_GROUPED.replace('@public("q1")', '@public("q1", points=0.1)').replace("points=1.5", "points=1.4")
+BY_HAND = {  # how a student halves, and its points: edges alone has points of its own, draws too, the public cases too
+    "x // 2": (2, 2, 2),
+    "-(-x // 2)": (0, 0, 0.1),
+    "int(x / 2)": (0, 0, 0.1),
+    "x / 2": (0, 0, 0),
+    "x // 2 if x > -3 else None": (0.5, 0.5, 0.6),
+    "x // 2 if x < -3 or x > 0 else None": (1.5, 1.5, 1.5),
+    "x // 2 if x != 6 else 0": (0.5, 0, 1.9),
+    "x // 2 if x != -1 else __import__('os')._exit(3)": (1.5, 1.5, 1.5),
+    "x // 2 if x > -3 or [1 for _ in iter(int, 1)] else 0": (0.5, 0.5, 0.6),
+}
+
+
+def grouped(folder, test):
+    """The bundle of a set with this test cell, in which a question has a second."""
+    course(folder, notebook(SETUP.replace("q1=2", 'q1=2, seconds={"q1": 1}'), test=test))
+    assert build.build(folder, seed="a seed", report=lambda line: None) == []
+    return bundle_of(folder)
+
+
+def test_the_bundle_says_which_cases_give_which_points(tmp_path, built):
+    assert "groups" not in bundle_of(built)["questions"][0]
+    for k, (test, groups) in enumerate({
+        GROUPED: [("", 1.5, [0, 1, 2]), ("edges", 0.5, [3])], ALL_GROUPED: [("draws", 1.5, [0, 1, 2]), ("edges", 0.5, [0, 3])],
+        PUBLIC_TOO: [("examples", 0.1, [0]), ("draws", 1.4, [1, 2]), ("edges", 0.5, [3])]}.items()):
+        (question,) = grouped(tmp_path / str(k), test)["questions"]
+        assert [tuple(group.values()) for group in question["groups"]] == groups and question["points"] == 2
+
+
+def test_each_group_gives_its_points_alone(tmp_path):
+    bundles = [grouped(tmp_path / str(k), test) for k, test in enumerate((GROUPED, ALL_GROUPED, PUBLIC_TOO))]
+    for answer, marks in BY_HAND.items():
+        cells = [{"source": f"def halve(x):\n    return {answer}", "grade_id": "q1", "grade": False}]
+        for bundle, points in zip(bundles, marks):
+            result = mark.grade_trusted(cells, bundle)
+            (question,) = result["questions"]
+            assert (result["score"], question["score"], result["max_score"]) == (points, points, 2), (answer, question)
+            assert (question["state"] == "passed") == (points == 2)
+
+
+def test_a_question_in_groups_says_how_many_of_them_pass(tmp_path):
+    bundle = grouped(tmp_path, GROUPED)
+    (question,) = mark.grade_trusted([{"source": "def halve(x):\n    return x // 2 if x > 0 else -(-x // 2)", "grade_id": "q1",
+                                       "grade": False}], bundle)["questions"]
+    assert question["reason"] == "The public tests pass; a hidden test fails. 0 of the 2 parts of this question pass."
+    assert question["answers_like"] == "rounded towards zero"
+    assert question["groups"] == [
+        {"name": "", "points": 1.5, "score": 0, "failed_case": 2, "answers_like": "rounded towards zero"},
+        {"name": "edges", "points": 0.5, "score": 0, "failed_case": 3, "answers_like": "rounded up"}]  # of those alike the first
+    blank = mark.grade_trusted([{"source": "def halve(x):\n    raise NotImplementedError()", "grade_id": "q1", "grade": False}], bundle)
+    assert blank["score"] == 0 and blank["questions"][0]["reason"] == "Not answered yet. 0 of the 2 parts of this question pass."
+
+
+@pytest.mark.parametrize("points", ["0", "-1", "True", "float('nan')", "float('inf')", "'2'"])
+def test_points_of_a_group_are_a_number_above_0(tmp_path, points):
+    course(tmp_path, notebook(test=GROUPED.replace("points=0.5", f"points={points}")))
+    (problem,) = build.build(tmp_path, seed="s", report=print)
+    sentence = f"{NAME}, q1_test: the solution notebook fails: ValueError: q1: points is {eval(points)!r}, and must be a number above 0."
+    assert problem.startswith(sentence)
+
+
 # Each rule, broken
 
 
@@ -311,6 +383,24 @@ BROKEN = {
     "a hidden test that fails": (in_test(("rng.integers(1, 10**9)) + 1", "rng.integer(1))")), Q1 + "draws fails with AttributeError: "),
     "a cell that fails": (
         {"setup": SETUP + "\n1 / 0"}, f"{NAME}, setup: the solution notebook fails: ZeroDivisionError: division by zero (line 4"),
+    "groups of too many points": (
+        {"test": GROUPED.replace("points=0.5", "points=2")},
+        Q1 + "its groups give 2 of 2 points, and must leave some for the hidden cases without points."),
+    "groups of too few points": (
+        {"test": ALL_GROUPED.replace("points=1.5", "points=1")},
+        Q1 + "its groups give 1.5 points, and must give all 2, for no hidden case is left without points."),
+    "a group without a case": (
+        {"test": GROUPED.replace(EDGES.split("\n")[-2], "    yield from ()")}, Q1 + "edges has points and no case."),
+    "a group that no wrong solution fails": (
+        {"test": GROUPED.replace("x=-1, about", "x=-2, dtype=False, about")},
+        Q1 + "no wrong solution fails edges: its 0.5 points are given to any of them."),
+    "a public group that no wrong solution fails": (
+        {"test": PUBLIC_TOO.replace("expect=3, hint", "expect=3, dtype=False, hint")},
+        Q1 + "no wrong solution fails examples: its 0.1 points are given to any of them."),
+    "a group that a blank passes": (
+        answer_with(BODY, "if x == -1:\n        raise NotImplementedError(x)\n    half_rounded_down = x // 2")
+        | {"test": GROUPED.replace("x=-1, about", 'x=-1, raises="NotImplementedError", about')},
+        Q1 + "a blank answer gets the points of edges."),
     "a process that ends": (
         {"setup": SETUP + "\n__import__('os')._exit(3)"}, f"{NAME}: the process that ran it, or one beside it, ended without"),
 }
@@ -424,8 +514,6 @@ def test_every_set_holds_with_any_seed_and_exercises_are_up_to_date(measured, mo
 
 @pytest.mark.parametrize("path", sorted((ROOT / "solutions").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_the_grader_gives_the_solution_full_marks_and_the_blank_none(path, measured):
-    from qlab.grading import mark
-
     bundle = measured[1][str(path)]
     assert isinstance(bundle, dict), bundle
     for notebook_path, share in ((path, 1), (ROOT / "exercises" / path.name, 0)):

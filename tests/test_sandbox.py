@@ -603,7 +603,7 @@ def test_reasons_help_the_student(box):
     assert (failed["call"], failed["inputs"]["bits"], failed["hint"]) == ("codes(x, lo, hi, bits)", "8", "(0.5 + 1) / s is 191.25")
     assert failed["expect"] == "tensor([191], dtype=int32)" and failed["got"] == "tensor([0], dtype=int32)"
     floor = grade(box, q1=small.CODES.replace("round(", "floor("))["questions"][0]
-    assert (floor["reason"], floor["failed_case"], floor["answers_like"]) == ("The public tests pass; a hidden test fails.", 1, None)
+    assert (floor["reason"], floor["failed_case"], floor["answers_like"]) == ("The public tests pass; a hidden test fails.", 1, "floor for round")
     bits = grade(box, q2=Q2 + "import math\n    return math.prod(shape) * bits")["questions"][1]
     assert (bits["state"], bits["failed_case"], bits["answers_like"]) == ("failed", 0, "bits, not bytes")
     blank = grade(box, q1=Q1 + "raise NotImplementedError()")["questions"][0]

@@ -1,10 +1,14 @@
 """Marks: compares what a submission answered with what the bundle expects, and says why in words that give nothing hidden away.
 
     a question's score = its points if every public and every hidden case has the expected value, else 0
+    a question with groups = the sum of the points of those groups of which every case has the expected value
 
 `reason` and `public_failed` are for the student: they are made of the bundle's public cases, of what the submission answered before it was
 told any hidden input, and of fixed sentences. `note` and `stdout_tail` are for the teacher alone.
 """
+
+from collections.abc import Iterable
+from fractions import Fraction
 
 from qlab.grading import values
 from qlab.grading.compare import compare
@@ -16,19 +20,21 @@ def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: floa
 
     Cells with grade true, the student's copies of tests, are not run. Returns {"questions", "score", "max_score", "limits", "stdout_tail"},
     a question being {"id", "points", "score", "state", "reason", "note", "failed_case", "public_failed", "answers_like"} with state
-    one of "passed", "failed", "error", "timeout", "killed" and "missing". total_seconds bounds the whole, cell_seconds each cell.
+    one of "passed", "failed", "error", "timeout", "killed" and "missing", and, where cases give points in groups, "groups": a list of
+    {"name", "points", "score", "failed_case", "answers_like"}. total_seconds bounds the whole, cell_seconds each cell.
     Raises SandboxUnavailable or WorkerFailed where the submission cannot be graded: that is no mark of 0.
     """
     kept = [cell for cell in cells if not cell["grade"]]
     places = {cell["grade_id"]: index for index, cell in enumerate(kept)}  # of an answer cell that is there twice, the last
-    asked = [{**question, "after": places.get(question["answer_cell"])} for question in bundle["questions"]]
+    asked = [{"id": part, "seconds": question["seconds"], "cases": [question["cases"][k] for k in held],
+              "after": places.get(question["answer_cell"])} for question in bundle["questions"] for part, held in _parts(question)]
     with sandbox.lease() as start:
         transcript = drive.drive(start, [cell["source"] for cell in kept], asked, total_seconds, cell_seconds)
     questions = [_mark(question, kept, transcript) for question in bundle["questions"]]
     return {
         "questions": questions,
-        "score": sum(question["score"] for question in questions),
-        "max_score": sum(question["points"] for question in questions),
+        "score": total(question["score"] for question in questions),
+        "max_score": total(question["points"] for question in questions),
         "limits": sandbox.limits_that_hold,
         "stdout_tail": transcript.tail.decode(errors="replace"),
     }
@@ -39,13 +45,36 @@ def grade_trusted(cells: list[dict], bundle: dict, total_seconds: float = 120.0,
     return grade_notebook(slot.Trusted(), cells, bundle, total_seconds, cell_seconds)
 
 
+def total(points: Iterable[float]) -> float:
+    """The exact sum of points as they are written: an int where it is whole.
+
+    >>> total([0.1, 0.2]), total([2.5, 0.5])
+    (0.3, 3)
+    """
+    exact = sum(Fraction(str(one)) for one in points)
+    return int(exact) if exact.denominator == 1 else float(exact)
+
+
+def _parts(question: dict) -> list[tuple[str, list[int]]]:
+    """What the worker is asked for by itself, so that a loop in one group takes no time from another: names, and indices of cases."""
+    held = {}
+    for k in range(len(question["cases"])):
+        held.setdefault(tuple(n for n, group in enumerate(question.get("groups", ())) if k in group["cases"]), []).append(k)
+    return [(f"{question['id']}/{n}" if n else question["id"], places) for n, places in enumerate(held.values())]
+
+
 def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> dict:
     name, cases = question["id"], question["cases"]
-    answers = [transcript.answers.get((name, k)) for k in range(len(cases))]
+    answers, fates = [None] * len(cases), {}
+    for part, held in _parts(question):
+        for place, k in enumerate(held):
+            answers[k] = transcript.answers.get((part, place))
+            fates |= {k: transcript.ended[part]} if part in transcript.ended else {}
     whys = [why_wrong(case, answer) for case, answer in zip(cases, answers)]
     order = sorted(range(len(cases)), key=lambda k: cases[k]["kind"] != "public")  # public ones first
     failed = next((k for k in order if whys[k]), None)
-    fate = transcript.ended.get(name)
+    fate = next((fates[k] for k in order if k in fates), None)
+    groups = [_group(question, group, answers, whys, fates) for group in question.get("groups", ())]
     notes = _flags(transcript)
     public_failed = None
     if failed is None and fate is None:
@@ -58,17 +87,30 @@ def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> di
                 public_failed = _shown(cases[failed], answers[failed], whys[failed])
         if fate:
             notes.insert(0, f"{fate[0]}: {fate[1] or ('out of time' if fate[0] == 'timeout' else 'it left Python')}")
+        if groups:
+            reason += f" {sum(group['score'] > 0 for group in groups)} of the {len(groups)} parts of this question pass."
+    full = question["points"] if state == "passed" else 0
     return {
         "id": name,
         "points": question["points"],
-        "score": question["points"] if state == "passed" else 0,
+        "score": total(group["score"] for group in groups) if groups else full,
         "state": state,
         "reason": reason,
         "note": "; ".join(notes),
         "failed_case": failed if state != "passed" else None,
         "public_failed": public_failed,
-        "answers_like": None if state == "passed" else _like(question, answers),
+        "answers_like": None if state == "passed" else _like(question, answers, range(len(cases))),
+        **({"groups": groups} if groups else {}),
     }
+
+
+def _group(question: dict, group: dict, answers: list, whys: list[str], fates: dict) -> dict:
+    """What a group of cases gives: its points if all of them pass, whatever the question's other cases do."""
+    failed = next((k for k in group["cases"] if whys[k]), None)
+    passed = failed is None and not any(k in fates for k in group["cases"])
+    like = None if passed else _like(question, answers, group["cases"])
+    return {"name": group["name"], "points": group["points"], "score": group["points"] if passed else 0, "failed_case": failed,
+            "answers_like": like}
 
 
 def why_wrong(case: dict, answer: dict | None) -> str:
@@ -133,10 +175,13 @@ def _shown(case: dict, answer: dict, why: str) -> dict:
     }
 
 
-def _like(question: dict, answers: list) -> str | None:
-    """The note of the wrong solution that gives all of these answers."""
+def _like(question: dict, answers: list, held: Iterable[int]) -> str | None:
+    """The note of the wrong solution that answers all hidden cases among these as it was answered, one of them wrongly."""
+    asked = [(question["cases"][k], answers[k]) for k in held if question["cases"][k]["kind"] == "hidden"]
+    if not any(why_wrong(case, answer) for case, answer in asked):
+        return None
     for note in question["wrong"]:
-        if all(_same(case, answer, case["wrong"].get(note)) for case, answer in zip(question["cases"], answers)):
+        if all(_same(case, answer, case["wrong"].get(note)) for case, answer in asked):
             return note
     return None
 

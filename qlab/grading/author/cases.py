@@ -3,11 +3,13 @@
     case(call, expect=...)    an expression over the student's names and the inputs, and the value it should have
     @public(question)         a function that yields cases which students see; check runs them
     @hidden(question)         the same for cases which only the grader runs; it is given a random generator with the teacher's seed
+    @hidden(question, points=1)   its cases are a group that gives so many of the question's points alone; public can, too
     @wrong(question, note)    a solution that students really write, and that some hidden case must fail
 
 The format is described for authors in solutions/README.md.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +40,8 @@ def case(call: str, /, *, expect=MISSING, tol: float = 0.0, dtype: bool = True, 
 
     expect: the right value (a public case must state it); raises instead: the name of the right exception, or of a base of it.
     tol: the largest absolute error of any element that passes; 0 is exact. dtype: whether the dtype must be right, too; the shape
-    always must. setup: statements that run before the call. about: for the teacher; hint: for the student whose answer fails.
+    always must. setup: statements that run before the call. about: what a hidden case is about, for the teacher, and for students after
+    the deadline (`qlab grade --reveal hints`); hint: for the student whose answer fails a public one.
     Inputs and expected values: None, bool, int, float, str, list, tuple, dict, torch tensors and NumPy arrays.
 
     Raises ValueError for a call or a setup that is no Python, a negative tol, or both expect and raises.
@@ -59,8 +62,11 @@ def case(call: str, /, *, expect=MISSING, tol: float = 0.0, dtype: bool = True, 
     return Case(call, expect, float(tol), bool(dtype), about, hint, setup, raises, inputs)
 
 
-def public(question: str) -> Callable:
+def public(question: str, points: float | None = None) -> Callable:
     """Registers a function without arguments that yields the cases of a question that students see.
+
+    points: what its cases give by themselves, of the question's points; without it they count with the question's other cases.
+    Raises ValueError for points that are no number above 0.
 
     >>> @public("q0")
     ... def examples():
@@ -68,12 +74,19 @@ def public(question: str) -> Callable:
     >>> [c.call for c in PUBLIC.pop("q0")["examples"]()]
     ['double(x)']
     """
-    return _register(PUBLIC, question)
+    return _register(PUBLIC, question, points)
 
 
-def hidden(question: str) -> Callable:
-    """Registers a function of a numpy.random.Generator that yields the cases that only the grader runs."""
-    return _register(HIDDEN, question)
+def hidden(question: str, points: float | None = None) -> Callable:
+    """Registers a function of a numpy.random.Generator that yields the cases that only the grader runs; points as in `public`.
+
+    >>> @hidden("q0", points=2)
+    ... def draws(rng):
+    ...     yield case("double(x)", x=int(rng.integers(9)), about="a small number")
+    >>> HIDDEN.pop("q0")["draws"].points
+    2
+    """
+    return _register(HIDDEN, question, points)
 
 
 def wrong(question: str, note: str) -> Callable:
@@ -99,8 +112,13 @@ def wrong(question: str, note: str) -> Callable:
     return keep
 
 
-def _register(registry: dict, question: str) -> Callable:
+def _register(registry: dict, question: str, points: float | None) -> Callable:
+    number = isinstance(points, int | float) and not isinstance(points, bool) and 0 < points < math.inf
+    if points is not None and not number:
+        raise ValueError(f"{question}: points is {points!r}, and must be a number above 0.")
+
     def keep(function):
+        function.points = points
         registry.setdefault(question, {})[function.__name__] = function
         return function
 

@@ -4,6 +4,8 @@
     blank       every question        must fail
     wrong       every wrong solution  must fail some hidden case, and every hidden case must fail some wrong solution
 
+Where groups of cases have points of their own (`groups`), all this holds for each group.
+
 The expected values are the answers of the reference solution, given by the same worker that runs a student's; hidden cases are drawn from
 the teacher's seed, so a public repository does not give them away.
 """
@@ -19,7 +21,7 @@ import numpy
 
 import qlab
 from qlab.grading import mark, values
-from qlab.grading.author import cases, student
+from qlab.grading.author import cases, groups, student
 from qlab.grading.check import POINTS, run, start
 from qlab.grading.check import SECONDS as BUDGETS
 from qlab.grading.sandbox import worker
@@ -41,7 +43,7 @@ def _measure(name: str, notebook, seed: str) -> dict:
     shell = worker.make_shell()
     gc.freeze()  # torch's objects stay: each reset of the shell would look through them
     questions = student.questions(notebook, name)
-    drawn = _collect(name, notebook, questions, seed, shell)
+    drawn, grouped = _collect(name, notebook, questions, seed, shell)
     end = 1 + max(question.answer for question in questions)  # what follows, check() and such, defines nothing that is tested
     sources = [cell.source if cell.cell_type == "code" and not student.flag(cell, "grade") else None for cell in notebook.cells[:end]]
     right = _answers(shell, sources, questions, drawn)
@@ -68,16 +70,28 @@ def _measure(name: str, notebook, seed: str) -> dict:
             spoilt = list(sources)
             spoilt[question.answer] += f"\n\n\n{source}"
             _try_wrong(f"{name}, {question.id}", note, asked, _answers(shell, spoilt, [question], drawn)[question.id])
+        with _told(f"{name}, {question.id}"):
+            groups.check(grouped[question.id] or [], asked, empty[question.id])
         for case in asked:
             if case["kind"] == "hidden" and not any(mark.why_wrong(case, answer) for answer in case["wrong"].values()):
                 raise ValueError(f"{name}, {question.id}: no wrong solution fails the hidden case {case['call']}{_about(case)}.")
     return {"format": 1, "assignment": name, "qlab": qlab.__version__, "seed_sha256": hashlib.sha256(seed.encode()).hexdigest(),
             "questions": [{"id": q.id, "points": q.points, "seconds": float(BUDGETS.get(q.id, SECONDS)), "answer_cell": q.id,
-                           "wrong": [note for note, _ in q.wrong], "cases": drawn[q.id]} for q in questions]}
+                           "wrong": [note for note, _ in q.wrong], "cases": drawn[q.id],
+                           **({"groups": grouped[q.id]} if grouped[q.id] else {})} for q in questions]}
 
 
-def _collect(name: str, notebook, questions: list, seed: str, shell) -> dict[str, list[dict]]:
-    """Runs the whole solution notebook, as its author would, and draws the cases of each question."""
+@contextlib.contextmanager
+def _told(where: str):
+    """Makes a sentence of what is found wrong there."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}.") from None
+
+
+def _collect(name: str, notebook, questions: list, seed: str, shell) -> tuple[dict[str, list[dict]], dict[str, list[dict] | None]]:
+    """Runs the whole solution notebook, as its author would, and draws the cases of each question; and their groups."""
     registered = {"public": cases.PUBLIC, "hidden": cases.HIDDEN}
     cases.PUBLIC.clear(), cases.HIDDEN.clear(), start()
     for cell in notebook.cells:
@@ -90,10 +104,10 @@ def _collect(name: str, notebook, questions: list, seed: str, shell) -> dict[str
     for what, names in (("time budget", BUDGETS), ("public test", cases.PUBLIC), ("hidden test", cases.HIDDEN)):
         for stray in sorted(set(names) - ids):
             raise ValueError(f"{name}: there is a {what} for {stray}, which is no question of it.")
-    drawn = {}
+    drawn, grouped = {}, {}
     for question in questions:
         where = f"{name}, {question.id}"
-        drawn[question.id] = []
+        drawn[question.id], functions = [], []
         for kind, registry in registered.items():
             for title, function in registry.get(question.id, {}).items():
                 key = hashlib.sha256(f"{seed}/{name}/{question.id}/{title}".encode()).digest()
@@ -102,14 +116,18 @@ def _collect(name: str, notebook, questions: list, seed: str, shell) -> dict[str
                     found = list(function(rng) if kind == "hidden" else function())
                 except Exception as error:
                     raise ValueError(f"{where}: {title} fails with {type(error).__name__}: {error}.") from None
+                first = len(drawn[question.id])
                 drawn[question.id] += [_encoded(case, kind, where) for case in found]
+                functions.append((title, kind, function.points, list(range(first, first + len(found)))))
             if not any(case["kind"] == kind for case in drawn[question.id]):
                 raise ValueError(f"{where}: there is no {kind} case.")
+        with _told(where):
+            grouped[question.id] = groups.divide(question.points, functions)
         told = run(question.id, shell.user_ns)
         if told.state != "passed":
             why = dict(told.details).get("why") or dict(told.details).get("error") or told.message
             raise ValueError(f"{where}: the solution gets less than full marks: {dict(told.details).get('test', 'check')}: {why}")
-    return drawn
+    return drawn, grouped
 
 
 def _encoded(case, kind: str, where: str) -> dict:
