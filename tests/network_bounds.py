@@ -101,6 +101,8 @@ def truth(net: Network) -> Truth:
     def run(mode=None):
         model, images = net.make()
         model, images = model.eval().double(), images.double().clone()
+        for module in model.modules():  # a weight that is a mere attribute stays as it was
+            vars(module).update({name: t.double() for name, t in vars(module).items() if isinstance(t, torch.Tensor)})
         if mode is None:
             return model(images)
         with mode:

@@ -294,8 +294,9 @@ def joined(d: Draft, v: str) -> str:
 def head(d: Draft, v: str, hostile: bool) -> str:
     """Flattening and linear layers, or at times nothing."""
     shape = d.shapes[v]
-    if v == "x" and is_map(shape):
-        v, shape = conv_block(d, v), d.shapes[f"y{d.count}"]
+    if is_map(shape) and "Conv2d" not in "".join(d.init):  # a network of no layer is refused by C
+        v = conv_block(d, v)
+        shape = d.shapes[v]
     if is_map(shape):
         if d.chance(0.07):
             d.traits.add("ends in a map")
@@ -613,7 +614,7 @@ def other_layout(d: Draft) -> None:
                            "images.requires_grad_()", "images = images.flip(0)[::2]",
                            *(["self.to(memory_format=torch.channels_last)\nimages = images.contiguous(memory_format=torch.channels_last)"]
                              if is_map(d.shapes["x"]) else []),
-                           "self = torch.fx.symbolic_trace(self)"))
+                           "self.eval()\nself = torch.fx.symbolic_trace(self)"))
 
 
 def scales(d: Draft) -> None:
@@ -630,7 +631,8 @@ def scales(d: Draft) -> None:
                         f"{layer}.bias is None or {layer}.bias.mul_(1e{power})"]
         if norms:
             norm = d.rng.choice(norms)
-            choices += [f"{norm}.running_var.fill_(1e-12)", f"{norm}.running_var[0] = 0.0", f"{norm}.running_mean.mul_(1e3)",
+            choices += [f"{norm}.running_var is None or {norm}.running_var.fill_(1e-12)", f"{norm}.running_var is None or "
+                        f"{norm}.running_var[0].zero_()", f"{norm}.running_mean is None or {norm}.running_mean.mul_(1e3)",
                         f"{norm}.weight is None or {norm}.weight[0].zero_()", f"{norm}.weight is None or {norm}.weight.neg_()"]
         d.last.append(f"with torch.no_grad(): {d.rng.choice(choices)}")
 

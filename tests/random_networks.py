@@ -129,7 +129,7 @@ class Check:
             bits = self.rng.randint(2, 8)
             options["weights"] = lambda w: linear.quantize(w, bits, "symmetric", axis=self.axis)
         self.axis = self.rng.choice([0, None])
-        if self.rng.random() < 0.2:
+        if self.rng.random() < 0.1:
             options["ranges"] = self.rng.choice(["average", "percentile", "mse", "entropy"])
         q = self.attempt("quantize", ptq.quantize, self.model, self.images, **options)
         if q is None:
