@@ -108,10 +108,9 @@ class Network:
         return space["network"], space["images"]
 
 
-def write(seed: int, hostile: bool | None = None) -> Network:
-    """The network of a seed; every second one is hostile unless told otherwise."""
-    rng = random.Random(seed)
-    hostile = seed % 2 == 1 if hostile is None else hostile
+def write(seed: int) -> Network:
+    """The network of a seed; those of odd seeds are hostile."""
+    rng, hostile = random.Random(seed), seed % 2 == 1
     d = Draft(rng)
     flat = not hostile and d.chance(0.08)
     shape = (rng.randint(2, 12),) if flat else (rng.randint(1, 4), rng.randint(4, 9), rng.randint(4, 9))
@@ -126,8 +125,7 @@ def write(seed: int, hostile: bool | None = None) -> Network:
             v = step(d, earlier(d, v))
         v = joined(d, v)
     v = head(d, v, hostile)
-    late = rng.sample(LATE_TRICKS, 1) if hostile and d.chance(0.5) else []
-    for trick in late:
+    for trick in rng.sample(LATE_TRICKS, 1) if hostile and d.chance(0.5) else []:
         trick(d)
     return Network(seed, text(d, seed, shape, v), frozenset(d.traits), not hostile)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from c_library import one_library
 
 from qlab.deploy import c
-from qlab.nets import integer
+from qlab.nets import integer, ptq
 from qlab.nets.integer import Grid, IntegerNetwork, Step
 
 DATA = Path(__file__).parent / "data"
@@ -160,6 +160,16 @@ def test_what_is_left_out_has_its_reason():
         if kind == "avgpool":
             over = [(cfg[f"OUTPUT_{d}"] - 1) * cfg[f"STRIDE_{d}"] + cfg[f"FILTER_{d}"] > cfg[f"INPUT_{d}"] for d in "HW"]
             assert (cfg["PADDING_H"] + cfg["PADDING_W"] + sum(over) > 0) == (name in LEFT_OUT), name
+
+
+@pytest.mark.parametrize("name", [name for name in LEFT_OUT if name.startswith("avg")])
+def test_a_mean_of_windows_over_the_edge_is_refused(name):
+    cfg = CASES[name][2]
+    kernel, stride, pad = ((cfg[f"{what}_H"], cfg[f"{what}_W"]) for what in ("FILTER", "STRIDE", "PADDING"))
+    net = torch.nn.AvgPool2d(kernel, stride, pad, ceil_mode=True, count_include_pad=False)
+    images = torch.rand(2, cfg["INPUT_C"], cfg["INPUT_H"], cfg["INPUT_W"])
+    with pytest.raises(ValueError, match="pads the map|ceil_mode|windows of different sizes"):
+        integer.convert(ptq.quantize(torch.nn.Sequential(net), images), tuple(images.shape[1:]))
 
 
 # TensorFlow Lite Micro: scales as its conv_test.cc has them, from which multipliers follow
