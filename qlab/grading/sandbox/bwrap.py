@@ -4,8 +4,9 @@
                                     '-- zygote (trusted, torch imported) -- fork --> worker, confined once more (see `confine`)
 
 One slot is one bubblewrap with one zygote on one processor; it serves one submission at a time, so a submission finds no other one's
-process, file or memory. The slot's memory and processes are bounded by a cgroup where one is writable, by rlimits otherwise, and
-`limits_that_hold` says which. Fails closed: what is not proven by a probe when the sandbox opens raises SandboxUnavailable.
+process, file or memory. The slot's memory and processes are bounded by a cgroup where one is writable, otherwise by rlimits and by the
+keeper, who adds up what they hold (see `watch`); `limits_that_hold` says which. Fails closed: what is not proven by a probe when the
+sandbox opens raises SandboxUnavailable.
 Source of the tool: bubblewrap, bwrap(1).
 """
 
@@ -65,14 +66,17 @@ class Sandbox:
 
     memory_mib: what a submission may use beyond the zygote's own; processes: with threads; tmp_mib: of files in /tmp. hide: folders that
     must not be seen even if they lie below the interpreter or the packages (the course's solutions, bundles and results never are seen).
+    groups=False uses no cgroup, as where none is writable.
     Raises SandboxUnavailable, with one sentence that says what to install or to allow.
     """
 
-    def __init__(self, jobs: int = 1, memory_mib: int = 2048, processes: int = 64, tmp_mib: int = 64, hide: tuple = ()):
+    def __init__(self, jobs: int = 1, memory_mib: int = 2048, processes: int = 64, tmp_mib: int = 64, hide: tuple = (),
+                 groups: bool = True):
         for name, value in (("jobs", jobs), ("memory_mib", memory_mib), ("processes", processes), ("tmp_mib", tmp_mib)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}.")
         self._jobs, self.memory_mib, self.processes, self.tmp_mib, self._hide = jobs, memory_mib, processes, tmp_mib, hide
+        self._use_groups = groups
         self._free: queue.Queue[slot.Slot] = queue.Queue()
         self._slots, self._groups = [], []
         self.limits_that_hold: dict[str, str] = {}
@@ -83,7 +87,7 @@ class Sandbox:
         try:
             processors = sorted(os.sched_getaffinity(0))
             for index in range(self._jobs):
-                group = cgroups.make()
+                group = cgroups.make() if self._use_groups else cgroups.Group(1, None, None)
                 self._groups.append(group)
                 self._slots.append(self._slot(bwrap, group, processors[index % len(processors)]))
                 self._opener.submit(self._slots[-1].open).result()
@@ -123,8 +127,9 @@ class Sandbox:
             self._free.put(mine)
 
     def _slot(self, bwrap: str, group: cgroups.Group, processor: int) -> slot.Slot:
-        confine = {"processes": self.processes, "tmp_mib": self.tmp_mib, "address_space": None if group.memory else self.memory_mib * 2**20}
-        settings = {"uid": NOBODY if os.geteuid() == 0 else None, "cpu": processor, "confine": confine}
+        confine = {"processes": self.processes, "tmp_mib": self.tmp_mib, "memory": None if group.memory else self.memory_mib * 2**20}
+        uid = NOBODY - len(self._slots)  # one each: what the kernel counts for a user, slots cannot read from each other
+        settings = {"uid": uid if os.geteuid() == 0 else None, "cpu": processor, "confine": confine}
 
         def command(control: int) -> list[str]:
             inside = [sys.executable, "-P", "-s", "-c", START, json.dumps({**settings, "control": control}), str(_clone())]
@@ -155,7 +160,7 @@ class Sandbox:
             "processes of others": "not seen",
             "rights": "no capabilities, no new privileges, no namespaces, system calls filtered",
             "user": "another one" if os.geteuid() == 0 else "the grader's, in a user namespace",
-            "memory": f"{self.memory_mib} MiB by " + (by if group.memory else "rlimit, each process"),
+            "memory": f"{self.memory_mib} MiB by " + (by if group.memory else "rlimit, each process; all together by the keeper"),
             "processes": f"{self.processes} by " + (by if group.processes else "rlimit"),
             "time": "kept by the grader",
         }

@@ -1,7 +1,8 @@
 """What a forked worker does to itself before it meets a student's code: it takes away all it will not need, for good.
 
     namespaces    a user, process, mount and IPC namespace of its own: it sees no other process, and what it mounts nobody else sees
-    mounts        an empty /tmp, /dev/shm and /proc in memory, of limited size; all else is read-only, the devices' times too
+    mounts        an empty /tmp, /dev/shm and /proc in memory, of limited size; all else is read-only, the devices' times too; what /proc
+                  and /sys tell of the machine stays as it was before the first student's code ran
     rights        no capability, no new privileges
     rlimits       processes, file size, open files, no core dumps; address space where no cgroup can bound the memory
     seccomp       only the system calls that computing needs (see `calls`)
@@ -27,6 +28,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x08000000,
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 1 << 12, 1 << 14, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 SIGKILL = 9
+FACTS = {"/proc": ("cpuinfo", "meminfo", "version"), "/sys/devices/system/cpu": ("online", "possible", "present")}
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "pts")  # what bubblewrap puts into /dev, each a mount of its own
 
 
@@ -63,13 +65,22 @@ def enter_namespaces() -> None:
             file.write(content)
 
 
-def hide_files(tmp_mib: int) -> None:
-    """Puts empty file systems in memory over what a submission may write or should not see: /tmp, /dev/shm and /proc."""
+def facts() -> dict[str, dict[str, bytes]]:
+    """What programs read of the machine, for `hide_files`: the live numbers would tell of what other submissions do."""
+    told = {}
+    for place, names in FACTS.items():
+        for name in names:
+            try:
+                with open(f"{place}/{name}", "rb") as file:
+                    told.setdefault(place, {})[name] = file.read()
+            except OSError:  # not on this kernel
+                pass
+    return told
+
+
+def hide_files(tmp_mib: int, facts: dict[str, dict[str, bytes]]) -> None:
+    """Puts empty file systems in memory over what a submission may write or should not see: /tmp, /dev/shm, and /proc but for the facts."""
     _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    facts = {}
-    for name in ("cpuinfo", "meminfo", "version"):
-        with open(f"/proc/{name}", "rb") as file:
-            facts[name] = file.read()
     with open("/proc/self/mountinfo") as mounts:  # an interpreter or packages that lie below /tmp must still be seen there
         below = {path: os.open(path, os.O_PATH) for path in (line.split()[4] for line in mounts) if path.startswith("/tmp/")}
     for place in (b"/tmp", b"/dev/shm"):
@@ -81,11 +92,13 @@ def hide_files(tmp_mib: int) -> None:
             open(path, "xb").close()
         _call("mount", f"/proc/self/fd/{file}".encode(), path.encode(), None, MS_BIND | MS_REC, None)
         os.close(file)
-    _call("mount", b"tmpfs", b"/proc", b"tmpfs", MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
-    for name, content in facts.items():
-        with open(f"/proc/{name}", "wb") as file:
-            file.write(content)
-    _call("mount", b"none", b"/proc", None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
+    for place, told in facts.items():
+        _call("mount", b"tmpfs", place.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
+        for name, content in told.items():
+            with open(f"{place}/{name}", "wb") as file:
+                file.write(content)
+        _call("mount", b"none", place.encode(), None, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, b"size=1m,mode=755")
+    _call("mount", b"/dev/full", b"/dev/zero", None, MS_BIND, None)  # it reads as zeros, too, and cannot be mapped: see `calls`, mmap
     for name in DEVICES:  # they are the host's: who may write to one could set its times, and so leave a message for others
         flags = os.statvfs(f"/dev/{name}").f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
         _call("mount", b"none", f"/dev/{name}".encode(), None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, None)

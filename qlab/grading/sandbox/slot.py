@@ -72,7 +72,7 @@ class Slot:
             told = told or self._read(30)
             if told is None:
                 self.close()
-            if self._group and self._group.kills() > kills:
+            if (told and told.get("memory")) or (self._group and self._group.kills() > kills):
                 return "it used more memory than it may"
             code = told.get("code") if told else None
             if code is None:

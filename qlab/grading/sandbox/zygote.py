@@ -1,10 +1,11 @@
 """The zygote: a process that imports torch once, runs no student's code, and forks a worker for each submission.
 
     grader -> zygote     four pipe ends: requests, answers, output, and a lifeline that the grader closes to end the run
-    zygote -> grader     {"ready": true} once; {"code": n} when all of a run's processes are gone (128 + n: ended by signal n)
+    zygote -> grader     {"ready": true} once; {"code": n, "memory": bool} when all of a run's processes are gone (128 + n: ended by
+                         signal n; memory: by the keeper, because they held more than they may)
 
     zygote -- fork --> keeper -- fork --> process 1 of a new process namespace -- fork --> worker, the student's code
-              waits    holds the lifeline  confined; when it ends, the kernel ends all that the worker has started
+              waits    lifeline, memory    confined; when it ends, the kernel ends all that the worker has started
 
 A fork costs milliseconds where an import of torch costs seconds, and a worker has a copy of the zygote's memory, so nothing it does
 reaches another submission.
@@ -27,6 +28,8 @@ PRELOAD = ("matplotlib.pyplot", "qlab.grading", "qlab.quant", "qlab.nets.ptq", "
 WARM_UP = ("torch.zeros(2, 2) @ torch.zeros(2, 2) + 1", "torch.func.vjp(torch.sin, torch.ones(1))[0]",
            "len(torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1).state)")
 
+TOO_MUCH = signal.SIGUSR1  # how a keeper ends that has ended a run for its memory: no exit status, as the run could have that too
+
 
 def main() -> None:
     """`python -m qlab.grading.sandbox.zygote SETTINGS`, a JSON object: control (file descriptor), uid, cpu, confine (None, or limits)."""
@@ -35,10 +38,12 @@ def main() -> None:
     if settings["cpu"] is not None:
         os.sched_setaffinity(0, {settings["cpu"]})
     shell = worker.make_shell()
-    if settings["uid"] is not None:
+    if settings["confine"]:
         from qlab.grading.sandbox import confine
 
-        confine.drop_uid(settings["uid"])
+        if settings["uid"] is not None:
+            confine.drop_uid(settings["uid"])
+        settings["confine"]["facts"] = confine.facts()
     import torch
 
     for name in PRELOAD:
@@ -69,7 +74,9 @@ def main() -> None:
                 os._exit(code)
         for pipe in pipes:
             os.close(pipe)
-        control.sendall(json.dumps({"code": _code(os.waitpid(keeper, 0)[1])}).encode() + b"\n")
+        status = os.waitpid(keeper, 0)[1]
+        memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == TOO_MUCH
+        control.sendall(json.dumps({"code": _code(status), "memory": memory}).encode() + b"\n")
 
 
 def _code(status: int) -> int:
@@ -78,12 +85,16 @@ def _code(status: int) -> int:
 
 
 def _keep(requests: int, answers: int, output: int, lifeline: int, shell, settings: dict) -> int:
-    """The keeper: starts the run, and ends it when the lifeline closes. Returns how it ended."""
+    """The keeper: starts the run, and ends it when the lifeline closes or the run holds too much memory. Returns how it ended."""
+    watch = None
     if settings["confine"]:
         from qlab.grading.sandbox import confine
+        from qlab.grading.sandbox.watch import SECONDS, Watch
 
         confine.die_with_parent()
         confine.enter_namespaces()
+        if settings["confine"]["memory"]:
+            watch = Watch(settings["confine"]["memory"])
     first = os.fork()
     if first == 0:
         os.close(lifeline)
@@ -97,14 +108,21 @@ def _keep(requests: int, answers: int, output: int, lifeline: int, shell, settin
             os._exit(125)
     for pipe in (requests, answers, output):
         os.close(pipe)
+    if watch:
+        watch.leave_out(first)
     ended = os.pidfd_open(first)
-    select.select([lifeline, ended], [], [])
+    over = False
+    while not over and not any(select.select([lifeline, ended], [], [], SECONDS if watch else None)):
+        over = watch.over()
     for kill, process in ((os.kill, first), *([] if settings["confine"] else [(os.killpg, first)])):
         try:
             kill(process, signal.SIGKILL)
         except ProcessLookupError:
             pass
-    return _code(os.waitpid(first, 0)[1])
+    status = os.waitpid(first, 0)[1]
+    if over:
+        os.kill(os.getpid(), TOO_MUCH)
+    return _code(status)
 
 
 def _confined(requests: int, answers: int, output: int, shell, limits: dict) -> None:
@@ -114,11 +132,11 @@ def _confined(requests: int, answers: int, output: int, shell, limits: dict) -> 
     confine.die_with_parent()
     with open("/proc/self/oom_score_adj", "w") as file:  # out of memory, the kernel shall choose the student's process, not the zygote
         file.write("1000")
-    address_space = limits["address_space"]
+    address_space = limits["memory"]
     if address_space is not None:
         with open("/proc/self/statm") as file:
             address_space += int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    confine.hide_files(limits["tmp_mib"])
+    confine.hide_files(limits["tmp_mib"], limits["facts"])
     confine.drop_rights()
     child = os.fork()
     if child == 0:
