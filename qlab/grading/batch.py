@@ -2,25 +2,26 @@
 
 As many threads as there are cores each lease a slot of one sandbox and mark one submission after the other. Without a sandbox nothing is
 graded, and nobody gets 0 for it: every result says "not graded" and why, and the next run tries again. Results stand as module results
-says, so a run that was killed is simply repeated.
+says, so a run that was killed is simply repeated. A hand-in is read when its turn to be marked comes: whatever is in it, those before it
+are graded by then.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from qlab.grading import results
-from qlab.grading.handed_in.files import shown
-from qlab.grading.handed_in.ingest import Submission
+from qlab.grading.handed_in.handin import HandIn, Submission
+from qlab.grading.handed_in.zips import shown
 
 Mark = Callable[[list[dict], dict], dict]                      # cells, bundle -> mark.grade_notebook's result; called by several threads
 OpenMark = Callable[[int], AbstractContextManager[Mark]]       # how many at a time -> where they can be marked
 Marked = tuple[Submission, dict | str, float]                  # the marks, or why there are none; seconds
-Run = Callable[[list[Submission], dict], Iterator[Marked]]
+Run = Callable[[Iterable[Submission], dict], Iterator[Marked]]
 
 
 @contextmanager
@@ -41,20 +42,25 @@ def trusted(jobs: int) -> Iterator[Mark]:
     yield mark.grade_trusted
 
 
-def run_here(todo: list[Submission], bundle: dict, open_mark: OpenMark = sandboxed, jobs: int = 1) -> Iterator[Marked]:
-    """Mark on this machine, jobs at a time; yields each as it is done. Where nothing can be marked, each is yielded with the reason."""
-    if not todo:
+def run_here(todo: Iterable[Submission], bundle: dict, open_mark: OpenMark = sandboxed, jobs: int = 1) -> Iterator[Marked]:
+    """Mark on this machine, jobs at a time; yields each as it is done. Where nothing can be marked, each is yielded with the reason.
+
+    No more are taken from todo than the jobs have use for.
+    """
+    todo = iter(todo)
+    if not (first := list(islice(todo, jobs))):
         return
+    todo = chain(first, todo)
     with ExitStack() as stack:
         try:
-            mark = stack.enter_context(open_mark(min(jobs, len(todo))))
+            mark = stack.enter_context(open_mark(len(first)))
         except Exception as error:  # noqa: BLE001  whatever it is, without a sandbox there is no mark
             yield from ((entry, f"there is no sandbox: {sentence(error)}", 0.0) for entry in todo)
             return
-        pool, rest, under_way = ThreadPoolExecutor(jobs), iter(todo), set()
+        pool, under_way = ThreadPoolExecutor(jobs), set()
         try:
             while True:  # two for each job, so that a grader that is killed has few marks that it has not stored
-                under_way |= {pool.submit(mark_one, mark, entry, bundle) for entry in islice(rest, 2 * jobs - len(under_way))}
+                under_way |= {pool.submit(mark_one, mark, entry, bundle) for entry in islice(todo, 2 * jobs - len(under_way))}
                 if not under_way:
                     return
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
@@ -75,29 +81,40 @@ def mark_one(mark: Mark, entry: Submission, bundle: dict) -> Marked:
     return entry, why, time.perf_counter() - start
 
 
-def batch(entries: list[Submission], bundle: dict, folder: Path, run: Run,
+def batch(hand_ins: list[HandIn | Submission], bundle: dict, folder: Path, run: Run,
           tick: Callable[[int], None] = lambda done: None) -> tuple[list[dict], int]:
-    """Grade what has no standing result yet; returns all results in the order of entries, and how many stood before.
+    """Grade what has no standing result yet; returns all results in the order of hand_ins, and how many stood before.
 
-    run(todo, bundle) marks; tick(n) is told how many results there are so far. A result that cannot be written becomes "not graded",
-    with the reason; the others go on. Raises OSError if the folder cannot be made or another grader is at work in it.
+    run(todo, bundle) marks; tick(n) is told how many hand-ins are done. A result that cannot be written becomes "not graded", with the
+    reason; the others go on. Raises OSError if the folder cannot be made or another grader is at work in it.
     """
-    made, todo = {}, []
+    made, order, stood, done = {}, [], 0, 0
+
+    def todo() -> Iterator[Submission]:
+        nonlocal stood, done
+        for hand_in in hand_ins:
+            to_mark = []
+            for entry in hand_in.read():
+                order.append(entry.id)
+                old = results.read(folder / f"{entry.id}.json")
+                if results.stands(old, entry, bundle):
+                    made[entry.id] = _store(folder, entry, bundle, results.renew(old, entry), old)
+                    stood += made[entry.id]["status"] == "graded"
+                elif entry.status:
+                    made[entry.id] = _store(folder, entry, bundle, results.make(entry, bundle), old)
+                else:
+                    to_mark.append(entry)
+            yield from to_mark
+            if not to_mark:
+                done += 1
+                tick(done)
+
     with results.alone_in(folder):
-        for entry in entries:
-            old = results.read(folder / f"{entry.id}.json")
-            if results.stands(old, entry, bundle):
-                made[entry.id] = _store(folder, entry, bundle, results.renew(old, entry), old)
-            elif entry.status:
-                made[entry.id] = _store(folder, entry, bundle, results.make(entry, bundle), old)
-            else:
-                todo.append(entry)
-        stood = sum(result["status"] == "graded" for result in made.values())
-        tick(len(made))
-        for entry, marks, seconds in run(todo, bundle):
+        for entry, marks, seconds in run(todo(), bundle):
             made[entry.id] = _store(folder, entry, bundle, result_of(entry, bundle, marks, seconds), None)
-            tick(len(made))
-    return [made[entry.id] for entry in entries], stood
+            done += 1
+            tick(done)
+    return [made[name] for name in order], stood
 
 
 def result_of(entry: Submission, bundle: dict, marks: dict | str, seconds: float) -> dict:

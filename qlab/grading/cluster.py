@@ -18,49 +18,60 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain, islice
 from pathlib import Path
 
 import qlab
 from qlab.grading.batch import Marked, mark_one, sandboxed, sentence
-from qlab.grading.handed_in.ingest import Submission
+from qlab.grading.handed_in.handin import Submission
 
+AHEAD = 500              # submissions that are read and not yet marked
 TRIES = 4                # of one submission, on workers that are lost under it
 ANSWER_SECONDS = 600     # far above what a submission may take; after it the helper is taken to be stuck
 PATIENCE_SECONDS = 60    # how long a cluster may be without any worker
 
 
-def run(address: str, todo: list[Submission], bundle: dict, patience: float = PATIENCE_SECONDS) -> Iterator[Marked]:
+def run(address: str, todo: Iterable[Submission], bundle: dict, patience: float = PATIENCE_SECONDS) -> Iterator[Marked]:
     """Mark on the cluster whose scheduler is at address; yields each as it is done, those the cluster could not mark with the reason.
+
+    The cluster is never more than AHEAD submissions ahead of what is taken from todo.
 
     Raises ImportError without Dask, OSError if there is no cluster at address, ValueError if its workers lack this version of qlab.
     """
-    if not todo:
+    todo = iter(todo)
+    if not (first := list(islice(todo, 1))):
         return
+    todo = enumerate(chain(first, todo))
     with ExitStack() as stack:
         client = stack.enter_context(_connect(address))
         processors = _processors(client)
         stack.callback(_quietly, client.run, close_helpers)
-        done, waiting, tries = queue.SimpleQueue(), dict(enumerate(todo)), dict.fromkeys(range(len(todo)), 0)
+        done, waiting, tries = queue.SimpleQueue(), {}, Counter()
         shared = client.submit(str, json.dumps(bundle))  # a task, and no scattered data, so that a lost copy is made again
 
         def submit(number: int) -> None:
             tries[number] += 1
-            cells = json.dumps(list(todo[number].cells))
+            cells = json.dumps(list(waiting[number].cells))
             future = client.submit(mark_there, cells, shared, processors, pure=False)
             future.add_done_callback(lambda ended: done.put((number, ended)))
 
-        for number in waiting:
-            submit(number)
         seen = time.monotonic()
-        while waiting:
+        while True:
+            for number, entry in islice(todo, AHEAD - len(waiting)):
+                waiting[number] = entry
+                submit(number)
+            if not waiting:
+                return
             try:
                 number, future = done.get(timeout=1)
             except queue.Empty:
                 seen = time.monotonic() if _has_workers(client) else seen
                 if time.monotonic() - seen > patience:
-                    yield from ((entry, "the cluster has lost all its workers", 0.0) for entry in waiting.values())
+                    rest = chain(waiting.values(), (entry for _, entry in todo))
+                    yield from ((entry, "the cluster has lost all its workers", 0.0) for entry in rest)
                     return
                 continue
             seen = time.monotonic()

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from qlab.grading import results
+from qlab.grading import hints, results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
 from qlab.grading.handed_in import ingest
-from qlab.grading.handed_in.files import shown
-from qlab.grading.handed_in.owners import parse_time
+from qlab.grading.handed_in.times import parse_time
+from qlab.grading.handed_in.which import asked
+from qlab.grading.handed_in.zips import shown
 
 EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics")
 
@@ -63,7 +64,7 @@ def summary(made: list[dict], stood: int = 0) -> str:
     lines += [f"  unreadable  {len(by['unreadable']):5}  (0 points)"] if by["unreadable"] else []
     lines += [f"  not graded  {len(by['not graded']):5}  (no score)"] if by["not graded"] else []
     lines += [f"  set aside   {len(aside):5}  (another one of the same student counts)"] if aside else []
-    late = sum(result["submission"]["late"] for result in counts)
+    late = sum(result["submission"]["late"] is True for result in counts)
     lines += [f"  late        {late:5}  (nothing is subtracted)"] if late else []
     if by["graded"]:
         scores = [result["score"] for result in by["graded"]]
@@ -89,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=int, metavar="N", help="how many at a time (default: one for each core)")
     command.add_argument("--deadline", metavar="TIME", help="2026-11-23T18:00, local, or with a zone: 2026-11-23T18:00+01:00")
     command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS))
+    command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
+                         "and which known mistake gives the same answers; never its input")
     command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')
     command.add_argument("--dask", metavar="ADDRESS", help="mark on a Dask cluster: tcp://host:8786")
     command.add_argument("--unsafe-local", action="store_true", help="a self-check without a sandbox, for your own work: writes nothing")
@@ -103,10 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.unsafe_local and (args.export or args.dask):
         raise ValueError("--unsafe-local is a self-check without a sandbox: it makes no gradebook or other export, and uses no cluster.")
     deadline = parse_time(args.deadline) if args.deadline else None
+    if args.reveal:
+        hints.allow(deadline, args.export)
     kept = find_bundle(args.assignment, args.bundle)
     bundle = load_bundle(kept)
-    answers = [question["answer_cell"] for question in bundle["questions"]]
-    entries = ingest.collect(Path(args.folder), bundle["assignment"], deadline, answers, _say, own=(Path(args.out), kept.parent))
+    entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], deadline, asked(bundle), _say, own=(Path(args.out), kept.parent))
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if args.unsafe_local:
         return _self_check(entries, bundle, jobs)
@@ -141,7 +145,8 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
     return failed
 
 
-def _self_check(entries: list[ingest.Submission], bundle: dict, jobs: int) -> int:
+def _self_check(entries: list, bundle: dict, jobs: int) -> int:
+    entries = [entry for hand_in in entries for entry in hand_in.read()]
     todo = [entry for entry in entries if not entry.status]
     made = {entry.id: results.make(entry, bundle) for entry in entries if entry.status}
     for entry, marks, seconds in run_here(todo, bundle, trusted, jobs):

@@ -1,18 +1,20 @@
 """The result files of a batch: results/ASSIGNMENT/ID.json, one a submission, each whole or not there.
 
-A result is written to a temporary file of the same folder, flushed to the disk, and renamed: whoever kills the grader at any moment
-finds results that are complete, and the next run goes on with the rest. A result stands as long as the notebook's sha256 and the
+A result is written by `qlab.saving`: whoever kills the grader at any moment finds results that are complete, and the next run goes on
+with the rest. A result stands as long as the notebook's sha256 and the
 bundle's digest are the ones it was made from.
 """
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from qlab.grading.handed_in.ingest import Submission
+from qlab import saving
+from qlab.grading.handed_in.handin import Submission
 
 FORMAT = 1
 
@@ -66,20 +68,14 @@ def read(path: Path) -> dict | None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; raises OSError, after which the old file, if there was one, is still there."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    """Write a file whole or not at all, and the folders that it lies in; raises OSError, after which the old file is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+        saving.write({path: content.encode("utf-8") if isinstance(content, str) else content})
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None  # the short reason: it stands in a result
 
 
 def to_json(result: dict) -> str:
@@ -101,6 +97,9 @@ def alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the grader dies, however it dies
             except OSError:
                 raise OSError(f"another qlab grade is at work in {folder}: wait for it, or name another folder with --out.") from None
-        for partial in folder.rglob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        for partial in list(folder.rglob(".*.partial")):
+            if partial.is_dir() and not partial.is_symlink():  # of an export
+                shutil.rmtree(partial)
+            else:
+                partial.unlink(missing_ok=True)
         yield

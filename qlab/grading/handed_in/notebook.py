@@ -12,7 +12,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 
-from qlab.grading.handed_in.files import shown, size_text
+from qlab.grading.handed_in import outputs
+from qlab.grading.handed_in.zips import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
 CELLS = 10_000
@@ -21,6 +22,8 @@ DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
 
 def cells_of(content: bytes) -> list[dict]:
     """The code cells of a notebook: {"source": str, "grade_id": str or None, "grade": bool}, grade being True for test cells.
+
+    One with a grade id that was saved with an output has its text as "output" too, which the teacher's pages show.
 
     Raises ValueError whose text says what it is instead, in half a sentence that begins with "it".
 
@@ -129,5 +132,6 @@ def _cell(cell, k: int) -> dict:
     grading = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     grading = grading if isinstance(grading, dict) else {}
     grade_id = grading.get("grade_id")
+    output = outputs.text_of(cell) if isinstance(grade_id, str) else ""
     return {"source": source, "grade_id": grade_id if isinstance(grade_id, str) else None,
-            "grade": grading.get("grade") is True and grading.get("solution") is not True}
+            "grade": grading.get("grade") is True and grading.get("solution") is not True, **({"output": output} if output else {})}

@@ -1,0 +1,199 @@
+"""Which platform laid out what was handed in: decided once, by all outermost entries together, and by nothing that lies in one of them.
+
+    canvas      lastfirst_LATE_123_456_any-1.ipynb, lastfirst_123_text.html, LATE_anon_a1B2c_456_any.ipynb
+    moodle      Full Name_123_assignsubmission_file/any.ipynb, or all in one folder: Full Name_123_assignsubmission_file_any.ipynb
+    gradescope  submission_123/any.ipynb beside submission_metadata.yml
+    nbgrader    submitted/student/assignment/any.ipynb with timestamp.txt
+    sections    tuesday/student/any.ipynb, tuesday/student.ipynb: never guessed
+    plain       student/any.ipynb, student.ipynb, student.zip
+
+Where each comes from: instructure/canvas-lms, lib/content_zipper.rb (add_submission, get_filename; names are of word characters, in lower
+case, "_digits_" taken out of them). moodle/moodle, mod/assign/classes/downloader.php and, before 4.1, locallib.php, download_submissions
+("_" in names becomes a space; a team's folder has the group's name and number, or "Default group" and none; earlier "Team-Full Name" and
+the participant's). jupyter/nbgrader, exchange/default/collect.py and submit.py.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from qlab.grading.handed_in import gradescope
+from qlab.grading.handed_in.files import File, kind_of, stem_of
+
+NAMES = ("canvas", "moodle", "gradescope", "nbgrader", "sections", "plain")
+TITLES = {"canvas": "Canvas", "moodle": "Moodle", "gradescope": "Gradescope", "nbgrader": "nbgrader"}
+WORD = r"[^\s!-/:-@\[-^`{-~]"  # Ruby's [[:word:]], near enough: no space and, but for "_", no sign of ASCII
+MOODLE = re.compile(r"(?P<name>[^_]+)(?:_(?P<number>\d+))?_assignsubmission_[a-z0-9]+(?:_.*)?", re.DOTALL)
+CANVAS = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>\d+)_(?P<upload>\d+)_.+", re.DOTALL)
+CANVAS_PAGE = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>\d+)_(?P<upload>text|link)\.html")
+CANVAS_HIDDEN = re.compile(r"(?P<late>LATE_)?(?P<name>anon_[0-9A-Za-z]+)_(?:(?P<upload>\d+)_.+|(?:text|link)\.html)", re.DOTALL)
+GRADESCOPE = re.compile(r"submission_\d+")
+NBGRADER = {"source", "release", "submitted", "autograded", "feedback"}  # the folders of a course
+METADATA = "submission_metadata.yml"
+COURSE = ("exercises", "notebooks")  # the folders of a release that hold notebooks
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who laid it out, one of NAMES; root: the folders that all of it lies in, before a student's name; anonymous: Canvas hides names;
+    people: Gradescope's folders, and who handed in each; student: the name of the one whose hand-in the whole is, else ""."""
+
+    name: str
+    root: tuple[str, ...] = ()
+    anonymous: bool = False
+    people: Mapping[str, list[dict]] | None = None
+    student: str = ""
+
+
+def names_assignment(name: str, assignment: str) -> bool | None:
+    """Whether a file or folder is named after the assignment: True, False for another assignment's name, None for neither.
+
+    >>> [names_assignment(n, "02_linear") for n in ("02_linear (1)", "02", "02-mine", "03_log", "ada")]
+    [True, True, True, False, None]
+    """
+    name, number = name.lower(), assignment.partition("_")[0]
+    if name.startswith(assignment.lower()):
+        return True
+    if number.isdigit() and (match := re.match(r"(\d+)(?=[_ -]|$)", name)):
+        return True if match[1] == number else False if len(match[1]) == len(number) else None
+    return None
+
+
+def is_hand_in(file: File) -> bool:
+    """Whether a file could be, or hold, a notebook."""
+    return file.kind in ("notebook", "archive", "packed") or bool(file.refused) and file.kind != "metadata"
+
+
+def _below(found: Iterable[File], root: tuple[str, ...]) -> dict[str, list[File]]:
+    """The entries of a folder, and the files at or below each."""
+    entries = {}
+    for file in found:
+        if len(file.parts) > len(root) and file.parts[:len(root)] == root:
+            entries.setdefault(file.parts[len(root)], []).append(file)
+    return entries
+
+
+def _is_folder(files: list[File], depth: int) -> bool:
+    return any(len(file.parts) > depth or file.kind == "empty" for file in files)
+
+
+def one_students(notebooks: list[tuple[str, ...]], assignment: str) -> bool:
+    """Whether notebooks at these paths are one student's, and not a class's: one that is named as the assignment lies at the top, or they
+    lie in the folders of the course's release.
+
+    >>> one_students([("02_linear.ipynb",), ("scratch.ipynb",)], "02_linear"), one_students([("02_a.ipynb",), ("02_b.ipynb",)], "02_linear")
+    (True, False)
+    >>> one_students([("qlab", "exercises", "02_linear.ipynb"), ("qlab", "notebooks", "02_linear.ipynb")], "02_linear")
+    True
+    """
+    if any(_is_named(parts[0], assignment) for parts in notebooks if len(parts) == 1):
+        folders = {parts[0] for parts in notebooks if len(parts) > 1 and any(_is_named(part, assignment) for part in parts[1:])}
+        return len(folders - set(COURSE)) < 2
+    outer = {parts[0] for parts in notebooks} - set(COURSE)
+    return len(outer) < 2 and any(part in COURSE for parts in notebooks for part in parts[:-1][:2])
+
+
+def _is_named(part: str, assignment: str) -> bool:
+    """Whether a file has the assignment's name or number and nothing else, but for what a browser puts behind it."""
+    stem = re.sub(r" ?\(\d+\)$", "", stem_of(part)).lower()
+    return stem in (assignment.lower(), assignment.partition("_")[0])
+
+
+def others_assignment(name: str, assignment: str) -> bool:
+    """Whether an outermost name is another assignment's; a number alone is a student's."""
+    stem = stem_of(name)
+    return names_assignment(stem, assignment) is False and not (stem.isdecimal() and kind_of(name) != "notebook")
+
+
+def detect(found: list[File], assignment: str, place: str = "", given: str | None = None) -> Layout:
+    """The layout of everything handed in. place: the name of the folder or zip that was searched; given: the layout, if it is told.
+
+    Raises ValueError where some entries are named as a platform names them and others are not, or a folder holds one zip that may be a
+    class's as well as a student's.
+    """
+    if given is not None and given not in NAMES:
+        raise ValueError(f"layout is {given!r}, and must be one of {', '.join(NAMES)}.")
+    root = ()
+    while True:
+        entries = _below(found, root)
+        layout = _platform(entries, root, place, given)
+        if layout:
+            zipped = next((part for part in layout.root if kind_of(part) == "archive"), None)
+            if zipped and not given:
+                raise ValueError(f"{zipped} is all that there is, and laid out as by {TITLES[layout.name]}: if it is the class's, grade "
+                                 f"{zipped} itself; if one student handed it in, say --layout plain.")
+            return layout
+        entries = {name: files for name, files in entries.items() if not others_assignment(name, assignment)
+                   and (any(map(is_hand_in, files)) or _is_folder(files, len(root) + 1))}
+        only = next(iter(entries), "")
+        if len(entries) != 1 or not _is_folder(entries[only], len(root) + 1) or given == "sections":
+            break
+        if given == "plain" and kind_of(only) == "archive" or _is_student(only, entries[only], root, assignment):
+            break
+        root += (only,)
+    if given and given not in ("sections", "plain"):
+        raise ValueError(f"nothing there is named as {TITLES[given]} names it: leave out --layout {given}, or name the folder or zip "
+                         "that was downloaded.")
+    whole = not root and not given and len(entries) > 1 and one_students([file.parts for file in found if file.kind == "notebook"], assignment)
+    return Layout(given or "plain", root, student=place if whole else "")
+
+
+def _is_student(name: str, files: list[File], root: tuple[str, ...], assignment: str) -> bool:
+    """Whether a folder that is alone is a student's, and not the class's."""
+    if names_assignment(name, assignment) and len(name.strip("0123456789")) > 0:
+        return False
+    inner = [file.parts[len(root) + 1:] for file in files if is_hand_in(file) and len(file.parts) > len(root) + 1]
+    notebooks = [parts for parts in inner if kind_of(parts[-1]) == "notebook"]
+    deeper = [parts for parts in inner if len(parts) > 1 and not names_assignment(parts[0], assignment)]
+    if len(inner) < 2:  # nearest to the one hand-in
+        return not deeper
+    return one_students(notebooks, assignment)
+
+
+def canvas(name: str, anonymous: bool = False) -> re.Match | None:
+    """What Canvas's name of a file tells; anonymous: whether it hides names."""
+    return CANVAS_HIDDEN.fullmatch(name) if anonymous else CANVAS.fullmatch(name) or CANVAS_PAGE.fullmatch(name)
+
+
+def _platform(entries: dict[str, list[File]], root: tuple[str, ...], place: str, given: str | None) -> Layout | None:
+    """The platform that laid out these entries; None if none did. Raises ValueError if it is one for some of them alone."""
+    if given in ("sections", "plain"):
+        return None
+    depth = len(root) + 1
+    held = [name for name, files in entries.items() if any(map(is_hand_in, files))]
+    people = next((gradescope.people(file.content) for file in entries.get(METADATA, []) if file.content and len(file.parts) == depth), {})
+    fitting = {
+        "moodle": [name for name in entries if MOODLE.fullmatch(name if _is_folder(entries[name], depth) else stem_of(name))],
+        "canvas": [name for name in entries if canvas(name) or canvas(name, True)],
+        "gradescope": [name for name in entries if _is_folder(entries[name], depth) and (GRADESCOPE.fullmatch(name) or name in people)],
+    }
+    if submitted := _nbgrader(entries, root, place, given):
+        return Layout("nbgrader", submitted)
+    told = {name: fit for name, fit in fitting.items() if fit and given in (None, name)}
+    for name, fit in told.items():
+        if given or set(held) <= set(fit):
+            return Layout(name, root, name == "canvas" and all(canvas(entry, True) for entry in fit), people)
+    if not told:
+        return None
+    name, fit = max(told.items(), key=lambda pair: len(pair[1]))
+    other = next(entry for entry in held if entry not in fit)
+    raise ValueError(f"{fit[0]} is named as {TITLES[name]} names what was handed in, and {other} is not: say --layout {name} or "
+                     "--layout plain.")
+
+
+def _nbgrader(entries: dict[str, list[File]], root: tuple[str, ...], place: str, given: str | None) -> tuple[str, ...] | None:
+    """Where nbgrader's folders of students lie, if it is nbgrader that laid them out."""
+    depth = len(root) + 1
+    if given not in (None, "nbgrader"):
+        return None
+    folders = {name for name in entries if _is_folder(entries[name], depth)}
+    others = {name for name, files in entries.items() if any(map(is_hand_in, files))} - NBGRADER
+    if "submitted" in folders and (given or not others):
+        return (*root, "submitted")
+    if given or not root and place == "submitted" and others <= folders:
+        return root
+    # Copied to a folder of another name: every student has the assignment's timestamp.txt, which no single one can bring about.
+    stamped = {file.parts[depth - 1:depth + 1] for files in entries.values() for file in files
+               if len(file.parts) == depth + 2 and file.parts[-1] == "timestamp.txt"}
+    same = [{student for student, assignment in stamped if assignment == name} for name in {assignment for _, assignment in stamped}]
+    return root if any(len(students) > 1 and others <= students for students in same) else None

@@ -1,0 +1,50 @@
+"""Times that somebody wrote down, read with their zone."""
+
+import re
+from datetime import datetime, tzinfo
+from zoneinfo import ZoneInfo
+
+from qlab.grading.handed_in.files import shown
+
+
+def zone(name: str | None) -> tzinfo | None:
+    """A time zone by its name; None, which stands for this machine's, where no name is given. Raises ValueError.
+
+    >>> str(zone("Europe/Berlin"))
+    'Europe/Berlin'
+    """
+    try:
+        return ZoneInfo(name) if name else None
+    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(f"{shown(name)[:60]!r} is no time zone: write it like Europe/Berlin or UTC.") from None
+
+
+def in_zone(when: datetime, default: tzinfo | None = None) -> datetime:
+    """A time with its zone; one that states none is of the default's, or of this machine's if that is None.
+
+    >>> in_zone(datetime(2026, 11, 23, 18), ZoneInfo("UTC")).isoformat()
+    '2026-11-23T18:00:00+00:00'
+    """
+    return when if when.tzinfo else when.replace(tzinfo=default) if default else when.astimezone()
+
+
+def parse_time(text: str, default: tzinfo | None = None) -> datetime:
+    """A date and time with its zone: ISO 8601, or nbgrader's "2026-11-23 18:00:00.5 Europe/Berlin".
+
+    default: the zone of a text that states none, this machine's if None. Raises ValueError.
+
+    >>> parse_time("2026-11-23 18:00:00 UTC").isoformat()
+    '2026-11-23T18:00:00+00:00'
+    """
+    text = text.strip()
+    day, name = text, None
+    if (words := text.rsplit(" ", 1))[-1][:1].isalpha() and len(words) == 2:
+        day, name = words
+    try:
+        when = datetime.fromisoformat(re.sub(r"\.(\d{1,6})\d*", lambda m: "." + m[1].ljust(6, "0"), day))
+        if not re.search(r"[T ]", day):
+            raise ValueError("a date alone would be its first minute")
+        return when.replace(tzinfo=zone(name)) if name else in_zone(when, default)
+    except (ValueError, OverflowError):
+        given = shown(text)[:60]
+        raise ValueError(f"{given!r} is no date and time: write it like 2026-11-23T18:00 or 2026-11-23T18:00+01:00.") from None

@@ -1,0 +1,85 @@
+"""Which of one student's notebooks counts. Of two, the first of these that tells them apart:
+
+    the one that can be read                        a damaged file takes nothing from a good one
+    the one in which a question is answered         a scratch file, a lesson and a blank set are no hand-in
+    the one in time                                 what came after the deadline was not asked for
+    the one that Jupyter did not save by itself     NAME-checkpoint.ipynb is an earlier state
+    the one that answers more questions
+    the one that holds more answer cells, or else defines more of the functions asked for
+    the one named exactly as the assignment
+    the newest; of late ones the oldest
+
+An answer cell has the question's id and defines a function that the question's tests call: every set calls its questions q1, q2, ...
+"""
+
+import ast
+import builtins
+import re
+from collections.abc import Iterable, Mapping
+
+from qlab.grading.handed_in.files import stem_of
+from qlab.grading.handed_in.notebook import DEFINED
+
+Answers = Mapping[str, frozenset[str]]  # answer cell: the functions that its question's tests call; empty where they are not known
+OPEN = re.compile(r"^[ \t]*raise NotImplementedError\b", re.MULTILINE)
+
+
+def asked(bundle: dict) -> Answers:
+    """The answer cells of a bundle, and the functions that a student defines in them.
+
+    >>> case = {"call": "f(x, len(x))[0]", "inputs": {"x": [1]}, "setup": ""}
+    >>> asked({"questions": [{"answer_cell": "q1", "cases": [case]}]})
+    {'q1': frozenset({'f'})}
+    """
+    return {question["answer_cell"]: frozenset().union(*map(_called, question.get("cases", []))) for question in bundle["questions"]}
+
+
+def _called(case: dict) -> set[str]:
+    calls = (node.func for node in ast.walk(ast.parse(case["call"].strip())) if isinstance(node, ast.Call))
+    names = {function.id for function in calls if isinstance(function, ast.Name)}
+    return names - set(dir(builtins)) - set(case["inputs"]) - set(DEFINED.findall(case["setup"]))
+
+
+def answered(cells: Iterable[dict], answers: Answers) -> tuple[set[str], set[str], int]:
+    """The answer cells of the assignment that a notebook holds, those of them that are answered, and how many others have their functions
+    defined in some cell.
+
+    >>> stub = {"source": "def f(x):\\n    raise NotImplementedError()", "grade_id": "q1", "grade": False}
+    >>> answered([stub, {"source": "def g(x):\\n    return x", "grade_id": None, "grade": False}], {"q1": {"f"}, "q2": {"g"}, "q3": {"h"}})
+    ({'q1'}, set(), 1)
+    """
+    own = [cell for cell in cells if not cell["grade"]]
+    last = {cell["grade_id"]: cell["source"] for cell in own}  # of an answer cell that is there twice, the last counts
+    held = {name for name, functions in answers.items() if name in last and _defines(last[name], functions)}
+    anywhere = sum(any(_defines(cell["source"], functions) for cell in own) for name, functions in answers.items()
+                   if name not in held and functions)
+    return held, {name for name in held if last[name].strip() and not OPEN.search(last[name])}, anywhere
+
+
+def _defines(source: str, functions: Iterable[str]) -> bool:
+    names = "|".join(map(re.escape, sorted(functions)))
+    if not names:
+        return True
+    ways = rf"(?:async +)?(?:def|class) +(?:{names})\b", rf"(?:{names}) *(?::[^=\n]*)?=(?!=)", rf"from +[\w.]+ +import .*\b(?:{names})\b"
+    return bool(re.search(f"^(?:{'|'.join(ways)})", source, re.MULTILINE))
+
+
+def named(part: str, assignment: str, platform: str) -> bool:
+    """Whether a file has exactly the assignment's name; platforms put the student's before it, and Canvas a number behind it.
+
+    >>> named("02_linear.ipynb", "02_linear", "plain"), named("02.ipynb", "02_linear", "plain")
+    (True, False)
+    >>> named("ada_7_8_02_linear-1.ipynb", "02_linear", "canvas")
+    True
+    """
+    before, after = ("(.*_)?", r"(-\d+)?" if platform == "canvas" else "") if platform in ("canvas", "moodle") else ("", "")
+    return bool(re.fullmatch(f"{before}{re.escape(assignment)}{after}", stem_of(part), re.IGNORECASE | re.DOTALL))
+
+
+def checkpoint(part: str) -> bool:
+    """Whether Jupyter saved it by itself.
+
+    >>> checkpoint("02_linear-checkpoint.ipynb"), checkpoint("02_linear.ipynb")
+    (True, False)
+    """
+    return bool(re.search(r"-checkpoint( ?\(\d+\))?$", stem_of(part), re.IGNORECASE))
