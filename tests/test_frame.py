@@ -640,6 +640,7 @@ IN_GRADING = {
     "compare": {"values"},
     "show": {"values"},
     "links": set(),
+    "hints": set(),
     "author.cases": set(),  # the words of a notebook, which a student's check reads
     "check": {"author.cases", "compare", "show", "values"},
     "sandbox": {"values"},
@@ -647,10 +648,10 @@ IN_GRADING = {
     "mark": {"compare", "sandbox", "values"},
     "results": {"handed_in"},
     "report": {"results"},
-    "author": {"author.cases", "check", "links", "mark", "results", "sandbox", "values"},
+    "author": {"author.cases", "check", "hints", "links", "mark", "results", "sandbox", "values"},
     "batch": {"handed_in", "mark", "results", "sandbox"},
     "cluster": {"batch", "handed_in"},
-    "grade": {"batch", "cluster", "handed_in", "report", "results"},
+    "grade": {"batch", "cluster", "handed_in", "hints", "report", "results"},
 }
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy
 
 import qlab
-from qlab.grading import mark, values
+from qlab.grading import hints, mark, values
 from qlab.grading.author import cases, groups, student
 from qlab.grading.check import POINTS, run, start
 from qlab.grading.check import SECONDS as BUDGETS
@@ -57,7 +57,8 @@ def _measure(name: str, notebook, seed: str) -> dict:
             elif why := mark.why_wrong(case, answer):
                 raise ValueError(f"{what}{_about(case)}: {why}")
     again = _answers(shell, sources, questions, drawn)
-    blank = [cell.source if source is not None else None for cell, source in zip(student.student_notebook(notebook).cells, sources)]
+    handed_out = student.student_notebook(notebook)
+    blank = [cell.source if source is not None else None for cell, source in zip(handed_out.cells, sources)]
     empty = _answers(shell, blank, questions, drawn)
     for question in questions:
         asked = drawn[question.id]
@@ -75,7 +76,8 @@ def _measure(name: str, notebook, seed: str) -> dict:
         for case in asked:
             if case["kind"] == "hidden" and not any(mark.why_wrong(case, answer) for answer in case["wrong"].values()):
                 raise ValueError(f"{name}, {question.id}: no wrong solution fails the hidden case {case['call']}{_about(case)}.")
-    return {"format": 1, "assignment": name, "qlab": qlab.__version__, "seed_sha256": hashlib.sha256(seed.encode()).hexdigest(),
+    return {"format": 1, "assignment": name, "version": handed_out.metadata.qlab.version, "qlab": qlab.__version__,
+            "seed_sha256": hashlib.sha256(seed.encode()).hexdigest(),
             "questions": [{"id": q.id, "points": q.points, "seconds": float(BUDGETS.get(q.id, SECONDS)), "answer_cell": q.id,
                            "wrong": [note for note, _ in q.wrong], "cases": drawn[q.id],
                            **({"groups": grouped[q.id]} if grouped[q.id] else {})} for q in questions]}
@@ -138,8 +140,12 @@ def _encoded(case, kind: str, where: str) -> dict:
             raise ValueError(f"{where}: {title} of the case {case.call} is {values.show(value)}, and cannot be kept in a bundle.")
     if kind == "public" and expect is None and case.raises is None:
         raise ValueError(f"{where}: the public case {case.call} must state what it expects.")
-    return {"kind": kind, "call": case.call, "setup": case.setup, "inputs": inputs, "expect": expect, "raises": case.raises,
+    made = {"kind": kind, "call": case.call, "setup": case.setup, "inputs": inputs, "expect": expect, "raises": case.raises,
             "tol": case.tol, "dtype": case.dtype, "about": case.about, "hint": case.hint, "wrong": {}}
+    if kind == "hidden" and (told := hints.gives_away(made)):
+        raise ValueError(f"{where}: what the hidden case {case.call} is about, {case.about!r}, holds {told}: students read it after the "
+                         "deadline, and it may hold no number but 0 and 1, and no text of the inputs.")
+    return made
 
 
 def _answers(shell, sources: list, questions: list, drawn: dict) -> dict[str, list[dict]]:

@@ -3,11 +3,13 @@
     answer cell   ### BEGIN SOLUTION ..      ### END SOLUTION        becomes   # YOUR CODE HERE, raise NotImplementedError()
     test cell     ### BEGIN HIDDEN TESTS ..  ### END HIDDEN TESTS    is cut
     every cell    outputs are cleared; cells that a student must not edit or delete are locked
+    the notebook  is stamped with its set's version, a hash of what its cells say, so that a hand-in tells which one it was made from
 
 Cells carry nbgrader's metadata, schema 3. A rule that is broken raises ValueError: one sentence with the notebook, the question, what.
 """
 
 import ast
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -93,8 +95,15 @@ def student_notebook(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             new |= {"outputs": [], "execution_count": None}
         cells.append(nbformat.from_dict(new))
-    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"},
+                "qlab": {"version": version(cells)}}
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+
+
+def version(cells: list) -> str:
+    """The version of a set: 12 digits of the SHA-256 of the kind, id and source of each cell that a student gets."""
+    content = json.dumps([[cell.cell_type, cell.id, cell.source] for cell in cells])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def text(notebook: nbformat.NotebookNode) -> str:
