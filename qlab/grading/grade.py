@@ -137,8 +137,9 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
 
     failed = False
     for name in dict.fromkeys(args.export):
+        told = [hints.reveal(result, bundle) for result in made] if args.reveal and name not in hints.TEACHERS else made
         try:
-            _say(f"{name}: {exports.export(name, made, bundle, folder / 'export', args.canvas_column)}")
+            _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column)}")
         except (OSError, ValueError) as error:
             failed = True
             _say(f"{name}: not written: {sentence(error)}", sys.stderr)
