@@ -235,12 +235,12 @@ SUMMARY = """\
   graded          4
   unreadable      1  (0 points)
   set aside       1  (another one of the same student counts)
-  mean         2.50 of 5, median 2.5
+  mean         3.00 of 5, median 2.5
 unreadable: cyd (cyd.ipynb): it is not valid JSON (Expecting property name enclosed in double quotes, line 1, column 2)
-set aside: eve (eve/99_small.ipynb): the same student's eve/99_small (1).ipynb counts
+set aside: eve (eve/99_small (1).ipynb): the same student's eve/99_small.ipynb counts: it is named 99_small
 note: =dan, jr (=dan, jr.ipynb): there is no answer cell q2: its function is looked for by name
-note: eve (eve/99_small (1).ipynb): there is no answer cell q2: its function is looked for by name
-note: eve (eve/99_small (1).ipynb): 1 more handed in by the same student: this one counts
+note: eve (eve/99_small.ipynb): there is no answer cell q2: its function is looked for by name
+note: eve (eve/99_small.ipynb): 1 more handed in by the same student: this one counts
 results in results/99_small
 """
 

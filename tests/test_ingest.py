@@ -125,7 +125,7 @@ def test_a_whole_course_without_this_assignment_is_no_notebook_of_it(tmp_path):
 
 
 def test_a_notebook_that_a_browser_saved_under_a_longer_name_is_read(tmp_path):
-    for path in ("ada.ipynb.txt", f"bob/{NN}.ipynb.json", "cyd_7_8_work.IPYNB.TXT"):
+    for path in ("ada.ipynb.txt", f"bob/{NN}.ipynb.json", "cyd/work.IPYNB.TXT"):
         put(tmp_path, path)
     put(tmp_path, "dan.zip", zipped({"02.ipynb.txt": nb()}))
     put(tmp_path, "eve/03_log.ipynb.txt")
@@ -140,11 +140,11 @@ def test_a_file_that_could_be_a_hand_in_is_not_passed_over_in_silence(tmp_path):
     put(tmp_path, "ada.ipynb")
     put(tmp_path, "bob.rar", b"Rar!")
     put(tmp_path, "cyd.ipynb.bak")
-    put(tmp_path, "fay_1_2_work.pdf", b"%PDF")  # Canvas's: it has a row of its own
+    put(tmp_path, "fay/work.pdf", b"%PDF")
     said = []
     assert [(entry.student, entry.reason) for entry in collect(tmp_path, tell=said.append)] == [
         ("ada", ""), ("bob", "it is a .rar archive, and of archives only .zip is read"),
-        ("fay", f"there is no notebook of {NN} in it, only fay_1_2_work.pdf")]
+        ("fay", f"there is no notebook of {NN} in it, only work.pdf")]
     assert said == ["passed over: 1 file that is neither a notebook nor a zip: cyd.ipynb.bak"]
 
 
@@ -274,7 +274,7 @@ def test_the_last_in_time_counts_or_the_first_late_one(tmp_path, days, counts, l
     for day in days:
         put(tmp_path, f"ada/02 ({day}).ipynb", when=at(day))
     put(tmp_path, "bob/02.ipynb")
-    entries = [entry for entry in collect(tmp_path, deadline=DEADLINE) if entry.student == "ada"]
+    entries = [entry for entry in collect(tmp_path, deadline=DEADLINE, file_times=True) if entry.student == "ada"]
     (counting,) = [entry for entry in entries if not entry.duplicate_of]
     assert (counting.source, counting.late, counting.status) == (f"ada/{counts}.ipynb", late, "")
     for entry in [entry for entry in entries if entry is not counting]:
