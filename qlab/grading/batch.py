@@ -98,7 +98,7 @@ def batch(hand_ins: list[HandIn | Submission], bundle: dict, folder: Path, run: 
                 order.append(entry.id)
                 old = results.read(folder / f"{entry.id}.json")
                 if results.stands(old, entry, bundle):
-                    made[entry.id] = _store(folder, entry, bundle, results.renew(old, entry), old)
+                    made[entry.id] = _store(folder, entry, bundle, results.renew(old, entry, bundle), old)
                     stood += made[entry.id]["status"] == "graded"
                 elif entry.status:
                     made[entry.id] = _store(folder, entry, bundle, results.make(entry, bundle), old)

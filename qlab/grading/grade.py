@@ -66,6 +66,9 @@ def summary(made: list[dict], stood: int = 0) -> str:
     lines += [f"  set aside   {len(aside):5}  (another one of the same student counts)"] if aside else []
     late = sum(result["submission"]["late"] is True for result in counts)
     lines += [f"  late        {late:5}  (nothing is subtracted)"] if late else []
+    for version, told in (("another", "made from another version of the set"), ("not known", "without the stamp of a version")):
+        if count := sum(result.get("version") == version for result in counts):
+            lines.append(f"  version?    {count:5}  ({told}; graded all the same)")
     if by["graded"]:
         scores = [result["score"] for result in by["graded"]]
         most = by["graded"][0]["max_score"]

@@ -43,7 +43,23 @@ def make(entry: Submission, bundle: dict, marks: dict | None = None, status: str
     score = 0 if status == "unreadable" else None
     none = {"questions": [], "score": score, "max_score": max_score(bundle), "limits": {}, "stdout_tail": ""}
     return {"format": FORMAT, "assignment": bundle["assignment"], "submission": entry.header(), "bundle": bundle["digest"],
-            "status": status, "reason": reason or entry.reason, "notes": list(entry.notes), **(marks or none), "seconds": round(seconds, 3)}
+            "status": status, "reason": reason or entry.reason, **_of_version(entry, bundle), **(marks or none),
+            "seconds": round(seconds, 3)}
+
+
+def _of_version(entry: Submission, bundle: dict) -> dict:
+    """"version": whether the hand-in was made from the version of the set that it is graded by, as far as its stamp tells; and the notes.
+
+    A stamp changes no mark: whoever forges one only hides that the questions may have been others.
+    """
+    if "version" not in bundle or entry.status:
+        return {"version": "", "notes": list(entry.notes)}
+    if entry.version is None:
+        return {"version": "not known", "notes": [*entry.notes, "version not known: it has no stamp of the set that it was made from"]}
+    if entry.version != bundle["version"]:
+        told = f"it was made from another version of the set, {entry.version}; it is graded by version {bundle['version']}"
+        return {"version": "another", "notes": [*entry.notes, told]}
+    return {"version": "this", "notes": list(entry.notes)}
 
 
 def stands(result: dict | None, entry: Submission, bundle: dict) -> bool:
@@ -52,9 +68,9 @@ def stands(result: dict | None, entry: Submission, bundle: dict) -> bool:
             and result["submission"].get("sha256") == entry.sha256 and result.get("bundle") == bundle["digest"])
 
 
-def renew(result: dict, entry: Submission) -> dict:
+def renew(result: dict, entry: Submission, bundle: dict) -> dict:
     """An earlier result that stands, with what this run says of the hand-in: late or not, the notes."""
-    return {**result, "submission": entry.header(), "notes": list(entry.notes)}
+    return {**result, "submission": entry.header(), **_of_version(entry, bundle)}
 
 
 def read(path: Path) -> dict | None:

@@ -19,8 +19,8 @@ class Submission:
     """One notebook of one student. status is "" for one that counts and can be graded, else "unreadable" or "not graded" with a reason.
 
     id: names the result's file, made of the student's name and a hash of the path; number: the platform's for this student;
-    late: None where it is not known; cells: as notebook.cells_of returns them; duplicate_of: id of the submission of the same student that
-    counts, None for that one.
+    late: None where it is not known; cells, version: as notebook.read returns them; duplicate_of: id of the submission of the same student
+    that counts, None for that one.
     """
 
     id: str
@@ -38,11 +38,12 @@ class Submission:
     cells: tuple[dict, ...] = ()
     time: float | None = None
     entry: str = ""
+    version: str | None = None
 
     def header(self) -> dict:
         """What a result file keeps of it."""
         names = ("id", "student", "email", "number", "platform", "source", "sha256", "late", "duplicate_of",
-                 "time", "entry")
+                 "time", "entry", "version")
         return {name: getattr(self, name) for name in names}
 
     def read(self) -> list["Submission"]:
@@ -120,7 +121,7 @@ class HandIn:
         status = "" if not one.reason else "not graded" if one.ours else "unreadable"
         notes = () if status else (*_named_otherwise(one.file.parts[-1], self.assignment), *notebook.remarks(one.cells, self.answers))
         return self._made(source, one.upload, taken[source] - 1, sha256=one.sha256, status=status, reason=one.reason, notes=notes,
-                          cells=one.cells)
+                          cells=one.cells, version=one.version)
 
     def _late(self, upload: int) -> bool:
         return late(self.files[upload][1], self.deadline) is True

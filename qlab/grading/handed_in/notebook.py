@@ -17,6 +17,7 @@ from qlab.grading.handed_in.zips import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
 CELLS = 10_000
+VERSION = re.compile(r"[0-9a-f]{12}")
 DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
 
 
@@ -29,6 +30,18 @@ def cells_of(content: bytes) -> list[dict]:
 
     >>> cells_of(b'{"nbformat": 4, "cells": [{"cell_type": "code", "source": ["x = 1\\\\n", "x"], "metadata": {}}]}')
     [{'source': 'x = 1\\nx', 'grade_id': None, 'grade': False}]
+    """
+    return read(content)[0]
+
+
+def read(content: bytes) -> tuple[list[dict], str | None]:
+    """The code cells, as `cells_of` returns them, and the version of the exercise set that the notebook says it was made from.
+
+    The build stamps it into the notebook's metadata; some editors drop it. It is a student's word like all the rest, so it is shown to the
+    teacher and decides nothing. What has not the form of a version, 12 hexadecimal digits, is None.
+
+    >>> read(b'{"nbformat": 4, "cells": [], "metadata": {"qlab": {"version": "0123456789ab"}}}')
+    ([], '0123456789ab')
     """
     notebook = _parsed(content)
     version = notebook.get("nbformat")
@@ -47,7 +60,13 @@ def cells_of(content: bytes) -> list[dict]:
     size = sum(len(cell["source"]) for cell in found)
     if size > SOURCE_BYTES:
         raise ValueError(f"its code has {size_text(size)}, and {size_text(SOURCE_BYTES)} are allowed")
-    return found
+    return found, _version(notebook.get("metadata"))
+
+
+def _version(metadata) -> str | None:
+    stamp = metadata.get("qlab") if isinstance(metadata, dict) else None
+    version = stamp.get("version") if isinstance(stamp, dict) else None
+    return version if isinstance(version, str) and VERSION.fullmatch(version) else None
 
 
 def remarks(cells: list[dict], answers: list[str]) -> list[str]:

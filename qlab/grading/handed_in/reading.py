@@ -21,7 +21,8 @@ class Found:
     """A notebook, or something that should be one and cannot be read.
 
     file: whose parts lead to it through the zips; upload: which of the files handed in it lies in; sha256 of its bytes; cells: as
-    notebook.cells_of returns them; reason: why there are none; ours: whether that lies in this machine.
+    notebook.cells_of returns them; version: as notebook.read finds it; reason: why there are no cells; ours: whether that lies in this
+    machine.
     """
 
     file: File
@@ -30,6 +31,7 @@ class Found:
     cells: tuple[dict, ...] = ()
     reason: str = ""
     ours: bool = False
+    version: str | None = None
 
 
 def notebooks(handed_in: list[File], budget: Budget) -> tuple[list[Found], list[File]]:
@@ -99,6 +101,7 @@ def _read(file: File, upload: int, why: str, ours: bool, data: bytes | None) -> 
     if data is None:
         return Found(file, upload, reason=why, ours=ours)
     try:
-        return Found(file, upload, hashlib.sha256(data).hexdigest(), tuple(notebook.cells_of(data)))
+        cells, version = notebook.read(data)
+        return Found(file, upload, hashlib.sha256(data).hexdigest(), tuple(cells), version=version)
     except ValueError as error:
         return Found(file, upload, hashlib.sha256(data).hexdigest(), reason=str(error))
