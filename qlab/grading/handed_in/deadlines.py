@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from qlab.grading.handed_in import table
-from qlab.grading.handed_in.owners import parse_time
+from qlab.grading.handed_in.times import parse_time
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""What comes out of a batch. It reads results alone.
+"""What comes out of a batch: results, what a teacher's tables make of them, and every form in which they go out.
 
-    exports     tables for a spreadsheet, Canvas, Moodle and Gradescope
-    feedback    a page for each student, without a word of a hidden test
+    by_hand     marks that a teacher sets or comments; late: what being late costs; final: the points that come of it
+    exports     tables for a spreadsheet, Canvas and Gradescope; moodle: Moodle's grading worksheet
+    feedback    a page for each student, without a word of a hidden test; given_back: as the zips that Canvas and Moodle take back
     classroom   the class, for the teacher
 """

@@ -9,10 +9,10 @@ import io
 import statistics
 import warnings
 from collections import Counter
-from html import escape
 
 from qlab.grading import results
 from qlab.grading.report.feedback import STYLE, frame
+from qlab.grading.report.text import markup
 
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8C8C8C", "#333333"  # Okabe and Ito (2008), as in the course's pictures
 COMMONEST = 3
@@ -29,14 +29,21 @@ def success(graded: list[dict], bundle: dict) -> list[dict]:
     rows = []
     for asked in bundle["questions"]:
         given = [question for result in graded for question in result["questions"] if question["id"] == asked["id"]]
-        wrong = Counter(question["answers_like"] or _short(question["reason"]) for question in given if question["state"] != "passed")
+        wrong = Counter(mistake(question) for question in given if question["state"] != "passed")
         rows.append({"id": asked["id"], "points": asked["points"], "passed": sum(question["state"] == "passed" for question in given),
                      "tried": len(given), "wrong": sorted(wrong.items(), key=lambda item: (-item[1], item[0]))})
     return rows
 
 
-def _short(reason: str) -> str:
-    return reason.partition(": ")[0].rstrip(".")  # what follows the colon is one student's own error
+def mistake(question: dict) -> str:
+    """What is wrong with a result's question, in the words that many results share; "" if it passed.
+
+    >>> mistake({"state": "missing", "answers_like": None, "reason": "The cell of this question stopped: NameError: x"})
+    'The cell of this question stopped'
+    """
+    if question["state"] == "passed":
+        return ""
+    return question["answers_like"] or question["reason"].partition(": ")[0].rstrip(".")  # after the colon is one student's own error
 
 
 def picture(counts: list[dict], bundle: dict) -> bytes:
@@ -120,10 +127,10 @@ def page(counts: list[dict], bundle: dict, png: bytes) -> str:
     others = Counter(result["status"] for result in counts if result["status"] != "graded")
     told = "".join(f", {how_many} {status}" for status, how_many in sorted(others.items()))
     rows = "\n".join(
-        f"<tr><td>{escape(row['id'])}</td><td>{row['points']:g}</td><td>{row['passed']} of {row['tried']}</td><td>"
-        + ("<br>".join(f"{how_many} × {escape(what)}" for what, how_many in row["wrong"]) or "none") + "</td></tr>"
+        f"<tr><td>{markup(row['id'])}</td><td>{row['points']:g}</td><td>{row['passed']} of {row['tried']}</td><td>"
+        + ("<br>".join(f"{how_many} × {markup(what)}" for what, how_many in row["wrong"]) or "none") + "</td></tr>"
         for row in success(graded, bundle))
-    return frame(bundle["assignment"], f"""<h1>{escape(bundle['assignment'])}: the class</h1>
+    return frame(bundle["assignment"], f"""<h1>{markup(bundle['assignment'])}: the class</h1>
 <p class="soft">{len(graded)} graded{told}. For the teacher only: wrong answers are named as the hidden tests know them.</p>
 <p><img alt="Histogram of the scores and success rate of each question" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>
 <table>

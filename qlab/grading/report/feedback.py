@@ -1,10 +1,14 @@
 """The page that one student may see: the points, and of a public test that failed its input, what was expected, and what came.
 
 Everything on it is escaped text, and the page forbids itself to load or run anything. Nothing of hidden tests is on it: only the fields
-`reason` and `public_failed`, which module mark makes of public things, the scores, and nothing of a teacher's note or of the output.
+`reason` and `public_failed`, which module mark makes of public things, the scores, and nothing of the grader's note or of the output.
+What a teacher set by hand, and the comment, stands beside what the grader gave.
 """
 
-from html import escape
+from collections.abc import Iterable
+
+from qlab.grading.report import words
+from qlab.grading.report.text import markup
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -24,6 +28,7 @@ section { border-top: 1px solid var(--line); padding: 1rem 0; }
 table { border-collapse: collapse; width: 100%; margin-top: .6rem; background: var(--box); }
 th, td { text-align: left; vertical-align: top; padding: .35rem .7rem; border: 1px solid var(--line); font-size: .9rem; }
 th { font-weight: 500; color: var(--soft); width: 7.5rem; white-space: nowrap; }
+.hand { border-left: 3px solid var(--good); padding-left: .7rem; white-space: pre-wrap; }
 pre { margin: 0; white-space: pre-wrap; font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 """
 LOCKED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -34,29 +39,49 @@ def frame(title: str, body: str, style: str = STYLE) -> str:
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{LOCKED}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="referrer" content="no-referrer">\n'
-            f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")
+            f"<title>{markup(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")
 
 
 def page(result: dict) -> str:
     """The feedback page of one result."""
-    who = result["submission"]
-    heading = f"<h1>{escape(result['assignment'])}</h1>\n<p class=\"soft\">{escape(who['student'])}, {escape(who['source'])}" \
-              f"{', handed in late' if who['late'] else ''}</p>"
+    return frame(result["assignment"], body(result))
+
+
+def body(result: dict) -> str:
+    """What is on that page, as HTML."""
+    who, adjusted = result["submission"], result.get("adjusted") or {"by_hand": (), "late": None}
+    lines = [f"<h1>{markup(result['assignment'])}</h1>",
+             f"<p class=\"soft\"><bdi>{markup(who['student'])}</bdi>, <bdi>{markup(who['source'])}</bdi>"
+             f"{', handed in late' if who['late'] else ''}</p>"]
+    if who.get("extended"):
+        lines.append(f"<p class=\"soft\">Your deadline was extended to {markup(who['deadline'])}.</p>")
     if result["score"] is None:
-        later = '\n<p class="total">Not graded yet</p>\n<p>This is no mark: it will be graded again.</p>'
-        return frame(result["assignment"], heading + later)
+        lines += ['<p class="total">Not graded yet</p>', "<p>This is no mark: it will be graded again.</p>"]
+        return "\n".join(lines + _by_hand(adjusted["by_hand"]))
     share = 100 * result["score"] / result["max_score"] if result["max_score"] else 0
-    total = f"<p class=\"total\">{result['score']:g} of {result['max_score']:g} points</p>\n" \
-            f"<div class=\"bar\"><div style=\"width:{share:.1f}%\"></div></div>"
-    told = f"<p class=\"bad\">Your notebook could not be read: {escape(result['reason'])}.</p>" if result["reason"] else ""
-    return frame(result["assignment"], "\n".join([heading, total, told, *(_question(question) for question in result["questions"])]))
+    lines += [f"<p class=\"total\">{result['score']:.12g} of {result['max_score']:.12g} points</p>",
+              f"<div class=\"bar\"><div style=\"width:{share:.1f}%\"></div></div>"]
+    if adjusted["late"]:
+        lines.append(f"<p class=\"bad\">{markup(words.lateness(adjusted['late']))}</p>")
+    if result["reason"]:
+        lines.append(f"<p class=\"bad\">Your notebook could not be read: {markup(result['reason'])}.</p>")
+    return "\n".join([*lines, *_by_hand(adjusted["by_hand"]), *(_question(question) for question in result["questions"])])
+
+
+def _by_hand(rows: Iterable[dict]) -> list[str]:
+    """What a teacher says of the whole assignment."""
+    return [_said(row) for row in rows if not row["question"]]
+
+
+def _said(row: dict | None) -> str:
+    return "".join(f'\n<p class="hand">{markup(line)}</p>' for line in words.by_hand(row))
 
 
 def _question(question: dict) -> str:
-    good = question["state"] == "passed"
-    return (f'<section>\n<div class="head"><h2>{escape(question["id"])}</h2><span class="{"good" if good else "bad"}">'
-            f"{question['score']:g} of {question['points']:g}</span></div>\n<p>{escape(question['reason'])}</p>"
-            f"{_failed(question['public_failed'])}\n</section>")
+    good = question["score"] == question["points"]
+    return (f'<section>\n<div class="head"><h2>{markup(question["id"])}</h2><span class="{"good" if good else "bad"}">'
+            f"{question['score']:.12g} of {question['points']:.12g}</span></div>{_said(question.get('by_hand'))}\n"
+            f"<p>{markup(question['reason'])}</p>{_failed(question['public_failed'])}\n</section>")
 
 
 def _failed(failed: dict | None) -> str:
@@ -64,5 +89,5 @@ def _failed(failed: dict | None) -> str:
         return ""
     rows = [("call", failed["call"]), *failed["inputs"].items(), ("expected", failed["expect"]), ("got", failed["got"])]
     rows += [(name, failed[name]) for name in ("why", "hint") if failed.get(name)]
-    lines = [f"<tr><th>{escape(name)}</th><td><pre>{escape(str(text))}</pre></td></tr>" for name, text in rows]
+    lines = [f"<tr><th>{markup(name)}</th><td><pre>{markup(text)}</pre></td></tr>" for name, text in rows]
     return "\n<table>\n" + "\n".join(lines) + "\n</table>"

@@ -84,5 +84,5 @@ def _lateness(who: dict, points: Fraction, rule: late.Penalty | None) -> dict | 
     due = datetime.fromisoformat(who["deadline"])
     units = rule.units(Fraction(who["time"]) - Fraction(due.timestamp()))
     handed_in = datetime.fromtimestamp(who["time"], due.tzinfo).isoformat(" ", "seconds")
-    return {"told": rule.told(units) if units else "late, within the grace: nothing is subtracted", "deadline": due.isoformat(" ", "seconds"),
-            "handed_in": handed_in, "exactly": rule.subtracted(points, units)}
+    return {"told": rule.told(units) if units else "late, within the grace: nothing is subtracted", "handed_in": handed_in,
+            "deadline": due.isoformat(" ", "seconds"), "exactly": rule.subtracted(points, units)}

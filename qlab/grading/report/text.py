@@ -7,7 +7,9 @@ around it (NUL and other controls, changes of direction, halves of surrogate pai
 spreadsheet holds is cut.
 """
 
+import csv
 import html
+import io
 import re
 
 FORMULA = re.compile(r"(?:^|(?<=[;\t\r\n]))(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20']|[\t\r])")
@@ -34,6 +36,17 @@ def neutral(value) -> str:
     """
     text = clean(value)
     return text if isinstance(value, int | float) else FORMULA.sub("'", text)
+
+
+def table(rows: list[list]) -> str:
+    """Rows as CSV that no spreadsheet runs.
+
+    >>> table([["student", "score"], ["=Ada", 2.5]])
+    "student,score\\r\\n'=Ada,2.5\\r\\n"
+    """
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows([[neutral(value) for value in row] for row in rows])
+    return stream.getvalue()
 
 
 def markup(value) -> str:

@@ -1,0 +1,50 @@
+"""What came of a submission in the words that its student reads: of each question, of what was set by hand, of being late."""
+
+
+def comments(result: dict) -> list[str]:
+    """What a student may read, a line a question, and one for what holds for all.
+
+    >>> comments({"reason": "", "questions": [{"id": "q1", "score": 0, "points": 2, "reason": "A public test fails."}]})
+    ['q1: 0 of 2. A public test fails.']
+    """
+    lines = [f"Your notebook could not be read: {result['reason']}."] if result["reason"] else []
+    for question in result["questions"]:
+        said = by_hand(question.get("by_hand"))
+        lines.append(" ".join([f"{question['id']}: {question['score']:g} of {question['points']:g}.", *said, question["reason"]]).rstrip())
+    adjusted = result.get("adjusted") or {"by_hand": (), "late": None}
+    lines += ["All questions: " + " ".join(by_hand(row)) for row in adjusted["by_hand"] if not row["question"]]
+    return lines + ([lateness(adjusted["late"])] if adjusted["late"] else [])
+
+
+def by_hand(row: dict | None) -> list[str]:
+    """What a teacher's row says to the student: that the points were set by hand, and the comment.
+
+    >>> by_hand({"points": 2, "graded": 0, "comment": "Right after all."})
+    ['Set by hand to 2; the grader gave 0.', 'Right after all.']
+    """
+    if not row:
+        return []
+    said = [] if row["points"] is None else [f"Set by hand to {row['points']:g}; the grader gave {graded(row)}."]
+    return said + ([row["comment"]] if row["comment"] else [])
+
+
+def lateness(late: dict) -> str:
+    """What being late costs, in a sentence.
+
+    >>> lateness({"told": "2 days late: 20 %", "before": 4, "after": 3.2, "deadline": "2026-11-23 18:00:00+00:00",
+    ...           "handed_in": "2026-11-25 09:00:00+00:00"})
+    'Handed in 2026-11-25 09:00:00+00:00, deadline 2026-11-23 18:00:00+00:00, 2 days late: 20 %. 4 points before, 3.2 after.'
+    """
+    if "handed_in" not in late:
+        return f"Handed in {late['told']}."
+    return (f"Handed in {late['handed_in']}, deadline {late['deadline']}, {late['told']}. {late['before']:g} points before, "
+            f"{late['after']:g} after.")
+
+
+def graded(row: dict) -> str:
+    """The points that the grader gave, of a row of what was set by hand.
+
+    >>> graded({"graded": None}), graded({"graded": 2.5})
+    ('nothing', '2.5')
+    """
+    return "nothing" if row["graded"] is None else f"{row['graded']:g}"
