@@ -647,7 +647,7 @@ IN_GRADING = {
     "handed_in": set(),
     "mark": {"compare", "sandbox", "values"},
     "results": {"handed_in"},
-    "report": {"handed_in", "results"},
+    "report": {"handed_in", "results", "values"},
     "author": {"author.cases", "check", "hints", "links", "mark", "results", "sandbox", "values"},
     "batch": {"handed_in", "mark", "results", "sandbox"},
     "cluster": {"batch", "handed_in"},

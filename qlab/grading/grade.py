@@ -24,19 +24,23 @@ from qlab.grading.handed_in.times import parse_time
 from qlab.grading.handed_in.which import asked
 from qlab.grading.handed_in.zips import shown
 
-EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics")
+EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics", "pages", "similar")
 
 
 def find_bundle(assignment: str, given: str | None = None) -> Path:
     """The bundle file: the one given, or bundles/NN_topic.json.gz here or in the clone that qlab is installed from."""
     if given:
         return Path(given)
-    places = [Path.cwd() / "bundles", Path(__file__).resolve().parents[2] / "bundles"]
+    places = _bundles()
     patterns = f"{assignment}.json.gz", f"{assignment.zfill(2)}_*.json.gz"
     found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
     if not found:
         raise FileNotFoundError(f"there is no bundle of {assignment} in {places[0]}: make it with qlab build {assignment}.")
     return found[0]
+
+
+def _bundles() -> list[Path]:
+    return [Path.cwd() / "bundles", Path(__file__).resolve().parents[2] / "bundles"]
 
 
 def load_bundle(path: Path) -> dict:
@@ -131,17 +135,21 @@ def main(argv: list[str] | None = None) -> int:
         _say("stopped; what is graded is kept: repeat the command to go on.", sys.stderr)
         raise
     _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
-    failed = _export(made, bundle, folder, args)
+    failed = _export(made, bundle, folder, args, entries)
     return int(failed or _unfinished(made))
 
 
-def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace) -> bool:
-    from qlab.grading.report import exports
+def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list) -> bool:
+    from qlab.grading.report import exports, teacher
 
     failed = False
     for name in dict.fromkeys(args.export):
         told = [hints.reveal(result, bundle) for result in made] if args.reveal and name not in hints.TEACHERS else made
         try:
+            if name in teacher.NAMES:
+                exercises = [place.parent / "exercises" / f"{bundle['assignment']}.ipynb" for place in _bundles()]
+                _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises)}")
+                continue
             _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column)}")
         except (OSError, ValueError) as error:
             failed = True

@@ -4,7 +4,7 @@
     a question with groups = the sum of the points of those groups of which every case has the expected value
 
 `reason` and `public_failed` are for the student: they are made of the bundle's public cases, of what the submission answered before it was
-told any hidden input, and of fixed sentences. `note` and `stdout_tail` are for the teacher alone.
+told any hidden input, and of fixed sentences. `note`, `failed_answers` and `stdout_tail` are for the teacher alone.
 """
 
 from collections.abc import Iterable
@@ -98,10 +98,16 @@ def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> di
         "reason": reason,
         "note": "; ".join(notes),
         "failed_case": failed if state != "passed" else None,
+        "failed_answers": {str(k): values.show(answers[k]) for k in sorted(_failed(failed, groups)) if answers[k] is not None},
         "public_failed": public_failed,
         "answers_like": None if state == "passed" else _like(question, answers, range(len(cases))),
         **({"groups": groups} if groups else {}),
     }
+
+
+def _failed(failed: int | None, groups: list[dict]) -> set[int]:
+    """The case that failed first, in the question and in each of its groups."""
+    return {k for k in (failed, *(group["failed_case"] for group in groups)) if k is not None}
 
 
 def _group(question: dict, group: dict, answers: list, whys: list[str], fates: dict) -> dict:

@@ -1,0 +1,139 @@
+"""The pages for whoever reads the answers: everything that is needed is on them, and nothing that a student wrote can leave its box."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import grading_helpers
+import pytest
+
+from qlab.grading import mark, results
+from qlab.grading.handed_in import notebook, outputs
+from qlab.grading.handed_in.ingest import Submission
+from qlab.grading.report import answers, pages
+
+BUNDLE = grading_helpers.bundle()
+FLOOR = grading_helpers.CODES.replace("torch.round", "torch.floor")
+HOSTILE = '</pre><script>alert(1)</script><img src=x onerror="alert(2)"> & \' " <!-- \ud800 \u202e \x00 \x1b[31m'
+
+
+def result(student, cells, **fields):
+    entry = Submission(fields.pop("id", f"{student.lower()}-1"), student, f"{student}.ipynb", "ab" * 32, cells=tuple(cells), **fields)
+    return results.make(entry, BUNDLE, None if entry.status else mark.grade_trusted(list(cells), BUNDLE))
+
+
+@pytest.fixture(scope="module")
+def made():
+    wrong = grading_helpers.cells(q1=FLOOR, before="print('a scratch cell')")
+    wrong[2]["output"] = "what was saved"
+    cells = {"ada-1": tuple(grading_helpers.cells()), "bob-1": tuple(wrong), "cyd-1": tuple(grading_helpers.cells(q2="1 / 0"))}
+    found = [result("Ada", cells["ada-1"]), result("Bob", cells["bob-1"], late=True), result("Cyd", cells["cyd-1"]),
+             result("Dan", (), status="unreadable", reason="it is empty")]
+    return found, cells
+
+
+class Reader(HTMLParser):
+    """The text of each element by its tag, the links, and whether every tag that is opened is closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.texts, self.links, self.scripts = [], {}, [], 0
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br", "input"):
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+        self.links += [value for name, value in attrs if name == "href"]
+        self.scripts += tag == "script"
+        assert tag not in ("img", "iframe", "object", "link") and not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in dict.fromkeys(self.open):
+            self.texts[tag][-1] += data
+
+
+def test_a_page_has_all_that_a_reader_needs(made):
+    found = pages.pages(*[made[0], BUNDLE, made[1]])
+    assert list(found) == ["index.html", "ada-1.html", "bob-1.html", "cyd-1.html", "dan-1.html"]
+    bob = Reader(found["bob-1.html"])
+    assert bob.links == ["ada-1.html", "index.html", "cyd-1.html"] and bob.scripts == 0
+    assert [text.strip() for text in bob.texts["h1"]] == ["Bob"] and pages.FOR_THE_TEACHER in bob.texts["p"]
+    boxes = [text.strip("\n") for text in bob.texts["pre"]]
+    assert boxes[0] == FLOOR and boxes[1] == "what was saved" and "a scratch cell" in boxes[-1]
+    case = dict(zip(bob.texts["th"], bob.texts["td"]))
+    assert case["call"].strip() == "codes(x, lo, hi, bits)" and f"{grading_helpers.SECRET:.6e}" in case["x"]
+    assert case["about"].strip() == "two axes, and a value outside the range" and case["bits"].strip() == "4"
+    assert case["expected"] != case["got"] and case["got"].strip().startswith("tensor([[ 0,  8, 11],\n        [ 9, 15, 14]]")
+    assert "It answers as the wrong solution floor for round does." in bob.texts["p"]
+    assert "late" in found["bob-1.html"] and "2 of 2, passed" not in found["bob-1.html"]
+    cyd = Reader(found["cyd-1.html"])
+    assert "The cell of this question stopped: ZeroDivisionError: division by zero (line 1 of the cell)" in cyd.texts["p"]
+    dan = Reader(found["dan-1.html"])
+    assert dan.links == ["cyd-1.html", "index.html"] and "it is empty" in dan.texts["p"] and "0 of 5 points" in dan.texts["p"]
+
+
+def test_the_index_counts_each_mistake(made):
+    text = pages.index(made[0], BUNDLE)
+    page = Reader(text)
+    assert page.scripts == 1 and page.links[:4] == ["ada-1.html", "bob-1.html", "cyd-1.html", "dan-1.html"]
+    assert [option for option in page.texts["option"] if "(" in option] == [
+        "q1: floor for round (1)", "q1: unreadable (1)", "q2: The cell of this question stopped (1)", "q2: unreadable (1)"]
+    cells = re.findall(r'<td data-question="(\d)" data-mistake="(\d*)">([^<]*)</td>', text)
+    assert cells == [("0", "", "2"), ("1", "", "3"), ("0", "0", "0: floor for round"), ("1", "", "3"), ("0", "", "2"),
+                     ("1", "2", "0: The cell of this question stopped"), ("0", "1", "unreadable"), ("1", "3", "unreadable")]
+    assert page.links[4:] == ["#0,0", "#0,1", "#1,2", "#1,3"]
+
+
+def test_nothing_of_a_stranger_leaves_its_box():
+    cells = grading_helpers.cells(q1=HOSTILE, before=HOSTILE)
+    cells[2]["output"] = HOSTILE
+    bad = result("Eve", grading_helpers.cells())
+    bad["submission"] |= {"student": HOSTILE, "source": HOSTILE}
+    bad["stdout_tail"] = bad["reason"] = HOSTILE
+    bad["notes"] = [HOSTILE]
+    question = bad["questions"][0]
+    question.update(state="failed", reason=HOSTILE, note=HOSTILE, answers_like=HOSTILE, failed_case=1, failed_answers={"1": HOSTILE})
+    found = pages.pages([bad], BUNDLE, {"eve-1": tuple(cells)})
+    for name, text in found.items():
+        assert Reader(text).scripts == (name == "index.html")
+        assert not set(text) & set("\ud800\u202e\x00\x1b") and text.encode()
+        assert "script-src" not in text if name != "index.html" else f"script-src 'sha256-{pages._HASH}'" in text
+        assert "\\u202e" in text and "\\ud800" in text and "alert(2)" in text
+
+
+def test_a_case_of_another_bundle_is_not_looked_up():
+    old = result("Ada", grading_helpers.cells(q1=FLOOR))
+    del old["questions"][0]["failed_answers"]
+    assert "no answer is kept" in pages.page(old, BUNDLE, ())
+    old["questions"][0]["failed_case"] = 99
+    assert "There is no cell" in pages.page(old, BUNDLE, ())
+
+
+def test_a_group_of_cases_shows_the_case_that_it_failed_on():
+    grouped = result("Ada", grading_helpers.cells(q1=FLOOR))
+    grouped["questions"][0] |= {"failed_case": 0, "groups": [{"name": "<edges>", "failed_case": 1}, {"name": "", "failed_case": None}]}
+    headings = Reader(pages.page(grouped, BUNDLE, ())).texts["h3"]
+    assert headings == ["The case that failed first: a public one", "In <edges>: a hidden one"]
+
+
+def test_long_code_is_cut():
+    text = pages._code({"source": "x" * (answers.LONGEST + 1234)})
+    assert len(text) < answers.LONGEST + 100 and "... cut: 1,234 more characters" in text
+
+
+def test_what_a_cell_was_saved_with():
+    said = [{"output_type": "stream", "text": "\x1b[31mred\x1b[0m\n"}, {"output_type": "display_data", "data": {"image/png": "AAAA"}},
+            {"output_type": "execute_result", "data": {"text/plain": ["tensor", "([1])"]}},
+            {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["long"]}]
+    assert outputs.text_of({"outputs": said}) == "red\n [image/png]\ntensor([1])\nValueError: no"
+    for strange in (None, 3, [None, 3, {"text": 5}, {"data": []}, {"data": {"text/plain": {"a": 1}}}]):
+        assert outputs.text_of({"outputs": strange}).strip() == ""
+    assert outputs.text_of({"outputs": [{"text": ["y" * 10**6] * 10}] * 10}) == "y" * outputs.LONGEST + "\n..."
+    cell = {"cell_type": "code", "source": "1", "metadata": {"nbgrader": {"grade_id": "q1"}}, "outputs": [{"text": "saved"}]}
+    cells = notebook.cells_of(json.dumps({"nbformat": 4, "cells": [cell]}).encode())
+    assert cells == [{"source": "1", "grade_id": "q1", "grade": False, "output": "saved"}]
