@@ -388,6 +388,13 @@ def test_hooks_are_refused_by_name(hook):
         qat.convert(prepared)
 
 
+def test_a_copy_would_call_the_original_s_forward():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].forward = lambda x, given=net[0].forward: 2 * given(x)
+    with pytest.raises(ValueError, match="0 has a forward of its own"):
+        ptq.quantize_weights(net, bits(2))
+
+
 def test_a_hook_on_all_modules_is_refused():
     handle = nn.modules.module.register_module_forward_hook(doubled)
     try:

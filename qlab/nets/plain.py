@@ -63,13 +63,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in which every recomputed weight (or bias) is a parameter with the value that forward would compute in evaluation mode.
 
     Nothing else differs; layers that share a parameter still do. Raises ValueError, naming the layer, for a weight that is no parameter
-    for another reason, or one that has no values yet (a lazy layer that has not run).
+    for another reason, one that has no values yet (a lazy layer that has not run), or a forward that was put on an instance.
 
     >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
     >>> copied = plain_copy(layer)
     >>> sorted(copied.state_dict()), torch.equal(copied.weight, layer.weight)
     (['bias', 'weight'], True)
     """
+    _refuse_forwards(model)
     # deepcopy refuses a tensor that was computed from parameters, as old-style reparametrizations leave it in the module.
     computed = {id(t): t.detach().clone() for module in model.modules() for t in [*vars(module).values(), *module._buffers.values()]
                 if isinstance(t, torch.Tensor) and not t.is_leaf}
@@ -118,12 +119,18 @@ def refuse_hooks(model: nn.Module) -> None:
     """ValueError, by name, for a module with a forward hook or pre-hook, or whose forward was replaced on the instance."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise ValueError("a forward hook is registered for all modules, which may change what they compute: remove it first.")
+    _refuse_forwards(model)
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             hook = next(iter([*module._forward_hooks.values(), *module._forward_pre_hooks.values()]))
             said = getattr(hook, "__name__", type(hook).__name__)
             raise ValueError(f"{_called(name)} has a forward hook ({said}), which may change what it computes and would be lost: remove it "
                              "first (handle.remove()).")
+
+
+def _refuse_forwards(model: nn.Module) -> None:
+    """A copy of the module would go on calling it, and with it the original's weights."""
+    for name, module in model.named_modules():
         if "forward" in vars(module):
             raise ValueError(f"{_called(name)} has a forward of its own, other than its class's, which would be lost: give it a class.")
 
