@@ -38,12 +38,14 @@ class Submission:
     cells: tuple[dict, ...] = ()
     time: float | None = None
     entry: str = ""
+    deadline: str | None = None
+    extended: bool = False
     version: str | None = None
 
     def header(self) -> dict:
         """What a result file keeps of it."""
         names = ("id", "student", "email", "number", "platform", "source", "sha256", "late", "duplicate_of",
-                 "time", "entry", "version")
+                 "time", "entry", "deadline", "extended", "version")
         return {name: getattr(self, name) for name in names}
 
     def read(self) -> list["Submission"]:
@@ -67,6 +69,7 @@ class HandIn:
     answers: which.Answers = field(default_factory=dict)
     turn: int = 0
     notes: tuple[str, ...] = ()
+    extended: bool = False
 
     @property
     def student(self) -> str:
@@ -113,18 +116,19 @@ class HandIn:
         owner = self.files[upload][1]
         entry = self.files[upload][0].parts[self.depth - 1] if self.depth and owner.platform != "plain" else ""
         return Submission(ident(owner.name, source, 1000 * self.turn + turn), owner.name, source, email=owner.email, number=owner.number,
-                          platform=owner.platform, late=late(owner, self.deadline), time=owner.time, entry=entry, **more)
+                          platform=owner.platform, late=late(owner, self.deadline, self.extended), time=owner.time, entry=entry,
+                          deadline=self.deadline and self.deadline.isoformat(), extended=self.extended, **more)
 
     def _submission(self, one: Found, taken: Counter) -> Submission:
         source = "/".join(one.file.parts)
         taken[source] += 1  # a zip may hold one path twice
         status = "" if not one.reason else "not graded" if one.ours else "unreadable"
-        notes = () if status else (*_named_otherwise(one.file.parts[-1], self.assignment), *notebook.remarks(one.cells, self.answers))
+        notes = () if status else (*_named_otherwise(one.file.parts[-1], self.assignment), *_remarks(one.cells, self.answers))
         return self._made(source, one.upload, taken[source] - 1, sha256=one.sha256, status=status, reason=one.reason, notes=notes,
                           cells=one.cells, version=one.version)
 
     def _late(self, upload: int) -> bool:
-        return late(self.files[upload][1], self.deadline) is True
+        return late(self.files[upload][1], self.deadline, self.extended) is True
 
     def _other_number(self, one: Found) -> str:
         """The number of the other assignment that a notebook is named after by its student, unless it holds this one's answer cells."""
@@ -196,6 +200,13 @@ def only(others: Iterable[File], assignment: str) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     why = f"; {refused.parts[-1]}: {refused.refused}" if refused else ""
     return f"there is no notebook of {assignment} in it, only {', '.join(names[:5])}{more}{why}"
+
+
+def _remarks(cells: tuple[dict, ...], answers: which.Answers) -> Iterable[str]:
+    held, _, anywhere = which.answered(cells, answers)
+    if held or anywhere or not any(answers.values()) or not any(cell["grade_id"] in answers for cell in cells):
+        return notebook.remarks(cells, answers)
+    return ["its answer cells define none of the functions that are asked for: it looks like another assignment's notebook"]
 
 
 def _named_otherwise(name: str, assignment: str) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 Who laid it out is decided once (module layouts), and with it whose each file is and when it came (owners); what lies in a hand-in is found
 within one budget for each student (reading); one of its notebooks counts (which, handin). Two students of one name are both graded, and
-both results say so. Nothing is subtracted for being late: that is the teacher's to decide.
+both results say so. A student's deadline is that of all, or an extended one (deadlines).
 """
 
 from collections import defaultdict
@@ -12,13 +12,14 @@ from datetime import datetime
 from pathlib import Path
 
 from qlab.grading.handed_in import files, layouts, which
+from qlab.grading.handed_in.deadlines import Deadlines
 from qlab.grading.handed_in.files import File, stem_of
 from qlab.grading.handed_in.handin import HandIn, Submission
 from qlab.grading.handed_in.moodle import Participant
 from qlab.grading.handed_in.owners import lookalike, owners
 
 
-def hand_ins(place: Path, assignment: str, deadline: datetime | None = None, answers: which.Answers | None = None,
+def hand_ins(place: Path, assignment: str, deadline: datetime | Deadlines | None = None, answers: which.Answers | None = None,
              tell: Callable[[str], None] = lambda sentence: None, own: Iterable[Path] = (), layout: str | None = None,
              participants: Mapping[str, Participant] | None = None, file_times: bool = False) -> list[HandIn]:
     """What each student handed in at place (a folder, a zip, a notebook) for the assignment "02_linear_quantization", in a fixed order.
@@ -29,9 +30,11 @@ def hand_ins(place: Path, assignment: str, deadline: datetime | None = None, ans
     """
     found = list(files.walk(place, own))
     laid_out = layouts.detect(found, assignment, stem_of(Path(place).resolve().name), layout)
+    _fits(laid_out, place, participants, file_times)
     depth = 0 if laid_out.student else len(laid_out.root) + 1 + (laid_out.name == "sections")
     whose = [() if _other_assignments(file, laid_out.name, depth, assignment) else of
              for file, of in zip(found, owners(found, laid_out, assignment, participants, file_times))]
+    deadlines = deadline if isinstance(deadline, Deadlines) else Deadlines(deadline)
     groups = defaultdict(list)
     for file, of in zip(found, whose):
         for owner in of:
@@ -42,9 +45,13 @@ def hand_ins(place: Path, assignment: str, deadline: datetime | None = None, ans
             continue
         name = members[0][1].name, tuple(file.parts for file, _ in members)
         notes = tuple(dict.fromkeys(owner.note for _, owner in members if owner.note))
-        students.append(HandIn(members[0][1], tuple(members), assignment, depth, deadline, answers or {}, turns[name], notes))
+        owner = members[0][1]
+        until, extended = deadlines.of(owner.name, owner.number, owner.email)
+        students.append(HandIn(owner, tuple(members), assignment, depth, until, answers or {}, turns[name], notes, extended))
         turns[name] += 1
     _tell_passed_over(found, whose, tell)
+    for sentence in deadlines.check([(one.owner.name, one.owner.number, one.owner.email) for one in students]):
+        tell(sentence)
     if not students:
         unread = [file.refused for file in found if not file.parts and file.refused]  # the zip itself
         raise ValueError(f"{place}: {unread[0]}." if unread else f"{place} holds no notebook (.ipynb) of {assignment}.")
@@ -54,6 +61,15 @@ def hand_ins(place: Path, assignment: str, deadline: datetime | None = None, ans
 def collect(*args, **options) -> list[Submission]:
     """The same, all of it read: of each student the submission that counts, and after it those set aside."""
     return [entry for hand_in in hand_ins(*args, **options) for entry in hand_in.read()]
+
+
+def _fits(laid_out: layouts.Layout, place: Path, participants: Mapping[str, Participant] | None, file_times: bool) -> None:
+    """Raises ValueError if what is told beside the files does not belong to them."""
+    if participants is not None and laid_out.name != "moodle":
+        raise ValueError(f"a Moodle worksheet was given, and {place} is not laid out as Moodle does it.")
+    if file_times and laid_out.name in layouts.TITLES:
+        raise ValueError(f"{place} is laid out as {layouts.TITLES[laid_out.name]} does it, and its files are as old as their download: their "
+                         "times say nothing.")
 
 
 def _other_assignments(file: File, layout: str, depth: int, assignment: str) -> bool:

@@ -39,14 +39,14 @@ class Owner:
     note: str = ""                # for the teacher
 
 
-def late(owner: Owner, deadline: datetime | None) -> bool | None:
-    """Whether it came after the deadline; None where that is not known.
+def late(owner: Owner, deadline: datetime | None, extended: bool = False) -> bool | None:
+    """Whether it came after the deadline; None where that is not known. extended: a platform's mark may speak of an earlier deadline.
 
     >>> deadline = datetime(2026, 11, 23, 18, tzinfo=UTC)
     >>> [late(Owner((), "ada", time=when), deadline) for when in (deadline.timestamp(), deadline.timestamp() + 1, None)]
     [False, True, None]
     """
-    if owner.late is not None:
+    if owner.late is not None and not (owner.late and extended):
         return owner.late
     return False if deadline is None else None if owner.time is None else owner.time > deadline.timestamp()
 
