@@ -134,7 +134,9 @@ def detect(found: list[File], assignment: str, place: str = "", given: str | Non
     if given and given not in ("sections", "plain"):
         raise ValueError(f"nothing there is named as {TITLES[given]} names it: leave out --layout {given}, or name the folder or zip "
                          "that was downloaded.")
-    whole = not root and not given and len(entries) > 1 and one_students([file.parts for file in found if file.kind == "notebook"], assignment)
+    released = len(entries) == 1 and only.lower().startswith("qlab")  # the folder of a release, or of a clone: no student's name
+    whole = not root and not given and (released or len(entries) > 1 and one_students(
+        [file.parts for file in found if file.kind == "notebook"], assignment))
     return Layout(given or "plain", root, student=place if whole else "")
 
 
@@ -161,13 +163,14 @@ def _platform(entries: dict[str, list[File]], root: tuple[str, ...], place: str,
         return None
     depth = len(root) + 1
     held = [name for name, files in entries.items() if any(map(is_hand_in, files))]
-    people = next((gradescope.people(file.content) for file in entries.get(METADATA, []) if file.content and len(file.parts) == depth), {})
+    metadata = next((file.content for file in entries.get(METADATA, []) if file.content and len(file.parts) == depth), b"")
+    people = gradescope.people(metadata)
     fitting = {
         "moodle": [name for name in entries if MOODLE.fullmatch(name if _is_folder(entries[name], depth) else stem_of(name))],
         "canvas": [name for name in entries if canvas(name) or canvas(name, True)],
         "gradescope": [name for name in entries if _is_folder(entries[name], depth) and (GRADESCOPE.fullmatch(name) or name in people)],
     }
-    if submitted := _nbgrader(entries, root, place, given):
+    if (submitted := _nbgrader(entries, root, place, given)) is not None:
         return Layout("nbgrader", submitted)
     told = {name: fit for name, fit in fitting.items() if fit and given in (None, name)}
     for name, fit in told.items():
@@ -197,3 +200,17 @@ def _nbgrader(entries: dict[str, list[File]], root: tuple[str, ...], place: str,
                if len(file.parts) == depth + 2 and file.parts[-1] == "timestamp.txt"}
     same = [{student for student, assignment in stamped if assignment == name} for name in {assignment for _, assignment in stamped}]
     return root if any(len(students) > 1 and others <= students for students in same) else None
+
+
+def hint(found: list[File], layout: Layout, assignment: str) -> str:
+    """What a teacher should be told who may have given folders of sections; "" if nothing."""
+    if layout.name != "plain" or layout.student:
+        return ""
+    several, depth = [], len(layout.root) + 1
+    for name, files in _below(found, layout.root).items():
+        inner = [file.parts[depth:] for file in files if is_hand_in(file) and len(file.parts) > depth]
+        if len({parts[0] for parts in inner}) > 1 and not any(_is_named(parts[0], assignment) for parts in inner):
+            several.append(name)
+    more = f" and {len(several) - 3} more" if len(several) > 3 else ""
+    told = "is read as one student's: say --layout sections if it holds several students'"
+    return f"{', '.join(several[:3])}{more} {told}" if several else ""

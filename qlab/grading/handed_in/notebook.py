@@ -1,22 +1,23 @@
 """A student's notebook, taken for what it is: text from a stranger. Only its code cells' sources and their grade ids are read.
 
 A notebook is JSON: {"nbformat": 4, "metadata": {...}, "cells": [{"cell_type": "code", "source": ..., "metadata": {...}}, ...]}.
-nbformat 4 with any minor version is read as it is, nbformat 3 is converted, others are refused by name. A byte-order mark is
-passed over. All code cells are run in their order, as a kernel would: of an answer given twice the last one counts, as it stands after
-its cell.
+nbformat 4 with any minor version is read as it is, nbformat 3 is converted, others are refused by name. Text is UTF-8, or UTF-16 or UTF-32
+as some editors save it; a byte-order mark is passed over; of a key that is there twice the last counts. All code cells are run in their
+order, as a kernel would: of an answer given twice the last one counts, as it stands after its cell.
 """
 
 import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qlab.grading.handed_in import outputs
 from qlab.grading.handed_in.zips import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
 CELLS = 10_000
+VALUES = 4_000_000  # numbers, texts, lists and objects: 20 MiB of empty lists would fill gigabytes
 VERSION = re.compile(r"[0-9a-f]{12}")
 DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
 
@@ -69,7 +70,7 @@ def _version(metadata) -> str | None:
     return version if isinstance(version, str) and VERSION.fullmatch(version) else None
 
 
-def remarks(cells: list[dict], answers: list[str]) -> list[str]:
+def remarks(cells: Iterable[dict], answers: Iterable[str]) -> list[str]:
     """What a teacher should know of the answer cells; answers are the ids that the assignment has.
 
     >>> remarks([{"source": "", "grade_id": "q1", "grade": False}] * 2, ["q1", "q2"])
@@ -83,7 +84,7 @@ def remarks(cells: list[dict], answers: list[str]) -> list[str]:
            [f"a later cell defines {what} again: the one of answer cell {name} counts" for name, what in _again(cells, answers)]
 
 
-def _again(cells: list[dict], answers: list[str]) -> Iterator[tuple[str, str]]:
+def _again(cells: Iterable[dict], answers: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(answer cell, name) of each function and class of an answered cell that a later cell defines anew."""
     own = [cell for cell in cells if not cell["grade"]]
     for name in answers:
@@ -94,12 +95,16 @@ def _again(cells: list[dict], answers: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _parsed(content: bytes) -> dict:
-    if not content.strip():
-        raise ValueError("it is empty")
+    encoding = json.detect_encoding(content)
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text (byte {content[error.start]:#04x} at position {error.start:,})") from None
+        name = encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"it is not {name} text (byte {content[error.start]:#04x} at position {error.start:,})") from None
+    if not text.strip():
+        raise ValueError("it is empty")
+    if sum(map(text.count, ",[{")) > VALUES:
+        raise ValueError(f"it has more than {VALUES:,} values")
     try:
         notebook = json.loads(text)
     except json.JSONDecodeError as error:

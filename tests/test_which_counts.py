@@ -1,0 +1,215 @@
+"""Which of one student's notebooks counts: answers first, then the name, then the time; the mark, and what is said of the others."""
+
+import io
+import json
+import os
+import sys
+import zipfile
+from datetime import UTC, datetime
+
+import pytest
+
+from qlab.grading import mark, values
+from qlab.grading.handed_in import ingest, which
+
+NN = "02_linear"
+WHOLE = "def f(x):\n    return x + 1", "def g(x):\n    return 2 * x"
+BLANK = "def f(x):\n    # YOUR CODE HERE\n    raise NotImplementedError()", "def g(x):\n    raise NotImplementedError()"
+OTHER = "def assign(x):\n    return x", "def move(x):\n    return x"  # q1 and q2 of another set
+CASE = {"kind": "hidden", "setup": "", "raises": None, "tol": 0.0, "dtype": True, "about": "", "hint": "", "wrong": {},
+        "inputs": {"x": values.encode(3)}}
+BUNDLE = {"assignment": NN, "questions": [
+    {"id": name, "points": points, "seconds": 10.0, "answer_cell": name, "wrong": [],
+     "cases": [CASE | {"call": call, "expect": values.encode(right)}]}
+    for name, points, call, right in (("q1", 2, "f(x)", 4), ("q2", 3, "g(x)", 6))]}
+ASKED = which.asked(BUNDLE)
+COUNTS = "the same student's {} counts".format
+
+
+def nb(*sources, ids=("q1", "q2")):
+    """A notebook's bytes: code cells, the first ones with answer ids."""
+    cells = [{"cell_type": "code", "source": source, "outputs": [], "metadata": {
+        "nbgrader": {"grade_id": name, "grade": False, "solution": True, "schema_version": 3}} if name else {}}
+        for source, name in zip(sources, (*ids, *[None] * len(sources)))]
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).encode()
+
+
+def zipped(files):
+    """A zip's bytes of name: bytes, or (bytes, day of November)."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            content, day = content if isinstance(content, tuple) else (content, 1)
+            archive.writestr(zipfile.ZipInfo(name, (2026, 11, day, 12, 0, 0)), content)
+    return stream.getvalue()
+
+
+def laid_out(root, files):
+    for name, content in {**files, "zoe/zoe.ipynb": nb(*WHOLE)}.items():  # so that the folder is a class's
+        content, day = content if isinstance(content, tuple) else (content, 1)
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (datetime(2026, 11, day, tzinfo=UTC).timestamp(),) * 2)
+
+
+def adas(root, files, **options):
+    """What ada handed in as these files: the submission that counts, and the reasons of the others by their source."""
+    laid_out(root, files)
+    entries = [entry for entry in ingest.collect(root, NN, answers=ASKED, **options) if entry.student != "zoe"]
+    assert {entry.student for entry in entries} == {"ada"} and len({entry.id for entry in entries}) == len(entries)
+    (counts,) = [entry for entry in entries if not entry.duplicate_of]
+    assert all(entry.duplicate_of == counts.id and entry.status for entry in entries if entry is not counts)
+    return counts, {entry.source: entry.reason for entry in entries if entry is not counts}
+
+
+ANSWERS = "it answers 2 of 2 questions, this one 0"
+LESSON = nb("def f(x):\n    return 0", "f(1)", "def g(x):\n    return 0", ids=())
+COURSE = {f"{folder}/{name}.ipynb": LESSON if folder == "notebooks" else nb(*OTHER)
+          for folder in ("exercises", "notebooks") for name in ("01_why", "03_log", "04_kmeans")}
+PICKED = {
+    "a newer scratch file": ({f"ada/{NN}.ipynb": nb(*WHOLE), "ada/scratch.ipynb": (nb("x = 1", ids=()), 9)},
+                             f"ada/{NN}.ipynb", {"ada/scratch.ipynb": ANSWERS}),
+    "a scratch file with one of the functions": ({"ada/a.ipynb": nb(*WHOLE), "ada/z.ipynb": (nb("def f(x):\n    return 0", ids=()), 9)},
+                                                 "ada/a.ipynb", {"ada/z.ipynb": ANSWERS}),
+    "the lesson of the same name": ({f"ada/exercises/{NN}.ipynb": nb(*WHOLE), f"ada/notebooks/{NN}.ipynb": (LESSON, 9)},
+                                    f"ada/exercises/{NN}.ipynb", {f"ada/notebooks/{NN}.ipynb": ANSWERS}),
+    "the lesson beside a blank set": ({f"ada/exercises/{NN}.ipynb": nb(*BLANK), f"ada/notebooks/{NN}.ipynb": (LESSON, 9)},
+                                      f"ada/exercises/{NN}.ipynb",
+                                      {f"ada/notebooks/{NN}.ipynb": "it holds 2 of 2 answer cells, this one 0"}),
+    "a checkpoint": ({f"ada/{NN}.ipynb": nb(*WHOLE), f"ada/{NN}-checkpoint.ipynb": (nb(*WHOLE), 9)},
+                     f"ada/{NN}.ipynb", {f"ada/{NN}-checkpoint.ipynb": "this one is a checkpoint of Jupyter's"}),
+    "a checkpoint alone": ({f"ada/{NN}-checkpoint.ipynb": nb(*WHOLE)}, f"ada/{NN}-checkpoint.ipynb", {}),
+    "what Jupyter and macOS keep": ({f"ada/{NN}.ipynb": nb(*WHOLE), f"ada/.ipynb_checkpoints/{NN}-checkpoint.ipynb": nb(*WHOLE),
+                                     f"ada/__MACOSX/._{NN}.ipynb": b"\0\5", f"ada/._{NN}.ipynb": b"\0\5"}, f"ada/{NN}.ipynb", {}),
+    "a browser's copy": ({f"ada/{NN} (1).ipynb": (nb(*BLANK), 9), f"ada/{NN}.ipynb": nb(*WHOLE)},
+                         f"ada/{NN}.ipynb", {f"ada/{NN} (1).ipynb": ANSWERS}),
+    "a browser's copy that is answered": ({f"ada/{NN} (1).ipynb": nb(*WHOLE), f"ada/{NN}.ipynb": (nb(*BLANK), 9)},
+                                          f"ada/{NN} (1).ipynb", {f"ada/{NN}.ipynb": ANSWERS}),
+    "the exact name before a newer copy": ({f"ada/{NN} (1).ipynb": (nb(*WHOLE), 9), f"ada/{NN}.ipynb": nb(*WHOLE)},
+                                           f"ada/{NN}.ipynb", {f"ada/{NN} (1).ipynb": f"it is named {NN}"}),
+    "versions": ({"ada/v1.ipynb": (nb(*WHOLE), 3), "ada/v2.ipynb": (nb(*WHOLE), 9), "ada/v3.ipynb": (nb(*WHOLE), 5)},
+                 "ada/v2.ipynb", {"ada/v1.ipynb": "it is newer", "ada/v3.ipynb": "it is newer"}),
+    "versions in one zip": ({"ada.zip": zipped({"v1.ipynb": (nb(*WHOLE), 9), "v2.ipynb": (nb(*WHOLE), 3)})},
+                            "ada.zip/v1.ipynb", {"ada.zip/v2.ipynb": "it is newer"}),
+    "versions of one age": ({"ada.zip": zipped({"v1.ipynb": nb(*WHOLE), "v2.ipynb": nb(*WHOLE)})},
+                            "ada.zip/v2.ipynb", {"ada.zip/v1.ipynb": "they are equally old, and its path comes last"}),
+    "a newer one that is half answered": ({"ada/a.ipynb": nb(*WHOLE), "ada/b.ipynb": (nb(WHOLE[0], BLANK[1]), 9)},
+                                          "ada/a.ipynb", {"ada/b.ipynb": "it answers 2 of 2 questions, this one 1"}),
+    "another set with the same ids": ({"ada/a.ipynb": nb(*WHOLE), "ada/b.ipynb": (nb(*OTHER), 9)}, "ada/a.ipynb", {"ada/b.ipynb": ANSWERS}),
+    "this set under another's number": ({"ada/03_log.ipynb": nb(*WHOLE), f"ada/{NN}.ipynb": (nb(*BLANK), 9)},
+                                        "ada/03_log.ipynb", {f"ada/{NN}.ipynb": ANSWERS}),
+    "a name of its own": ({"ada/final FINAL (2).ipynb": nb(*WHOLE)}, "ada/final FINAL (2).ipynb", {}),
+    "in capitals": ({"ada/WORK.IPYNB": nb(*WHOLE)}, "ada/WORK.IPYNB", {}),
+    "the course's folder": ({"ada.zip": zipped({**COURSE, f"exercises/{NN}.ipynb": nb(*WHOLE), f"notebooks/{NN}.ipynb": (LESSON, 9)})},
+                            f"ada.zip/exercises/{NN}.ipynb", {f"ada.zip/notebooks/{NN}.ipynb": ANSWERS}),
+    "the course's folder in a folder, other sets answered": (
+        {"ada.zip": zipped({f"qlab-0.1/{name}": content for name, content in {**COURSE, f"exercises/{NN}.ipynb": nb(*WHOLE)}.items()})},
+        f"ada.zip/qlab-0.1/exercises/{NN}.ipynb", {}),
+    "a zip in a zip": ({"ada.zip": zipped({"more.zip": zipped({"hw.ipynb": nb(*WHOLE)}), "hw.ipynb": (nb(*BLANK), 9)})},
+                       "ada.zip/more.zip/hw.ipynb", {"ada.zip/hw.ipynb": ANSWERS}),
+    "a zip that is named .ipynb": ({"ada.ipynb": zipped({"hw.ipynb": nb(*WHOLE)})}, "ada.ipynb/hw.ipynb", {}),
+    "a notebook that is named .zip": ({"ada.zip": nb(*WHOLE)}, "ada.zip", {}),
+    "a notebook that is named .json": ({"ada/hw.json": nb(*WHOLE), "ada/data.json": b"[1, 2]"}, "ada/hw.json", {}),
+    "a notebook in a zip that is named .json": ({"ada.zip": zipped({"hw.json": nb(*WHOLE), "data.json": b"[1, 2]"})}, "ada.zip/hw.json", {}),
+    "a damaged one beside": ({"ada/a.ipynb": nb(*WHOLE), f"ada/{NN}.ipynb": (b"{", 9)}, "ada/a.ipynb", {f"ada/{NN}.ipynb": None}),
+}
+
+
+@pytest.mark.parametrize("handed_in, source, others", PICKED.values(), ids=PICKED)
+def test_the_answers_then_the_name_then_the_time(tmp_path, handed_in, source, others):
+    counts, aside = adas(tmp_path, handed_in)
+    assert (counts.source, counts.status) == (source, "")
+    assert aside == {name: f"{COUNTS(source)}: {why}" if why else aside[name] for name, why in others.items()}
+    assert (f"{len(others)} more handed in by the same student: this one counts" in counts.notes) == bool(others)
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: b"\xef\xbb\xbf" + text, lambda text: text.decode().encode("utf-16"), lambda text: text.decode().encode("utf-16-be"),
+    lambda text: text.decode().encode("utf-32"), lambda text: text.replace(b"\\n", b"\\r\\n").replace(b", ", b",\r\n"),
+    lambda text: text.replace(b'"metadata": {}', b'"metadata": {"x": NaN, "y": -Infinity}', 1),
+    lambda text: text.replace(b'"nbformat": 4', b'"nbformat": 3, "nbformat": 4', 1),
+], ids=["byte-order mark", "UTF-16", "UTF-16 without mark", "UTF-32", "CRLF", "NaN", "a key twice"])
+def test_odd_texts_are_read_and_get_full_marks(tmp_path, change):
+    (tmp_path / "ada.ipynb").write_bytes(change(nb(*WHOLE)))
+    (entry,) = ingest.collect(tmp_path, NN, answers=ASKED)
+    assert (entry.status, entry.reason) == ("", "")
+    if sys.platform == "linux":
+        assert mark.grade_trusted(list(entry.cells), BUNDLE)["score"] == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks are given on Linux")
+@pytest.mark.parametrize("name, score", [("a newer scratch file", 5), ("the course's folder", 5), ("another set with the same ids", 5),
+                                         ("a newer one that is half answered", 5), ("the lesson beside a blank set", 0)])
+def test_the_mark_of_what_counts(tmp_path, name, score):
+    counts, _ = adas(tmp_path, PICKED[name][0])
+    assert mark.grade_trusted(list(counts.cells), BUNDLE)["score"] == score
+
+
+def test_answers_in_several_files_are_not_put_together(tmp_path):
+    counts, aside = adas(tmp_path, {"ada/a.ipynb": nb(WHOLE[0], BLANK[1]), "ada/b.ipynb": (nb(BLANK[0], WHOLE[1]), 9)})
+    assert (counts.source, aside) == ("ada/b.ipynb", {"ada/a.ipynb": f"{COUNTS('ada/b.ipynb')}: it is newer"})
+    assert "q1: answered in ada/a.ipynb, which is set aside; answers are not put together" in counts.notes
+
+
+def test_in_time_before_late_but_not_a_blank_one(tmp_path):
+    deadline = datetime(2026, 11, 5, tzinfo=UTC)
+    half, whole = nb(WHOLE[0], BLANK[1]), nb(*WHOLE)
+    counts, aside = adas(tmp_path / "half", {"ada/a.ipynb": (half, 3), "ada/b.ipynb": (whole, 9)}, deadline=deadline, file_times=True)
+    assert (counts.source, counts.late) == ("ada/a.ipynb", False)
+    assert aside == {"ada/b.ipynb": f"{COUNTS('ada/a.ipynb')}: this one is late"}
+    counts, aside = adas(tmp_path / "blank", {"ada/a.ipynb": (nb(*BLANK), 3), "ada/b.ipynb": (whole, 9)}, deadline=deadline, file_times=True)
+    assert (counts.source, counts.late, aside) == ("ada/b.ipynb", True, {"ada/a.ipynb": f"{COUNTS('ada/b.ipynb')}: {ANSWERS}"})
+
+
+def test_the_wrong_assignment_alone_is_said(tmp_path):
+    counts, _ = adas(tmp_path / "named", {"ada/03_log.ipynb": nb(*OTHER)})
+    assert (counts.status, counts.reason) == ("unreadable", f"there is no notebook of {NN} in it, only 03_log.ipynb")
+    counts, _ = adas(tmp_path / "renamed", {"ada/hw.ipynb": nb(*OTHER)})
+    assert counts.status == "" and counts.notes == (
+        "its answer cells define none of the functions that are asked for: it looks like another assignment's notebook",)
+    counts, _ = adas(tmp_path / "lesson", {f"ada/{NN}.ipynb": nb("x = 1", ids=())})
+    assert counts.notes == ("none of the assignment's answer cells is there: functions are looked for by name",)
+
+
+def test_notebooks_of_other_assignments_in_a_zip_are_mentioned(tmp_path):
+    counts, aside = adas(tmp_path, {"ada.zip": zipped({**COURSE, f"exercises/{NN}.ipynb": nb(*WHOLE)})})
+    assert aside == {} and counts.notes == (
+        "passed over in it: 6 with another assignment's number: 01_why.ipynb, 03_log.ipynb, 04_kmeans.ipynb",)
+
+
+@pytest.mark.parametrize("place", ["the zip itself", "a folder with the zip", "a folder of many"])
+@pytest.mark.parametrize("prefix", ["", "qlab-0.1/"])
+def test_a_zip_of_the_course_is_one_student(tmp_path, place, prefix):
+    content = zipped({f"{prefix}{name}": text for name, text in {**COURSE, f"exercises/{NN}.ipynb": nb(*WHOLE),
+                                                                 f"notebooks/{NN}.ipynb": (LESSON, 9), "README.md": b""}.items()})
+    (tmp_path / "ada.zip").write_bytes(content)
+    if place == "a folder of many":
+        (tmp_path / "bob.ipynb").write_bytes(nb(*WHOLE))
+    entries = ingest.collect(tmp_path / "ada.zip" if place == "the zip itself" else tmp_path, NN, answers=ASKED)
+    counts = [(entry.student, entry.source.split("/")[-2:]) for entry in entries if not entry.duplicate_of and entry.student != "bob"]
+    assert counts == [("ada", ["exercises", f"{NN}.ipynb"])]
+
+
+def test_canvas_numbers_a_name_that_is_there_already(tmp_path):
+    laid = {f"ada_7_100_{NN}.ipynb": nb(*WHOLE), f"ada_7_200_{NN}-1.ipynb": nb(*WHOLE), "bob_8_300_hw.ipynb": nb(*WHOLE)}
+    for name, content in laid.items():
+        (tmp_path / name).write_bytes(content)
+    counts = {entry.number: entry.source for entry in ingest.collect(tmp_path, NN, answers=ASKED) if not entry.duplicate_of}
+    assert counts == {"7": f"ada_7_200_{NN}-1.ipynb", "8": "bob_8_300_hw.ipynb"}
+
+
+def test_what_is_asked_of_a_student():
+    setup = "def right(n):\n    return n"
+    calls = {"call": "[h(p, x) for p in range(6)]", "setup": setup}, {"call": "right(lsq.step(x))", "setup": setup}, {"call": "x", "setup": ""}
+    questions = [{"answer_cell": "q1", "cases": [CASE | call for call in calls]}, {"answer_cell": "q2"}]
+    assert which.asked({"questions": questions}) == {"q1": {"h"}, "q2": set()}
+
+
+@pytest.mark.parametrize("source, is_one", [
+    ("def f(x): pass", True), ("async  def f(): pass", True), ("class f: pass", True), ("f = lambda x: x", True), ("f: object = 3", True),
+    ("from mine import e, f", True), ("%%writefile mine.py\ndef f(x):\n    return x", True), ("f == 3", False), ("# def f(x)", False),
+    ("def ff(x): pass", False), ("print(f)", False), ("x = f(3)", False)])
+def test_what_an_answer_cell_defines(source, is_one):
+    held, done, _ = which.answered([{"source": source, "grade_id": "q1", "grade": False}], {"q1": frozenset("f")})
+    assert (held, done) == (({"q1"}, {"q1"}) if is_one else (set(), set()))
