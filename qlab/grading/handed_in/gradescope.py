@@ -11,10 +11,11 @@ Ruby's YAML of symbols; the same fields, for one submission, are in Gradescope's
 (gradescope-autograders.readthedocs.io). Only the file at the top of the export is read, never one that lies in a hand-in.
 """
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC
 
 from qlab.grading.handed_in.files import shown
-from qlab.grading.handed_in.times import in_zone, parse_time
+from qlab.grading.handed_in.times import parse_time
 
 YAML_EVENTS = 1_000_000  # of the file, about ten seconds: that of a class has some hundred a student
 
@@ -27,7 +28,7 @@ def people(content: bytes) -> dict[str, list[dict]]:
     """
     import yaml
 
-    loader, depth, left = getattr(yaml, "CSafeLoader", yaml.SafeLoader), 0, YAML_EVENTS
+    loader, depth, left = getattr(yaml, "CBaseLoader", yaml.BaseLoader), 0, YAML_EVENTS  # every value is the text that stands there
     try:
         for event in yaml.parse(content, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -47,9 +48,13 @@ def _list(value) -> list:
 
 
 def _member(member: dict, created) -> dict:
-    told = {name: shown(str(member.get(f":{name}") or "")[:200]).strip() for name in ("name", "email", "sid")}
+    told = {name: shown(_text(member.get(f":{name}"))[:200]).strip() for name in ("name", "email", "sid")}
     try:
-        when = in_zone(created, UTC) if isinstance(created, datetime) else parse_time(str(created), UTC)
-        return {**told, "time": when.timestamp()}
+        spaced = re.sub(r" (Z|[+-]\d\d:?\d\d)$", r"\1", _text(created).strip())
+        return {**told, "time": parse_time(spaced, UTC).timestamp()}
     except (ValueError, OverflowError):
         return {**told, "time": None}
+
+
+def _text(value) -> str:
+    return value if isinstance(value, str) and value not in ("~", "null") else ""

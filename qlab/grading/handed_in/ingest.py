@@ -50,6 +50,8 @@ def hand_ins(place: Path, assignment: str, deadline: datetime | Deadlines | None
         students.append(HandIn(owner, tuple(members), assignment, depth, until, answers or {}, turns[name], notes, extended))
         turns[name] += 1
     _tell_passed_over(found, whose, tell)
+    if said := layouts.hint(found, laid_out, assignment):
+        tell(said)
     for sentence in deadlines.check([(one.owner.name, one.owner.number, one.owner.email) for one in students]):
         tell(sentence)
     if not students:
@@ -68,8 +70,8 @@ def _fits(laid_out: layouts.Layout, place: Path, participants: Mapping[str, Part
     if participants is not None and laid_out.name != "moodle":
         raise ValueError(f"a Moodle worksheet was given, and {place} is not laid out as Moodle does it.")
     if file_times and laid_out.name in layouts.TITLES:
-        raise ValueError(f"{place} is laid out as {layouts.TITLES[laid_out.name]} does it, and its files are as old as their download: their "
-                         "times say nothing.")
+        raise ValueError(f"{place} is laid out as {layouts.TITLES[laid_out.name]} does it, and its files are as old as their download: "
+                         "their times say nothing.")
 
 
 def _other_assignments(file: File, layout: str, depth: int, assignment: str) -> bool:

@@ -28,7 +28,7 @@ SUBMITTED = {"last modified (submission)", "zuletzt geändert (abgabe)", "zuletz
              "última modificação (submissão)", "última modificação (envio)", "laatst gewijzigd (inzending)"}
 GROUP = {"group", "gruppe", "groupe", "grupo", "gruppo", "groep"}  # submissionteam
 NAME = {"full name", "vollständiger name", "nom complet", "nombre completo", "nombre", "nome completo", "nome", "volledige naam"}
-EMAIL = re.compile(r"mail|correo", re.IGNORECASE)
+EMAIL = re.compile(r"mail|correo|courriel", re.IGNORECASE)
 MONTHS = [set(names.split()) for names in (
     "january jan januar jän jänner janvier janv enero ene gennaio gen janeiro januari",
     "february feb februar février févr febrero febbraio fevereiro fev februari",

@@ -1,0 +1,437 @@
+"""Whose a hand-in is, and when it came: each platform's own names, and what a student may put below or into them to be somebody else."""
+
+import io
+import json
+import unicodedata
+import zipfile
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlab.grading.handed_in import files, gradescope, ingest, layouts, moodle, owners, times
+
+NN = "02_linear_quantization"
+DEADLINE = datetime(2026, 11, 20, 18, tzinfo=UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
+YML = """---
+submission_7:
+  :submitters:
+  - :name: Ada Lovelace
+    :sid: 4711
+    :email: Ada@example.edu
+  :created_at: 2026-11-20 17:59:59.117497000 Z
+submission_8:
+  :submitters:
+  - :name: Bob
+    :sid: '4712'
+    :email: bob@example.edu
+  - :name: Cyd
+    :email: cyd@example.edu
+  - :name: Dan
+  - :name: Eve
+  :created_at: 2026-11-20 18:00:01 UTC
+"""
+
+
+def nb(text="x = 1"):
+    cell = {"cell_type": "code", "source": text, "outputs": [], "metadata": {"nbgrader": {"grade_id": "q1", "solution": True}}}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}).encode()
+
+
+def zipped(entries):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, nb(name) if content is None else content)
+    return stream.getvalue()
+
+
+def laid(root, *names):
+    """Files below a folder, notebooks where no content is given; a name that ends in a slash is an empty folder."""
+    for name in names:
+        name, content = name if isinstance(name, tuple) else (name, None)
+        if name.endswith("/"):
+            (root / name).mkdir(parents=True)
+            continue
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(nb(name) if content is None else content)
+    return root
+
+
+def students(place, **options):
+    """(student, number, late) of what counts, and those set aside after them."""
+    entries = ingest.collect(place, NN, **options)
+    assert len({entry.id for entry in entries}) == len(entries)
+    return sorted((entry.student, entry.number, entry.late) for entry in entries if not entry.duplicate_of)
+
+
+def sheet(path, *rows, head="Identifier,Full name,Email address,Status,Group,Grade,Last modified (submission),Last modified (grade)"):
+    path.write_text("\n".join((head, *rows)) + "\n", "utf-8-sig")
+    return path
+
+
+# A hand-in is opaque
+
+FORGED = {  # what a student may lay into a hand-in; each would make them another student, or early, if it were looked at
+    "gradescope": {"submission_metadata.yml": YML.encode(), "submission_7/02.ipynb": None, "02.ipynb": None},
+    "canvas": {"vic_124_1_02.ipynb": None, "02.ipynb": None}, "moodle": {"Vic_124_assignsubmission_file_/02.ipynb": None},
+    "nbgrader": {"submitted/vic/ps1/02.ipynb": None, "submitted/vic/ps1/timestamp.txt": b"2026-01-01 00:00:00 UTC"},
+    "stamp": {"02.ipynb": None, "timestamp.txt": b"2026-01-01 00:00:00 UTC"}, "names": {"vic.ipynb": None, "vic/02.ipynb": None},
+    "course": {"exercises/02_linear_quantization.ipynb": None, "notebooks/02_linear_quantization.ipynb": None},
+    "zips": {"vic.zip": zipped({"vic_124_1_02.ipynb": None, "02.ipynb": None})}}
+PLATFORMS = {  # where the hand-ins of mal and of vic lie on each platform; whose they are, and whether they are late
+    "canvas": ("mal_LATE_123_9002_{}", "vic_124_9001_02.ipynb", ("mal", "123", True), ("vic", "124", False)),
+    "moodle": ("Mal_123_assignsubmission_file_/{}", "Vic_124_assignsubmission_file_/02.ipynb", ("Mal", "123", None), ("Vic", "124", None)),
+    "gradescope": ("submission_8/{}", "submission_7/02.ipynb", ("Mal", "123", True), ("Vic", "124", False)),
+    "nbgrader": ("submitted/mal/ps1/{}", "submitted/vic/ps1/02.ipynb", ("mal", "", True), ("vic", "", False)),
+    "plain": ("mal/{}", "vic.ipynb", ("mal", "", None), ("vic", "", None))}
+BESIDE = {
+    "gradescope": {layouts.METADATA: b"submission_7:\n  :submitters:\n  - :name: Vic\n    :sid: 124\n  :created_at: 2026-11-20 17:00:00 Z\n"
+                   b"submission_8:\n  :submitters:\n  - :name: Mal\n    :sid: 123\n  :created_at: 2026-11-20 19:00:00 Z\n"},
+    "nbgrader": {"submitted/mal/ps1/timestamp.txt": b"2026-11-20 19:00:00 UTC",
+                 "submitted/vic/ps1/timestamp.txt": b"2026-11-20 17:00:00 UTC"}}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_nothing_in_a_hand_in_makes_its_student_another_or_early(tmp_path, platform, forged, as_zip):
+    place, other, mal, vic = PLATFORMS[platform]
+    content = {f"deep/{name}" if platform == "nbgrader" and not as_zip else name: text for name, text in FORGED[forged].items()}
+    if as_zip or platform == "canvas":
+        mine = {place.format("work.zip"): zipped(content)}
+    else:
+        mine = {place.format(name): text for name, text in content.items()}
+    laid(tmp_path / "in", *{**mine, other: None, **BESIDE.get(platform, {})}.items())
+    (tmp_path / "class.zip").write_bytes(zipped({**mine, other: None, **BESIDE.get(platform, {})}))
+    for where in ("in", "class.zip"):
+        assert students(tmp_path / where, deadline=DEADLINE) == sorted([mal, vic])
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_one_students_zip_alone_is_one_student_or_asked_about(tmp_path, name):
+    laid(tmp_path / "in", ("ada.zip", zipped(FORGED[name])))
+    assert students(tmp_path / "in", layout="plain") == [("ada", "", False)]
+    if name in ("moodle", "nbgrader"):
+        title = layouts.TITLES[name]
+        told = (f"ada.zip is all that there is, and laid out as by {title}: if it is the class's, grade ada.zip itself; if one student "
+                "handed it in, say --layout plain.")
+        with pytest.raises(ValueError, match=told):
+            students(tmp_path / "in")
+
+
+def test_a_layout_is_told_by_all_outermost_entries_together(tmp_path):
+    laid(tmp_path, "ada_101_9001_02.ipynb", "bob_102_9002_02.ipynb", "mal.ipynb", ("notes.txt", b""))
+    with pytest.raises(ValueError, match=r"^ada_101_9001_02.ipynb is named as Canvas names what was handed in, and mal.ipynb is not: say "
+                                         r"--layout canvas or --layout plain\.$"):
+        students(tmp_path)
+    assert students(tmp_path, layout="canvas") == [("ada", "101", False), ("bob", "102", False), ("mal", "", False)]
+    assert [name for name, *_ in students(tmp_path, layout="plain")] == ["ada_101_9001_02", "bob_102_9002_02", "mal"]
+    with pytest.raises(ValueError, match="nothing there is named as Moodle names it: leave out --layout moodle, or name the folder or zip"):
+        students(tmp_path, layout="moodle")
+    with pytest.raises(ValueError, match="layout is 'blackboard', and must be one of canvas, moodle, gradescope, nbgrader, "):
+        students(tmp_path, layout="blackboard")
+
+
+def test_a_platforms_folders_may_lie_in_others(tmp_path):
+    laid(tmp_path / "moodle/CS1/02", "Ada_1_assignsubmission_file_/02.ipynb", "Bob_2_assignsubmission_file_/02.ipynb")
+    assert students(tmp_path / "moodle") == [("Ada", "1", False), ("Bob", "2", False)]
+    laid(tmp_path / "course", "source/ps1/02.ipynb", "release/ps1/02.ipynb", "submitted/ada/ps1/02.ipynb", "autograded/ada/ps1/02.ipynb")
+    assert students(tmp_path / "course") == [("ada", "", False)]
+    laid(tmp_path / "one", "class/ada/02.ipynb", "class/ada/scratch.ipynb", "class/bob.ipynb")
+    assert students(tmp_path / "one") == [("ada", "", False), ("bob", "", False)]
+    laid(tmp_path / "by set", "02_linear_quantization/ada.ipynb", "02_linear_quantization/bob/hw.ipynb", "03_log/ada.ipynb")
+    assert students(tmp_path / "by set") == [("ada", "", False), ("bob", "", False)]
+
+
+def test_a_folder_is_one_student_whatever_lies_in_it(tmp_path):
+    laid(tmp_path / "class", "ada/scratch.ipynb", "ada/homework.ipynb", "bob/a/02.ipynb", "bob/b/02.ipynb", "cyd/vic.ipynb")
+    assert students(tmp_path / "class") == [("ada", "", False), ("bob", "", False), ("cyd", "", False)]
+    laid(tmp_path / "ada", "exercises/02_linear_quantization.ipynb", "notebooks/02_linear_quantization.ipynb", ("README.md", b""))
+    assert students(tmp_path / "ada") == [("ada", "", False)]
+    (tmp_path / "bob.zip").write_bytes(zipped({"02.ipynb": None, "scratch.ipynb": None}))
+    assert students(tmp_path / "bob.zip") == [("bob", "", False)]
+
+
+def test_sections_are_told_and_not_guessed(tmp_path):
+    laid(tmp_path, "tuesday/ada.ipynb", "tuesday/bob/02.ipynb", "friday/ada.ipynb")
+    assert students(tmp_path, layout="sections") == [("ada", "", False), ("ada", "", False), ("bob", "", False)]
+    told = []
+    assert [name for name, *_ in students(tmp_path, tell=told.append)] == ["friday", "tuesday"]
+    assert told == ["tuesday is read as one student's: say --layout sections if it holds several students'"]
+
+
+# When
+
+
+def test_plain_files_are_as_old_as_their_copy(tmp_path):
+    laid(tmp_path, "ada.ipynb", "bob/02.ipynb")
+    early = datetime(2026, 11, 1, tzinfo=UTC)
+    assert students(tmp_path, deadline=early) == [("ada", "", None), ("bob", "", None)]
+    assert students(tmp_path, deadline=early, file_times=True) == [("ada", "", True), ("bob", "", True)]
+    assert students(tmp_path) == [("ada", "", False), ("bob", "", False)]
+
+
+@pytest.mark.parametrize("platform", ["canvas", "moodle", "gradescope", "nbgrader"])
+def test_a_platforms_files_are_as_old_as_their_download(tmp_path, platform):
+    place, other, *_ = PLATFORMS[platform]
+    laid(tmp_path, place.format("02.ipynb"), other)
+    with pytest.raises(ValueError, match=f"is laid out as {layouts.TITLES[platform]} does it, and its files are as old as their download: "
+                                         r"their times say nothing\."):
+        students(tmp_path, file_times=True)
+
+
+@pytest.mark.parametrize("stamp, late", [
+    ("2026-11-20 18:00:00.0 UTC", False), ("2026-11-20 18:00:00.000001 UTC\n", True), ("2026-11-20 19:00 Europe/Berlin", False),
+    ("2026-11-20 17:59:59", False), ("2026-11-20 18:30:00", True), ("2026-11-20 18:00:00 LMT", None), ("yesterday", None), ("", None)])
+def test_nbgraders_stamp(tmp_path, stamp, late):
+    """A time without a zone is UTC, as nbgrader writes it."""
+    laid(tmp_path, "submitted/ada/ps1/02.ipynb", ("submitted/ada/ps1/timestamp.txt", stamp.encode()))
+    assert students(tmp_path, deadline=DEADLINE) == [("ada", "", late)]
+
+
+def test_nbgraders_folder_under_another_name(tmp_path):
+    stamp = b"2026-11-20 17:00:00 UTC"
+    laid(tmp_path / "a", "ada/ps1/02.ipynb", ("ada/ps1/timestamp.txt", stamp), "bob/ps1/02.ipynb", ("bob/ps1/timestamp.txt", stamp))
+    assert students(tmp_path / "a", deadline=DEADLINE) == [("ada", "", False), ("bob", "", False)]
+    laid(tmp_path / "b", "ada/ps1/02.ipynb", "bob/ps1/02.ipynb", ("bob/ps1/timestamp.txt", stamp))  # bob's own
+    assert students(tmp_path / "b", deadline=DEADLINE) == [("ada", "", None), ("bob", "", None)]
+    assert students(tmp_path / "b", deadline=DEADLINE, layout="nbgrader") == [("ada", "", None), ("bob", "", False)]
+
+
+@pytest.mark.parametrize("text", [
+    "Friday, 20 November 2026, 6:59 PM", "Friday, November 20, 2026, 6:59 PM", "Freitag, 20. November 2026, 18:59",
+    "vendredi 20 novembre 2026, 18:59", "vendredi 20 novembre 2026 à 18h59", "viernes, 20 de noviembre de 2026, 18:59",
+    "venerdì, 20 novembre 2026, 18:59", "sexta-feira, 20 de novembro de 2026 às 18:59", "vrijdag, 20 november 2026, 18:59",
+    "2026年11月20日(金曜日) 18:59", "2026-11-20 18:59", "2026-11-20T17:59Z", "Friday, 20 November 2026, 06:59\u202fPM"])
+def test_times_of_the_worksheet(tmp_path, text):
+    path = sheet(tmp_path / "w.csv", f'Participant 17,Ada,a@x.edu,Submitted,,,"{text}",-')
+    assert moodle.worksheet(path, BERLIN)["17"].time == datetime(2026, 11, 20, 18, 59, tzinfo=BERLIN).timestamp()
+
+
+@pytest.mark.parametrize("text, hour", [("12:00 AM", 0), ("12:30 AM", 0), ("12:00 PM", 12), ("1:00 PM", 13), ("0:00", 0), ("23:00", 23)])
+def test_twelve_hours_twice_a_day(tmp_path, text, hour):
+    path = sheet(tmp_path / "w.csv", f'Participant 17,Ada,a@x.edu,Submitted,,,"Tuesday, 3 March 2026, {text}",-')
+    assert datetime.fromtimestamp(moodle.worksheet(path, BERLIN)["17"].time, BERLIN).hour == hour
+
+
+@pytest.mark.parametrize("text", ["20/11/26, 17:59", "perjantai, 20. marraskuuta 2026, 17:59", "Friday, 31 February 2026, 5:59 PM", "soon",
+                                  "Friday, 20 November 2026", "Friday, 20 November 2026, 13:00 PM", "Friday, 20 November 2026, 25:00"])
+def test_a_time_that_is_not_understood_is_one_sentence(tmp_path, text):
+    path = sheet(tmp_path / "w.csv", 'Participant 16,Bob,,,,,-,-', f'Participant 17,Ada,a@x.edu,Submitted,,,"{text}",-')
+    with pytest.raises(ValueError) as error:
+        moodle.worksheet(path, BERLIN)
+    assert str(error.value) == (f"{path}: line 3 has the time {text!r}, which is not understood: download the worksheet with Moodle in "
+                                "English, or write the time like 2026-11-20 17:59.")
+
+
+@pytest.mark.parametrize("rows, told", [
+    (["Ada,Ada,,,,,-,-"], "line 2 begins with 'Ada', and an identifier like Participant 17 is needed."),
+    (["Participant 1,A,,,,,-,-", "Participant 1,B,,,,,-,-"], "line 3 has participant 1 a second time.")])
+def test_a_worksheet_that_is_none_is_one_sentence(tmp_path, rows, told):
+    path = sheet(tmp_path / "w.csv", *rows)
+    with pytest.raises(ValueError) as error:
+        moodle.worksheet(path)
+    assert str(error.value) == f"{path}: {told}"
+
+
+def test_a_file_that_is_no_worksheet_is_one_sentence(tmp_path):
+    for content in (b"", b"Identifier,Full name\nParticipant 1,Ada\n", b"\x00" * 100):
+        (tmp_path / "w.csv").write_bytes(content)
+        with pytest.raises(ValueError, match='has no column "Last modified'):
+            moodle.worksheet(tmp_path / "w.csv")
+    with pytest.raises(FileNotFoundError):
+        moodle.worksheet(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("head", [
+    "Identifier,Full name,Email address,Last modified (submission)", "ID,Vollständiger Name,E-Mail-Adresse,Zuletzt geändert (Abgabe)",
+    "Identifiant,Nom complet,Adresse de courriel,Dernière modification (travail remis)",
+    "Identificador,Nombre completo,Dirección de correo,Última modificación (entrega)"])
+def test_the_worksheet_in_other_languages_and_as_a_spreadsheet_saves_it(tmp_path, head, separator):
+    rows = head, "Participant 17,Ada,ada@x.edu,2026-11-20 17:59"
+    (tmp_path / "w.csv").write_text("\r\n".join(rows).replace(",", separator), "utf-8-sig", newline="")
+    when = datetime(2026, 11, 20, 17, 59, tzinfo=UTC).timestamp()
+    assert moodle.worksheet(tmp_path / "w.csv", UTC) == {"17": moodle.Participant("17", "Ada", "ada@x.edu", "", when)}
+
+
+@given(st.text(max_size=60))
+def test_any_time_is_one_or_refused(text):
+    try:
+        assert isinstance(moodle._time(text, UTC), float | None)
+    except ValueError:
+        pass
+
+
+def test_zones():
+    assert times.parse_time("2026-11-23T18:00", BERLIN).isoformat() == "2026-11-23T18:00:00+01:00"
+    assert times.parse_time("2026-07-23T18:00", BERLIN).isoformat() == "2026-07-23T18:00:00+02:00"
+    assert times.parse_time("2026-07-23T18:00Z", BERLIN).isoformat() == "2026-07-23T18:00:00+00:00"
+    with pytest.raises(ValueError, match="'Mars/Olympus' is no time zone: write it like Europe/Berlin or UTC."):
+        times.zone("Mars/Olympus")
+
+
+# Canvas
+
+
+def test_canvas_names(tmp_path):
+    """instructure/canvas-lms, lib/content_zipper.rb: word characters in lower case; LATE in upper case is Canvas's own."""
+    laid(tmp_path, "lovelaceada_101_9001_02-1.ipynb", "x_late_102_9002_02.ipynb", "x_LATE_103_9003_7_8_02.ipynb", "_104_9004_02.ipynb",
+         "van_der_berg_105_9005_02.ipynb", "名前_106_9006_02.ipynb", ("bob_107_text.html", b"<p>hi"), ("cyd_LATE_108_link.html", b""),
+         ("dan_109_9009_photo.jpg", b""), "हिन्दी_110_9010_02.ipynb")
+    assert students(tmp_path, deadline=DEADLINE) == sorted([
+        ("lovelaceada", "101", False), ("x_late", "102", False), ("x", "103", True), ("user 104", "104", False),
+        ("van_der_berg", "105", False), ("名前", "106", False), ("bob", "107", False), ("cyd", "108", True), ("dan", "109", False),
+        ("हिन्दी", "110", False)])
+    nothing = {entry.student: (entry.status, entry.reason) for entry in ingest.collect(tmp_path, NN) if entry.status}
+    assert nothing == {name: ("unreadable", f"there is no notebook of {NN} in it, only {file}") for name, file in (
+        ("bob", "bob_107_text.html"), ("cyd", "cyd_LATE_108_link.html"), ("dan", "dan_109_9009_photo.jpg"))}
+
+
+def test_canvas_without_names(tmp_path):
+    laid(tmp_path, "anon_AbC12_9001_02.ipynb", "LATE_anon_xYz99_9002_77_02.ipynb", ("anon_12345_text.html", b""),
+         "anon_AbC12_9004_02-1.ipynb")
+    assert students(tmp_path) == [("anon_12345", "", False), ("anon_AbC12", "", False), ("anon_xYz99", "", True)]
+    (tmp_path / "more").mkdir()
+    laid(tmp_path / "more", "anon_101_9001_02.ipynb", "bob_102_9002_02.ipynb")  # a person of that name
+    assert students(tmp_path / "more") == [("anon", "101", False), ("bob", "102", False)]
+
+
+def test_a_name_that_reads_as_anothers_number_has_none(tmp_path):
+    """Canvas takes "_1_" out of a name, and leaves "_1" at its end: mal_1, user 123, is written as mal's user 1."""
+    laid(tmp_path, "vic_1_9001_02.ipynb", "mal_1_123_9002_02.ipynb", "bob_2_9003_02.ipynb")
+    assert students(tmp_path) == [("bob", "2", False), ("mal", "", False), ("vic", "", False)]
+    notes = {entry.student: entry.notes for entry in ingest.collect(tmp_path, NN)}
+    told = "files of 2 names have the number 1: whose it is, is to be seen on the platform"
+    assert told in notes["mal"] and told in notes["vic"] and told not in notes["bob"]
+
+
+def test_numbers_decide_and_not_the_form_of_a_name(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "josé") for form in ("NFC", "NFD"))
+    entries = {f"{composed}_101_9001_02.ipynb": None, f"{apart}_101_9002_02-1.ipynb": None, f"{apart}_102_9003_02.ipynb": None}
+    (tmp_path / "class.zip").write_bytes(zipped(entries))
+    found = ingest.collect(tmp_path / "class.zip", NN)
+    assert [entry.source for entry in found if entry.duplicate_of] == [f"{composed}_101_9001_02.ipynb"]
+    assert {entry.number for entry in found if not entry.duplicate_of} == {"101", "102"}
+    note = [note for entry in found if entry.number == "102" for note in entry.notes]
+    assert any(text.startswith("another student is called") for text in note)
+
+
+@pytest.mark.parametrize("one, two", [("José", "José"), ("ada", "Ada"), ("ada", "ada\u200f"), ("Straße", "STRASSE")])
+def test_names_that_look_alike_are_two_where_no_number_says_otherwise(tmp_path, one, two):
+    one, two = unicodedata.normalize("NFC", one), two if one != two else unicodedata.normalize("NFD", two)
+    (tmp_path / "class.zip").write_bytes(zipped({f"{one}.ipynb": None, f"{two}.ipynb": None}))
+    found = ingest.collect(tmp_path / "class.zip", NN)
+    assert {entry.student for entry in found} == {one, two} and not any(entry.duplicate_of for entry in found)
+    assert all(any("another student is called" in note for note in entry.notes) for entry in found)
+
+
+# Moodle
+
+
+def test_moodle_folders(tmp_path):
+    """moodle/moodle, mod/assign/classes/downloader.php, and locallib.php before it."""
+    laid(tmp_path, "Ada, Countess_17_assignsubmission_file_/02.ipynb", "José Ñuñez_18_assignsubmission_file/deep/02.ipynb",
+         ("Bob_19_assignsubmission_onlinetext/onlinetext.html", b"<p>hi"), "Cyd_20_assignsubmission_file_02.ipynb",
+         ("Ada, Countess_17_assignsubmission_onlinetext_/onlinetext.html", b""), "Eve_21_assignsubmission_file_/")
+    assert students(tmp_path, deadline=DEADLINE) == [
+        ("Ada, Countess", "17", None), ("Bob", "19", None), ("Cyd", "20", None), ("Eve", "21", None), ("José Ñuñez", "18", None)]
+    reasons = {entry.student: entry.reason for entry in ingest.collect(tmp_path, NN) if entry.status}
+    assert reasons == {"Bob": f"there is no notebook of {NN} in it, only onlinetext.html", "Eve": "it is empty"}
+
+
+@pytest.mark.parametrize("word", ["Participant", "Teilnehmer in", "参加者"])
+def test_moodle_without_names(tmp_path, word):
+    laid(tmp_path, *(f"{word}_{number}_assignsubmission_file/02.ipynb" for number in (7, 8)))
+    assert students(tmp_path) == [(f"{word} 7", "7", False), (f"{word} 8", "8", False)]
+
+
+def test_namesakes_of_moodle_keep_their_name(tmp_path):
+    laid(tmp_path, *(f"{name}_assignsubmission_file/02.ipynb" for name in ("Ada_7", "Ada_8", "Bob_9")))
+    assert students(tmp_path) == [("Ada", "7", False), ("Ada", "8", False), ("Bob", "9", False)]
+
+
+def test_the_worksheet_says_when_and_who(tmp_path):
+    laid(tmp_path / "in", *(f"{name}_assignsubmission_file/02.ipynb" for name in ("Ada_17", "Bob_18", "Cyd_19", "Dan_20", "Team A-Eve_21")),
+         "Mal_17_assignsubmission_onlinetext/02.ipynb")
+    path = sheet(tmp_path / "w.csv", 'Participant 17,Ada,a@x.edu,,,,"Friday, 20 November 2026, 7:00 PM",-',
+                 'Participant 18,Bob,b@x.edu,,,,"Friday, 20 November 2026, 7:01 PM",-', "Participant 19,Cyd,c@x.edu,,,,-,-",
+                 'Participant 21,Eve,e@x.edu,,Team A,,"Friday, 20 November 2026, 6:00 PM",-')
+    found = ingest.collect(tmp_path / "in", NN, deadline=DEADLINE, participants=moodle.worksheet(path, BERLIN))
+    assert [(entry.student, entry.number, entry.email, entry.late) for entry in found] == [
+        ("Ada", "17", "a@x.edu", False), ("Bob", "18", "b@x.edu", True), ("Cyd", "19", "c@x.edu", None), ("Dan", "", None, None),
+        ("Eve", "21", "e@x.edu", False), ("Mal", "", None, None)]
+    notes = {entry.student: entry.notes for entry in found}
+    assert "it is not in the worksheet" in notes["Dan"] and "the worksheet calls participant 17 Ada" in notes["Mal"]
+
+
+def test_a_team_of_moodles_is_its_members(tmp_path):
+    """Since 4.1 a team's folder has the group's number, which may be another participant's."""
+    laid(tmp_path / "in", "Team A_17_assignsubmission_file/02.ipynb", "Default group_assignsubmission_file/02.ipynb")
+    path = sheet(tmp_path / "w.csv", 'Participant 17,Vic,v@x.edu,,Default group,,"Friday, 20 November 2026, 7:01 PM",-',
+                 'Participant 18,Ada,a@x.edu,,Team_A,,"Friday, 20 November 2026, 6:00 PM",-',
+                 'Participant 19,Bob,b@x.edu,,Team_A,,"Friday, 20 November 2026, 6:00 PM",-')
+    known = moodle.worksheet(path, BERLIN)
+    assert students(tmp_path / "in", deadline=DEADLINE, participants=known) == [
+        ("Ada", "18", False), ("Bob", "19", False), ("Vic", "17", True)]
+    assert students(tmp_path / "in", deadline=DEADLINE) == [("Default group", "", None), ("Team A", "17", None)]
+
+
+def test_a_worksheet_of_another_platforms_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a Moodle worksheet was given, and .* is not laid out as Moodle does it"):
+        students(laid(tmp_path, "ada.ipynb"), participants={})
+
+
+# Gradescope
+
+
+def test_gradescopes_groups_and_times(tmp_path):
+    laid(tmp_path, "export/submission_7/02.ipynb", "export/submission_8/02.ipynb", "export/submission_9/02.ipynb",
+         ("export/submission_metadata.yml", YML.encode()))
+    assert students(tmp_path, deadline=DEADLINE) == [
+        ("Ada Lovelace", "4711", False), ("Bob", "4712", True), ("Cyd", "", True), ("Dan", "", True), ("Eve", "", True),
+        ("submission_9", "", None)]
+    assert {entry.student: entry.email for entry in ingest.collect(tmp_path, NN)}["Ada Lovelace"] == "Ada@example.edu"
+
+
+@pytest.mark.parametrize("when, late", [
+    ("2026-11-20 18:00:00", False), ("2026-11-20T18:00:01Z", True), ("2026-11-20 18:00:00.117497000 Z", True),
+    ("2026-11-20 10:00:00 -0800", False),
+    ("2026-11-20 10:00:00 -08:00", False), ("[]", None), ("9999-99-99", None), ("2026-11-20", None)])
+def test_gradescopes_times(tmp_path, when, late):
+    told = f"submission_7:\n  :created_at: {when}\n  :submitters:\n  - :name: A"
+    laid(tmp_path, "submission_7/02.ipynb", (layouts.METADATA, told.encode()))
+    assert students(tmp_path, deadline=DEADLINE) == [("A", "", late)]
+
+
+def test_metadata_of_any_bytes_stops_nothing():
+    for content in (b"\xff", b"&a [*a]", b"[" * 10**5, b"a: 1", b"submission_7: {:submitters: [1, null, {:name: [1]}]}"):
+        assert isinstance(gradescope.people(content), dict)
+
+
+# Any names at all
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1, max_size=20) | st.sampled_from(
+    ["ada_1_2_x.ipynb", "anon_a_1_x.ipynb", "Ada_1_assignsubmission_file_", "submission_7", "submitted", layouts.METADATA, "ada.zip",
+     "02.ipynb", "timestamp.txt", "exercises", "notebooks", "03_log", "Points Possible"])
+
+
+@given(st.lists(st.lists(NAMES, min_size=1, max_size=4).map(tuple), max_size=6), st.sampled_from([None, *layouts.NAMES]))
+def test_any_names_have_owners_or_one_sentence(paths, given_layout):
+    found = [files.File(parts, kind=files.kind_of(parts[-1])) for parts in paths]
+    try:
+        layout = layouts.detect(found, NN, "in", given_layout)
+    except ValueError as error:
+        assert str(error).endswith(".")
+        return
+    whose = owners.owners(found, layout, NN)
+    assert len(whose) == len(found) and all(isinstance(owner.name, str) and owner.name for of in whose for owner in of)
+    depth = len(layout.root) + 1 + (layout.name == "sections")
+    keys = {}
+    for file, of in zip(found, whose):  # what lies below one outermost name is one hand-in's
+        if len(file.parts) > depth and of and not layout.student:
+            assert keys.setdefault(file.parts[:depth], {owner.key for owner in of}) == {owner.key for owner in of}
