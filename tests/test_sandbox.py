@@ -1,5 +1,6 @@
 """The sandbox under attack: each submission, and the exact marks that it must get."""
 
+import ast
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 
 import qlab
 from qlab.grading import mark
-from qlab.grading.sandbox import attack, bwrap, calls, cgroups, drive, slot
+from qlab.grading.sandbox import attack, bwrap, calls, cgroups, drive, hostile, leftovers, slot
 
 pytestmark = pytest.mark.skipif(
     not small.has_bwrap() and not os.environ.get("CI"), reason="the sandbox needs bubblewrap: apt install bubblewrap"
@@ -34,6 +35,14 @@ def box():
         groups, processes = opened._groups, [slot._process.pid for slot in opened._slots]
     assert not any(Path(f"/proc/{process}").exists() for process in processes)  # nothing stays on the host
     assert not any(folder and folder.exists() for group in groups for folder in (group.memory, group.processes))
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """A sandbox as on a machine where no cgroup is writable."""
+    with bwrap.Sandbox(memory_mib=512, processes=40, tmp_mib=16, groups=False) as opened:
+        assert "rlimit" in opened.limits_that_hold["memory"] and "rlimit" in opened.limits_that_hold["processes"]
+        yield opened
 
 
 def grade(box, seconds=PLENTY, q1_seconds=None, **answers):
@@ -603,7 +612,8 @@ def test_reasons_help_the_student(box):
     assert (failed["call"], failed["inputs"]["bits"], failed["hint"]) == ("codes(x, lo, hi, bits)", "8", "(0.5 + 1) / s is 191.25")
     assert failed["expect"] == "tensor([191], dtype=int32)" and failed["got"] == "tensor([0], dtype=int32)"
     floor = grade(box, q1=small.CODES.replace("round(", "floor("))["questions"][0]
-    assert (floor["reason"], floor["failed_case"], floor["answers_like"]) == ("The public tests pass; a hidden test fails.", 1, "floor for round")
+    assert (floor["reason"], floor["failed_case"], floor["answers_like"]) == (
+        "The public tests pass; a hidden test fails.", 1, "floor for round")
     bits = grade(box, q2=Q2 + "import math\n    return math.prod(shape) * bits")["questions"][1]
     assert (bits["state"], bits["failed_case"], bits["answers_like"]) == ("failed", 0, "bits, not bytes")
     blank = grade(box, q1=Q1 + "raise NotImplementedError()")["questions"][0]
@@ -642,7 +652,7 @@ def test_two_slots_do_not_meet(box):
 def test_every_attack_of_the_doctor_is_repelled(box):
     report = attack.report(box)
     assert [line for line in report if not line[1]] == []
-    assert len(report) >= 14
+    assert len(report) >= 17
 
 
 def test_the_doctors_attacks_have_teeth(tmp_path):
@@ -652,13 +662,117 @@ def test_the_doctors_attacks_have_teeth(tmp_path):
         return subprocess.run([sys.executable, "-c", f"{source}\nprint(attack({target!r}))"], capture_output=True, text=True).stdout.strip()
 
     (tmp_path / "secret").write_text("found it")
-    assert run(attack.READ, str(tmp_path / "secret")).endswith("found it")
+    assert run(hostile.READ, str(tmp_path / "secret")).endswith("found it")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert "connected" in run(attack.NETWORK, server.getsockname()[1])
-    assert int(run(attack.SEEING, 0)) > 0
-    write = attack.WRITE.replace("import qlab, torch", "qlab = torch = os").replace("for path in", "for path in [] if place != target else")
+        assert "connected" in run(hostile.NETWORK, server.getsockname()[1])
+    assert int(run(hostile.SEEING, 0)) > 0
+    worked = run(leftovers.LEFTOVERS, 0).split(", ")  # the least that every kernel and user has
+    assert {"mincore", "getrusage", "wait4", "waitid", "sysinfo", "flock", "a lock", "a larger pipe", "memfd_create"} <= {*worked}
+    for kind in ("memfd_create", "System V", "shared pages", "/dev/zero", "sockets"):
+        only = hostile.UNSEEN.replace("in kinds.items()", f"in [({kind!r}, kinds[{kind!r}])]")
+        taken, ways = ast.literal_eval(run(only, 20))
+        assert taken >= 20 and ways == f"{taken} by {kind}"
+    write = hostile.WRITE.replace("import qlab, torch", "qlab = torch = os")
+    write = write.replace("for path in", "for path in [] if place != target else")
     assert run(write, str(tmp_path)) == f"could write {tmp_path}/qlab-attack"
     assert run(write, str(tmp_path / "no folder")).startswith("could set the times of ")
+
+
+def test_nothing_that_an_earlier_process_left_is_found_and_no_hidden_input_reaches_feedback(box, bare):
+    """A hidden case of q1 ends the process; a cell of q2 looks for what it left in every way, and tells in its error."""
+    search = leftovers.LEFTOVERS.strip()
+    line = search.count("\n") + 2
+    for sandbox in (box, bare):
+        answers = {"q1": small.CODES + TELLS.format("/tmp/left"), "q2": f"{search}\nraise ValueError(attack(0))"}
+        result = grade(sandbox, **answers)
+        assert (scores(result), states(result)) == ([0, 0], ["killed", "missing"])
+        assert result["questions"][1]["reason"] == f"The cell of this question stopped: ValueError: refused (line {line} of the cell)"
+        assert str(small.SECRET) not in _student_text(result)
+
+
+def test_what_the_machine_tells_is_the_same_for_each_submission(box):
+    """Memory that one takes, in processes or in the page cache, is no news to the next one."""
+    tell = "import hashlib, os\nprint('TOLD', hashlib.sha256(b''.join(open(f'/{path}', 'rb').read() for path in ("
+    tell += "'proc/meminfo', 'proc/cpuinfo', 'sys/devices/system/cpu/online'))).hexdigest(), os.listdir('/sys/devices/system/cpu'))"
+    take = "kept = bytearray(2**28)\nkept[::4096] = bytes([1]) * 2**16\n" + tell
+    with box.lease() as start:  # one slot, whose zygote is the same
+        tails = [drive.drive(start, [source], [], 60.0, 30.0).tail for source in (tell, take, tell)]
+    assert len(set(tails)) == 1 and tails[0].startswith(b"TOLD")
+
+
+HOARDS = [
+    ("one process", hostile.MEMORY, {"error", "killed"}),
+    ("many processes", hostile.MANY, {"killed"}),
+    ("what no process shows", hostile.UNSEEN, {"failed"}),
+    ("behind a closed door", "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)" + hostile.MANY, {"killed"}),
+]
+
+
+@pytest.mark.parametrize(("source", "fates"), [pytest.param(*rest, id=name) for name, *rest in HOARDS])
+def test_without_a_cgroup_the_memory_of_all_processes_together_is_bounded(bare, source, fates):
+    result = grade(bare, before=source, q1=Q1 + "return attack(2048)")
+    assert scores(result) == [0, 3] and states(result)[0] in fates
+    assert fates != {"killed"} or result["questions"][0]["note"].startswith("killed: it used more memory than it may")
+    assert bare._slots[0].alive()
+
+
+def test_without_a_cgroup_what_processes_have_in_common_counts_once(bare):
+    """300 MiB that ten children have from their parent, and a program that is started from a process of that size, are no 512 MiB."""
+    share = """
+import os, subprocess, time
+kept = bytearray(300 * 2**20)
+kept[::4096] = bytes([1]) * (300 * 256)
+for _ in range(10):
+    if os.fork() == 0:
+        time.sleep(0.5)
+        os._exit(0)
+for _ in range(20): subprocess.run(["true"], check=True)
+while True:
+    try: os.wait()
+    except ChildProcessError: break
+print("SHARED")
+"""
+    result = grade(bare, before=share)
+    assert scores(result) == [2, 3] and "SHARED" in result["stdout_tail"]
+
+
+def test_a_bomb_costs_its_own_question_without_a_cgroup_too(bare):
+    for name, body, state in VIOLENT:
+        if "bomb" in name:
+            state = {"a memory bomb": "error", "a memory bomb of tensors": "error", "a memory bomb of children": "killed"}.get(name, state)
+            result = grade(bare, q1_seconds=LONGER if state == "timeout" else PLENTY, q1=Q1 + body)
+            assert scores(result) == [0, 3] and (states(result) == [state, "passed"] or name == "a thread bomb")
+
+
+def test_the_watch_adds_up_what_is_held(tmp_path):
+    """Against what a child is told to hold: pages of its own, the same pages in another child, files in memory are left to the sandbox."""
+    script = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path(qlab.__file__).parent.parent)!r})
+from qlab.grading.sandbox import watch
+watch.PLACES = ()
+def child(size, children=0):
+    if os.fork() == 0:
+        kept = bytearray(size * 2**20)
+        kept[::4096] = bytes([1]) * (size * 256)
+        for _ in range(children):
+            if os.fork() == 0: break
+        time.sleep(60)
+seer = watch.Watch(100 * 2**20)
+for size, children in ((40, 0), (40, 3), (40, 0)):
+    before = set(seer._processes())
+    child(size, children)
+    time.sleep(1)
+    print(round(seer._exact() / 2**20), seer.over())
+for process in seer._processes(): os.kill(int(process), 9)
+"""
+    alone = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", script]
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("a /proc of its own needs root here")
+    told = [line.split() for line in subprocess.run(alone, capture_output=True, text=True).stdout.splitlines()]
+    held = [int(size) for size, _ in told]
+    assert [over for _, over in told] == ["False", "False", "True"]
+    assert all(expected <= size <= expected + 12 for size, expected in zip(held, (40, 80, 120), strict=True))
 
 
 def test_limits_are_recorded(box):

@@ -5,5 +5,6 @@
     zygote    imports torch once, and forks a worker for each submission
     confine   what a forked worker takes away from itself; calls, the system calls that it keeps
     worker    runs the student's cells and answers the cases: untrusted from the first cell on
-    attack    proves on this machine that the limits hold
+    watch     bounds the memory of all that runs where no cgroup can
+    attack    proves on this machine that the limits hold, by what hostile and leftovers try
 """
