@@ -334,11 +334,12 @@ def test_a_missing_bundle_or_folder_is_one_sentence(class_of_five, capsys):
     assert capsys.readouterr().err == "qlab: taken/99_small: Not a directory\n"
 
 
-def test_an_export_that_no_file_can_hold_does_not_stop_the_others(class_of_five, monkeypatch, capsys):
+def test_half_a_character_stops_no_export(class_of_five, monkeypatch, capsys):
     monkeypatch.setattr(results, "make", lambda entry, *rest, make=results.make, **more: make(entry, *rest, **more) | {"reason": "\ud800"})
-    assert grade.main([str(class_of_five), "--assignment", "99", "--export", "html", "canvas"]) == 1
+    assert grade.main([str(class_of_five), "--assignment", "99", "--export", "html", "canvas"]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("html: not written: ") and err.count("\n") == 1 and "canvas: results/99_small/export/canvas.csv, 5 rows" in out
+    assert err == "" and "html: results/99_small/export/feedback, 5 pages\ncanvas: results/99_small/export/canvas.csv, 5 rows\n" in out
+    assert "could not be read: \ufffd." in next(Path("results/99_small/export/feedback").glob("ada*.html")).read_text("utf-8")
 
 
 def test_what_is_passed_over_is_told(class_of_five, capsys):

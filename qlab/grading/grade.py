@@ -19,12 +19,13 @@ from pathlib import Path
 
 from qlab.grading import hints, results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
-from qlab.grading.handed_in import ingest
-from qlab.grading.handed_in.times import parse_time
+from qlab.grading.handed_in import deadlines, ingest, layouts, moodle
+from qlab.grading.handed_in.times import parse_time, stated, zone
 from qlab.grading.handed_in.which import asked
 from qlab.grading.handed_in.zips import shown
+from qlab.grading.report import by_hand, final, late
 
-EXPORTS = ("csv", "html", "gradescope", "canvas", "moodle", "statistics", "pages", "similar")
+EXPORTS = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics", "pages", "similar")
 
 
 def find_bundle(assignment: str, given: str | None = None) -> Path:
@@ -68,8 +69,14 @@ def summary(made: list[dict], stood: int = 0) -> str:
     lines += [f"  unreadable  {len(by['unreadable']):5}  (0 points)"] if by["unreadable"] else []
     lines += [f"  not graded  {len(by['not graded']):5}  (no score)"] if by["not graded"] else []
     lines += [f"  set aside   {len(aside):5}  (another one of the same student counts)"] if aside else []
-    late = sum(result["submission"]["late"] is True for result in counts)
-    lines += [f"  late        {late:5}  (nothing is subtracted)"] if late else []
+    tardy = sum(result["submission"]["late"] is True for result in counts)
+    adjusted = [result["adjusted"] for result in counts if "adjusted" in result]
+    cost = sum(bool(of["late"]) and of["late"]["after"] < of["late"]["before"] for of in adjusted)
+    lines += [f"  late        {tardy:5}  ({f'points are subtracted from {cost}' if cost else 'nothing is subtracted'})"] if tardy else []
+    unknown = sum(result["submission"]["late"] is None for result in counts)
+    lines += [f"  late?       {unknown:5}  (not known: nothing says when they were handed in)"] if unknown else []
+    hand = sum(bool(of["by_hand"]) for of in adjusted)
+    lines += [f"  by hand     {hand:5}  (set or commented in {by_hand.NAME})"] if hand else []
     for version, told in (("another", "made from another version of the set"), ("not known", "without the stamp of a version")):
         if count := sum(result.get("version") == version for result in counts):
             lines.append(f"  version?    {count:5}  ({told}; graded all the same)")
@@ -96,6 +103,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="results", metavar="DIR", help="where the results go (default: results)")
     command.add_argument("--jobs", type=int, metavar="N", help="how many at a time (default: one for each core)")
     command.add_argument("--deadline", metavar="TIME", help="2026-11-23T18:00, local, or with a zone: 2026-11-23T18:00+01:00")
+    command.add_argument("--time-zone", metavar="NAME", help="of times that state none, as in Europe/Berlin (default: this machine's)")
+    command.add_argument("--layout", choices=layouts.NAMES, help="who laid out the folder, where its names leave it in doubt; sections: "
+                         "folders of students' folders and files")
+    command.add_argument("--file-times", action="store_true", help="plain files and folders were handed in when the files say: not after a "
+                         "download or a git clone, which are as old as themselves")
+    command.add_argument("--extensions", metavar="FILE", help="a table (CSV) of student and deadline, for those who have more time")
+    command.add_argument("--late-penalty", metavar="RULE", help='"10%% per day, at most 50%%": of the points reached, for each day begun '
+                         'after the student\'s deadline; or "0.5 points per hour, at most 2 points"; either with ", grace 15 minutes"')
+    command.add_argument("--moodle-worksheet", metavar="FILE", help="Moodle's grading worksheet, downloaded in English: it says who handed in "
+                         "when, and who is in a team; the export moodle fills in its grades and feedback")
     command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS))
     command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
                          "and which known mistake gives the same answers; never its input")
@@ -112,12 +129,21 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"jobs is {args.jobs}, and must be 1 or more.")
     if args.unsafe_local and (args.export or args.dask):
         raise ValueError("--unsafe-local is a self-check without a sandbox: it makes no gradebook or other export, and uses no cluster.")
-    deadline = parse_time(args.deadline) if args.deadline else None
+    local = zone(args.time_zone)
+    common = parse_time(args.deadline, local) if args.deadline else None
+    until = deadlines.read(common, Path(args.extensions) if args.extensions else None, local)
+    participants = moodle.worksheet(Path(args.moodle_worksheet), local) if args.moodle_worksheet else None
+    penalty = late.parse(args.late_penalty) if args.late_penalty else None
+    if penalty and not until.last():
+        raise ValueError("--late-penalty is for what comes after a deadline: state it with --deadline.")
     if args.reveal:
-        hints.allow(deadline, args.export)
+        hints.allow(until.last(), args.export)
     kept = find_bundle(args.assignment, args.bundle)
     bundle = load_bundle(kept)
-    entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], deadline, asked(bundle), _say, own=(Path(args.out), kept.parent))
+    entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
+                              args.layout, participants, args.file_times)
+    if common:
+        _say(f"deadline: {stated(common)}")
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if args.unsafe_local:
         return _self_check(entries, bundle, jobs)
@@ -128,21 +154,29 @@ def main(argv: list[str] | None = None) -> int:
     else:
         run = partial(run_here, jobs=jobs)
     folder = Path(args.out) / bundle["assignment"]
+    rows = by_hand.read(folder / by_hand.NAME, bundle)
     try:
         with _progress(bundle["assignment"], len(entries)) as tick:
             made, stood = batch(entries, bundle, folder, run, tick)
     except KeyboardInterrupt:
         _say("stopped; what is graded is kept: repeat the command to go on.", sys.stderr)
         raise
-    _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
-    failed = _export(made, bundle, folder, args, entries)
+    with results.alone_in(folder):
+        try:
+            made = final.adjust(made, bundle, folder, rows, penalty)
+        except (OSError, ValueError) as error:
+            _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
+            _say(f"{error}\nnothing was exported, and no mark was set by hand or lowered.", sys.stderr)
+            return 1
+        _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
+        failed = _export(made, bundle, folder, args, entries)
     return int(failed or _unfinished(made))
 
 
 def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list) -> bool:
     from qlab.grading.report import exports, teacher
 
-    failed = False
+    failed, worksheet = False, Path(args.moodle_worksheet) if args.moodle_worksheet else None
     for name in dict.fromkeys(args.export):
         told = [hints.reveal(result, bundle) for result in made] if args.reveal and name not in hints.TEACHERS else made
         try:
@@ -150,7 +184,7 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
                 exercises = [place.parent / "exercises" / f"{bundle['assignment']}.ipynb" for place in _bundles()]
                 _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises)}")
                 continue
-            _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column)}")
+            _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column, worksheet)}")
         except (OSError, ValueError) as error:
             failed = True
             _say(f"{name}: not written: {sentence(error)}", sys.stderr)

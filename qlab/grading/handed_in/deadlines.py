@@ -9,7 +9,7 @@ one student is the last in time.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 from qlab.grading.handed_in import table
@@ -37,6 +37,10 @@ class Deadlines:
         found = [when for _, student, when in self.extended if table.same(student) in names]
         return (max(found), True) if found else (self.common, False)
 
+    def last(self) -> datetime | None:
+        """The deadline after which nobody may hand in, None where there is none."""
+        return max(filter(None, (self.common, *(when for _, _, when in self.extended))), default=None)
+
     def check(self, students: list[tuple[str | None, ...]]) -> list[str]:
         """A sentence for each extension of a student who handed nothing in. students: the names of each, as `of` takes them.
 
@@ -54,8 +58,11 @@ class Deadlines:
         return told
 
 
-def read(common: datetime | None, path: Path | None) -> Deadlines:
-    """The deadlines of a class; path: the table of extensions. Raises ValueError or FileNotFoundError in one sentence, with the line."""
+def read(common: datetime | None, path: Path | None, zone: tzinfo | None = None) -> Deadlines:
+    """The deadlines of a class; path: the table of extensions; zone: of its times that state none.
+
+    Raises ValueError or FileNotFoundError in one sentence, with the line.
+    """
     extended, seen = [], {}
     for line, row in table.read(path, ("student", "deadline")) if path else ():
         if not row["student"]:
@@ -63,7 +70,7 @@ def read(common: datetime | None, path: Path | None) -> Deadlines:
         if (first := seen.setdefault(table.same(row["student"]), line)) != line:
             raise ValueError(f"{path}: line {line} gives {row['student']!r} a second deadline, after line {first}: each student has one.")
         try:
-            extended.append((line, row["student"], parse_time(row["deadline"])))
+            extended.append((line, row["student"], parse_time(row["deadline"], zone)))
         except ValueError as error:
             raise ValueError(f"{path}: line {line}: {error}") from None
     return Deadlines(common, tuple(extended), str(path or ""))

@@ -28,6 +28,17 @@ def in_zone(when: datetime, default: tzinfo | None = None) -> datetime:
     return when if when.tzinfo else when.replace(tzinfo=default) if default else when.astimezone()
 
 
+def stated(when: datetime) -> str:
+    """A time with its zone, as a teacher reads it.
+
+    >>> stated(datetime(2026, 11, 23, 18, tzinfo=ZoneInfo("Europe/Berlin")))
+    '2026-11-23 18:00, CET (UTC+01:00)'
+    """
+    offset = when.strftime("%z")
+    name = when.tzname() or ""
+    return f"{when:%Y-%m-%d %H:%M}, {f'{name} (UTC{offset[:3]}:{offset[3:5]})' if name[:3] != 'UTC' else name}"
+
+
 def parse_time(text: str, default: tzinfo | None = None) -> datetime:
     """A date and time with its zone: ISO 8601, or nbgrader's "2026-11-23 18:00:00.5 Europe/Berlin".
 

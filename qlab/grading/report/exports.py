@@ -34,14 +34,14 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
     left_out = len(counts) - len(scored)
     without = f", {left_out} without a score left out" if left_out else ""
     if name == "csv":
-        whole.file(folder / "gradebook.csv", "\ufeff" + gradebook(counts, bundle))  # without the mark Excel misreads umlauts
+        whole.files({folder / "gradebook.csv": "\ufeff" + gradebook(counts, bundle)})  # without the mark Excel misreads umlauts
         return f"{folder / 'gradebook.csv'}, {len(counts)} rows"
     if name == "canvas":
-        whole.file(folder / "canvas.csv", canvas(scored, bundle, canvas_column))
+        whole.files({folder / "canvas.csv": canvas(scored, bundle, canvas_column)})
         return f"{folder / 'canvas.csv'}, {len(scored)} rows{without}"
     if name == "moodle":
         text, told = moodle.filled(worksheet, scored) if worksheet else (moodle.table(scored), f"{len(scored)} rows")
-        whole.file(folder / "moodle.csv", text)
+        whole.files({folder / "moodle.csv": text})
         return f"{folder / 'moodle.csv'}, {told}{without}"
     if name == "gradescope":
         whole.folder(folder / "gradescope", {f"{_gradescope_name(result)}/results.json": results.to_json(gradescope(result))
@@ -53,14 +53,13 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
     if name in ("canvas-feedback", "moodle-feedback"):
         place = folder / f"{name.replace('-', '_')}.zip"
         content, told = given_back.packed(name.partition("-")[0], scored)
-        whole.file(place, content)
+        whole.files({place: content})
         return f"{place}, {told}{without}"
     if name == "statistics":
         from qlab.grading.report import classroom
 
         picture = classroom.picture(counts, bundle)
-        whole.file(folder / "statistics.png", picture)
-        whole.file(folder / "statistics.html", classroom.page(counts, bundle, picture))
+        whole.files({folder / "statistics.png": picture, folder / "statistics.html": classroom.page(counts, bundle, picture)})
         return f"{folder / 'statistics.html'} and .png, for the teacher only"
     raise ValueError(f"there is no export {name!r}: choose among {', '.join(NAMES)}.")
 
@@ -76,7 +75,8 @@ def gradebook(counts: list[dict], bundle: dict) -> str:
         set_to = [f"{row['question'] or 'total'}: {row['points']:g}, graded {graded(row)}" for row in said if row["points"] is not None]
         told = [f"{row['question']}: {row['comment']}" if row["question"] else row["comment"] for row in said if row["comment"]]
         rows.append([who["student"], who["email"], who["number"], result["score"], result["max_score"], *map(scores.get, names),
-                     "late" if who["late"] else "", late.get("before"), late.get("told"), "; ".join(set_to), "; ".join(told),
+                     {True: "late", None: "not known"}.get(who["late"], ""), late.get("before"), late.get("told"), "; ".join(set_to),
+                     "; ".join(told),
                      result["status"], result["reason"], "; ".join(result["notes"]), who["source"], who["id"]])
     return table(rows)
 
@@ -84,7 +84,8 @@ def gradebook(counts: list[dict], bundle: dict) -> str:
 def canvas(scored: list[dict], bundle: dict, column: str | None = None) -> str:
     """Canvas's gradebook as CSV. column: the assignment's title there, with its id in parentheses if titles repeat.
 
-    Canvas reads a number in parentheses as the assignment's id, so points stand in the row "Points Possible" and not in the title.
+    Canvas reads a number in parentheses as the assignment's id, so points stand in the row "Points Possible" and not in the title. It takes
+    every row with these words in the first column for that one (instructure/canvas-lms, lib/gradebook_importer.rb), a student's as well.
     """
     column = column or bundle["assignment"]
     rows = [["Student", "ID", "SIS User ID", "SIS Login ID", "Section", column],
@@ -93,7 +94,7 @@ def canvas(scored: list[dict], bundle: dict, column: str | None = None) -> str:
         who = result["submission"]
         number = {"canvas": (who["number"], "", ""), "gradescope": ("", who["number"], who["email"]),
                   "nbgrader": ("", "", who["student"])}.get(who["platform"], ("", "", who["email"]))
-        rows.append([who["student"], *number, "", result["score"]])
+        rows.append([who["student"].replace("Points Possible", "Points-Possible"), *number, "", result["score"]])
     return table(rows)
 
 

@@ -29,9 +29,8 @@ def adjust(made: list[dict], bundle: dict, folder: Path, rows: list[by_hand.Row]
         told = {key: value for key, value in result.items() if key != "adjusted"}
         end = final(told, bundle, given.get(result["submission"]["id"], []), rule)
         kept = told | ({"adjusted": end["adjusted"]} if "adjusted" in end else {})
-        path = folder / f"{result['submission']['id']}.json"
-        if kept != results.read(path):
-            results.write(path, results.to_json(kept))
+        if kept != result:
+            results.write(folder / f"{result['submission']['id']}.json", results.to_json(kept))
         ended.append(end)
     return ended
 

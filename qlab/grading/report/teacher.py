@@ -1,6 +1,6 @@
 """What is for the teacher alone, because hidden inputs are in it: written beside the export folder, never into it.
 
-    pages      results/02/teacher/pages/index.html   a page a student, and an index (module pages)
+    pages      results/02/teacher/pages/index.html    a page a student, and an index (module pages)
     similar    results/02/teacher/similar.html, .csv  answers that are alike (module similar)
 """
 
@@ -27,8 +27,8 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: It
         return f"{folder / 'pages' / 'index.html'}, {len(counts)} pages, for the teacher only: hidden inputs are on them"
     given = next(filter(None, map(handed_out, exercises)), ())
     found = similar.pairs(counts, bundle, cells, given)
-    whole.file(folder / "similar.csv", "\ufeff" + table(similar.rows(found)))
-    whole.file(folder / "similar.html", similar.page(found, bundle, cells, len(counts)))
+    whole.files({folder / "similar.csv": "\ufeff" + table(similar.rows(found)),
+                 folder / "similar.html": similar.page(found, bundle, cells, len(counts))})
     without = "" if given else ", without the exercise as it was handed out, so that its lines count as the students' own"
     return f"{folder / 'similar.html'} and .csv, {len(found)} {'pair' if len(found) == 1 else 'pairs'}, for the teacher only{without}"
 

@@ -1,6 +1,6 @@
 """An export takes the place of the former one as a whole: who is killed while it is made leaves the former one as it was.
 
-A file does so by one rename (`results.write`). A folder is made beside its place; then the two change places, on Linux in one step
+A file does so by one rename (`qlab.saving`). A folder is made beside its place; then the two change places, on Linux in one step
 (renameat2 with RENAME_EXCHANGE, see its manual page), and the former one is removed.
 """
 
@@ -12,14 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qlab import saving
-from qlab.grading import results
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
-def file(path: Path, content: str | bytes) -> None:
-    """Write one file of an export, and the folder that it lies in. Raises OSError."""
-    results.write(path, content)
+def files(contents: Mapping[Path, str | bytes]) -> None:
+    """Write the files of an export that belong together, and the folders that they lie in. Raises OSError."""
+    for path in contents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    saving.write({path: _bytes(content) for path, content in contents.items()})
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 def folder(place: Path, contents: Mapping[str, str | bytes]) -> None:
@@ -34,7 +39,7 @@ def folder(place: Path, contents: Mapping[str, str | bytes]) -> None:
     try:
         for name in contents:
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
-        saving.write({beside / name: content.encode() if isinstance(content, str) else content for name, content in contents.items()})
+        saving.write({beside / name: _bytes(content) for name, content in contents.items()})
         exchange(beside, place) if place.exists() else os.rename(beside, place)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
