@@ -10,10 +10,11 @@ import pytest
 from qlab.grading import mark, results
 from qlab.grading.handed_in import notebook, outputs
 from qlab.grading.handed_in.ingest import Submission
-from qlab.grading.report import answers, pages
+from qlab.grading.report import answers, pages, teacher
 
 BUNDLE = grading_helpers.bundle()
 FLOOR = grading_helpers.CODES.replace("torch.round", "torch.floor")
+LONG = "def codes(x, lo, hi, bits):\n" + "".join(f"    {{0}}{k} = x[{k}] * {k + 1} - hi\n" for k in range(5)) + "    return {0}0 - {0}1"
 HOSTILE = '</pre><script>alert(1)</script><img src=x onerror="alert(2)"> & \' " <!-- \ud800 \u202e \x00 \x1b[31m'
 
 
@@ -137,3 +138,24 @@ def test_what_a_cell_was_saved_with():
     cell = {"cell_type": "code", "source": "1", "metadata": {"nbgrader": {"grade_id": "q1"}}, "outputs": [{"text": "saved"}]}
     cells = notebook.cells_of(json.dumps({"nbformat": 4, "cells": [cell]}).encode())
     assert cells == [{"source": "1", "grade_id": "q1", "grade": False, "output": "saved"}]
+
+
+def test_they_lie_beside_the_export_folder_and_replace_the_former_ones(made, tmp_path):
+    found, cells = made
+    entries = [Submission(name, name, f"{name}.ipynb", cells=those) for name, those in cells.items()]
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "left-the-course.html").write_text("old")
+    told = teacher.export("pages", found, BUNDLE, tmp_path, entries)
+    assert told == f"{tmp_path / 'pages' / 'index.html'}, 4 pages, for the teacher only: hidden inputs are on them"
+    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == [
+        "ada-1.html", "bob-1.html", "cyd-1.html", "dan-1.html", "index.html"]
+    assert "a scratch cell" in (tmp_path / "pages" / "bob-1.html").read_text()
+    long = {name: ({"source": LONG.format(name[0]), "grade_id": "q1", "grade": False},) for name in ("ada-1", "bob-1")}
+    entries = [Submission(name, name, f"{name}.ipynb", cells=those) for name, those in long.items()]
+    told = teacher.export("similar", found, BUNDLE, tmp_path, entries, [tmp_path / "none.ipynb"])
+    assert told.startswith(f"{tmp_path / 'similar.html'} and .csv, 1 pair, for the teacher only, without the exercise")
+    assert (tmp_path / "similar.csv").read_text("utf-8-sig").splitlines()[1:] == ["Ada,Bob,q1,100,53,ada-1,bob-1"]
+    stub = {"cell_type": "code", "source": LONG.format("x"), "metadata": {"nbgrader": {"grade_id": "q1"}}}
+    (tmp_path / "given.ipynb").write_text(json.dumps({"nbformat": 4, "cells": [stub]}))
+    told = teacher.export("similar", found, BUNDLE, tmp_path, entries, [tmp_path / "none.ipynb", tmp_path / "given.ipynb"])
+    assert told == f"{tmp_path / 'similar.html'} and .csv, 0 pairs, for the teacher only"

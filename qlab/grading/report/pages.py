@@ -24,7 +24,7 @@ WIDE = STYLE + """
 body { max-width: 62rem; } h3 { font-size: .95rem; margin: .9rem 0 .2rem; } .warn { border: 1px solid var(--bad); padding: .3rem .7rem; }
 pre { background: var(--box); border: 1px solid var(--line); padding: .5rem .7rem; } td pre { border: 0; padding: 0; }
 nav { display: flex; gap: 1.5rem; margin-bottom: 1rem; } summary { cursor: pointer; margin-top: .6rem; }
-.index th { width: auto; } .index td, .index th { font-size: .85rem; }
+.index th { width: auto; } .index td:first-child { min-width: 9rem; } .index td, .index th { font-size: .85rem; }
 select { font: inherit; max-width: 28rem; } label { margin-right: 1rem; }
 [hidden] { display: none; }
 @media print { nav, .filter { display: none; } body { margin: 0; max-width: none; } section { break-inside: avoid-page; } }
@@ -53,6 +53,7 @@ function fromAddress() {
   if (question.selectedIndex < 0) question.value = "";
   if (mistake.selectedIndex < 0) mistake.value = "";
   filter();
+  window.scrollTo(0, 0);
 }
 question.addEventListener("change", filter);
 mistake.addEventListener("change", filter);

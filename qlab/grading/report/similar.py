@@ -30,7 +30,7 @@ from qlab.grading.report import answers
 from qlab.grading.report.feedback import STYLE, frame
 
 K = 6
-LEAST, SHARE = 25, 0.6
+LEAST, SHARE = 35, 0.6
 COMMON, FEW = 0.05, 5
 LONGEST = 32_000  # characters of an answer that are compared
 SHOWN = 200       # pairs in the page; the table has all
