@@ -22,7 +22,7 @@ from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
 from qlab.grading.handed_in import deadlines, ingest, layouts, moodle
 from qlab.grading.handed_in.times import parse_time, stated, zone
 from qlab.grading.handed_in.which import asked
-from qlab.grading.handed_in.zips import shown
+from qlab.grading.handed_in.zips import MIB, Budget, shown
 from qlab.grading.report import by_hand, final, late
 
 EXPORTS = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics", "pages", "similar")
@@ -111,12 +111,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--extensions", metavar="FILE", help="a table (CSV) of student and deadline, for those who have more time")
     command.add_argument("--late-penalty", metavar="RULE", help='"10%% per day, at most 50%%": of the points reached, for each day begun '
                          'after the student\'s deadline; or "0.5 points per hour, at most 2 points"; either with ", grace 15 minutes"')
-    command.add_argument("--moodle-worksheet", metavar="FILE", help="Moodle's grading worksheet, downloaded in English: it says who handed in "
-                         "when, and who is in a team; the export moodle fills in its grades and feedback")
+    command.add_argument("--moodle-worksheet", metavar="FILE", help="Moodle's grading worksheet, downloaded in English: it says when each "
+                         "handed in, and who is in a team; the export moodle fills in its grades and feedback")
     command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS))
     command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
                          "and which known mistake gives the same answers; never its input")
     command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')
+    command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="what one student handed in may have, zips unpacked, in "
+                         "MiB (default: 256); also at most 10,000 files, 200 notebooks of 20 MiB, and zips three deep")
+    command.add_argument("--hand-in-seconds", type=float, default=20, metavar="N", help="how long it may take to read (default: 20)")
     command.add_argument("--dask", metavar="ADDRESS", help="mark on a Dask cluster: tcp://host:8786")
     command.add_argument("--unsafe-local", action="store_true", help="a self-check without a sandbox, for your own work: writes nothing")
     return command
@@ -141,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     kept = find_bundle(args.assignment, args.bundle)
     bundle = load_bundle(kept)
     entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
-                              args.layout, participants, args.file_times)
+                              args.layout, participants, args.file_times, _budget(args))
     if common:
         _say(f"deadline: {stated(common)}")
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -171,6 +174,14 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
         failed = _export(made, bundle, folder, args, entries)
     return int(failed or _unfinished(made))
+
+
+def _budget(args: argparse.Namespace) -> Callable[[], Budget]:
+    """What reading one hand-in may cost."""
+    for name in ("hand_in_mib", "hand_in_seconds"):
+        if not getattr(args, name) > 0:  # not a number is refused, too
+            raise ValueError(f"{name} is {getattr(args, name):g}, and must be more than 0.")
+    return partial(Budget, size=int(min(args.hand_in_mib, 2**20) * MIB), seconds=args.hand_in_seconds)
 
 
 def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list) -> bool:

@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +21,7 @@ from qlab.grading.handed_in import zips
 from qlab.grading.handed_in.zips import MIB, Budget, inside, shown, size_text
 
 NOTEBOOK_BYTES = 20 * MIB
-ARCHIVE_BYTES = 256 * MIB      # a zip that was handed in
-ENTRIES = 100_000              # of a class's zip
+CLASS_ENTRIES, CLASS_TABLE_BYTES = 500_000, 64 * MIB  # of a class's zip, into which Gradescope unpacks those of its students
 METADATA_BYTES = 64 * MIB      # all metadata files together, which are read at once
 FOLDERS = 50                   # in one another, on the disk or in an archive
 NAME = 255                     # characters of one name, as on a disk
@@ -134,8 +134,10 @@ def _folder(folder: str, parts: tuple[str, ...], own: set[str]) -> Iterator[File
     names = [name for name in names if not left_behind(name)]
     if not names and parts:
         yield File(parts, kind="empty")
+    taken = Counter()
     for name in names:
-        path, inner = os.path.join(folder, name), (*parts, shown(name))
+        taken[shown(name)] += 1  # names that no text can hold may look alike, and are not one student's
+        path, inner = os.path.join(folder, name), (*parts, shown(name).replace("\ufffd", "\ufffd" * taken[shown(name)], 1))
         try:
             mode = os.lstat(path).st_mode
         except OSError as error:
@@ -167,15 +169,15 @@ def _file(parts: tuple[str, ...], time: float | None, size: int, read: Callable[
     kind = kind_of(parts[-1])
     if kind in ("packed", "other"):
         return File(parts, time, kind, refused=not_unpacked(parts[-1]) if kind == "packed" else "")
-    limit = METADATA[parts[-1]] if kind == "metadata" else ARCHIVE_BYTES if kind == "archive" else NOTEBOOK_BYTES
-    why = f"it has {size_text(size)}, and {size_text(limit)} are allowed" if size > limit else ""
+    limit = METADATA.get(parts[-1], NOTEBOOK_BYTES)
+    why = f"it has {size_text(size)}, and {size_text(limit)} are allowed" if size > limit and kind != "archive" else ""  # of which: Budget
     return File(parts, time, kind, refused=why, read=read)
 
 
 def _class(path: str, prefix: tuple[str, ...]) -> Iterator[File]:
     """What a class's zip holds."""
     try:
-        archive, table = zips.table(zips.OnDisk(path), ENTRIES, None, 16 * zips.DIRECTORY_BYTES)
+        archive, table = zips.table(zips.OnDisk(path), CLASS_ENTRIES, None, CLASS_TABLE_BYTES)
     except ValueError as error:
         yield File(prefix, kind="archive", refused=str(error))
     except OSError as error:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -58,7 +58,7 @@ class HandIn:
     """What one student handed in for an assignment, not yet read: its files, each with the owner that it names.
 
     depth: how many parts of a path are not the student's own making; turn: tells two of one name apart whose files are the same; notes:
-    remarks for the teacher.
+    remarks for the teacher; budget: makes what reading it may cost.
     """
 
     owner: Owner
@@ -70,6 +70,7 @@ class HandIn:
     turn: int = 0
     notes: tuple[str, ...] = ()
     extended: bool = False
+    budget: Callable[[], zips.Budget] = zips.Budget
 
     @property
     def student(self) -> str:
@@ -82,10 +83,10 @@ class HandIn:
         parts = self.files[0][0].parts
         return "/".join(parts[:self.depth] or parts)
 
-    def read(self, budget: zips.Budget | None = None) -> list[Submission]:
+    def read(self) -> list[Submission]:
         """The submission that counts, and after it those set aside; whatever is wrong is its status and reason."""
         try:
-            found, others = reading.notebooks([file for file, _ in self.files], budget or zips.Budget())
+            found, others = reading.notebooks([file for file, _ in self.files], self.answers, self.budget())
             return self._submissions(found, others)
         except zips.OverBudget as error:
             return [self._unread("unreadable", str(error))]
@@ -123,7 +124,7 @@ class HandIn:
         source = "/".join(one.file.parts)
         taken[source] += 1  # a zip may hold one path twice
         status = "" if not one.reason else "not graded" if one.ours else "unreadable"
-        notes = () if status else (*_named_otherwise(one.file.parts[-1], self.assignment), *_remarks(one.cells, self.answers))
+        notes = () if status else (*_named_otherwise(one.file.parts[-1], self.assignment), *_remarks(one, self.answers))
         return self._made(source, one.upload, taken[source] - 1, sha256=one.sha256, status=status, reason=one.reason, notes=notes,
                           cells=one.cells, version=one.version)
 
@@ -134,12 +135,12 @@ class HandIn:
         """The number of the other assignment that a notebook is named after by its student, unless it holds this one's answer cells."""
         for part in reversed(one.file.parts[self.depth:][-2:]):
             if (says := names_assignment(stem_of(part), self.assignment)) is not None:
-                held = () if says else which.answered(one.cells, self.answers)[0]
+                held = () if says else one.answered[0]
                 return "" if says or any(self.answers[name] for name in held) else re.match(r"\d+", part)[0]
         return ""
 
     def _rank(self, one: Found) -> tuple:
-        held, done, anywhere = which.answered(one.cells, self.answers)
+        held, done, anywhere = one.answered
         name = one.file.parts[-1]
         platform = self.owner.platform if len(one.file.parts) == self.depth else ""
         return (not one.reason, bool(done), not self._late(one.upload), not which.checkpoint(name), len(done), len(held), anywhere,
@@ -171,9 +172,10 @@ class HandIn:
         """What a teacher should know of the other notebooks."""
         if len(candidates) > 1:
             yield f"{len(candidates) - 1} more handed in by the same student: this one counts"
-        done = which.answered(chosen.cells, self.answers)[1]
+        done = set(chosen.answered[1])
         for one in candidates:
-            if more := sorted(which.answered(one.cells, self.answers)[1] - done):
+            if more := sorted(one.answered[1] - done):
+                done |= one.answered[1]  # said once of each question
                 yield f"{', '.join(more)}: answered in {'/'.join(one.file.parts)}, which is set aside; answers are not put together"
         if passed:
             names = list(dict.fromkeys(one.file.parts[-1] for one in passed))
@@ -202,10 +204,10 @@ def only(others: Iterable[File], assignment: str) -> str:
     return f"there is no notebook of {assignment} in it, only {', '.join(names[:5])}{more}{why}"
 
 
-def _remarks(cells: tuple[dict, ...], answers: which.Answers) -> Iterable[str]:
-    held, _, anywhere = which.answered(cells, answers)
-    if held or anywhere or not any(answers.values()) or not any(cell["grade_id"] in answers for cell in cells):
-        return notebook.remarks(cells, answers)
+def _remarks(one: Found, answers: which.Answers) -> Iterable[str]:
+    held, _, anywhere = one.answered
+    if held or anywhere or not any(answers.values()) or not any(cell["grade_id"] in answers for cell in one.cells):
+        return notebook.remarks(one.cells, answers)
     return ["its answer cells define none of the functions that are asked for: it looks like another assignment's notebook"]
 
 

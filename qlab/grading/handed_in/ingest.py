@@ -17,16 +17,19 @@ from qlab.grading.handed_in.files import File, stem_of
 from qlab.grading.handed_in.handin import HandIn, Submission
 from qlab.grading.handed_in.moodle import Participant
 from qlab.grading.handed_in.owners import lookalike, owners
+from qlab.grading.handed_in.zips import Budget
 
 
 def hand_ins(place: Path, assignment: str, deadline: datetime | Deadlines | None = None, answers: which.Answers | None = None,
              tell: Callable[[str], None] = lambda sentence: None, own: Iterable[Path] = (), layout: str | None = None,
-             participants: Mapping[str, Participant] | None = None, file_times: bool = False) -> list[HandIn]:
+             participants: Mapping[str, Participant] | None = None, file_times: bool = False,
+             budget: Callable[[], Budget] = Budget) -> list[HandIn]:
     """What each student handed in at place (a folder, a zip, a notebook) for the assignment "02_linear_quantization", in a fixed order.
 
     Nothing is read yet: that is done by the read() of each. answers: as which.asked finds them, to tell which notebook counts; tell is
     given a sentence about what is passed over; own: the grader's own folders (files.walk); layout: where it cannot be told from the names
-    (layouts.detect); participants, file_times: owners.owners. Raises FileNotFoundError or ValueError if place holds nothing to grade.
+    (layouts.detect); participants, file_times: owners.owners; budget: what reading one of them may cost. Raises FileNotFoundError or
+    ValueError if place holds nothing to grade.
     """
     found = list(files.walk(place, own))
     laid_out = layouts.detect(found, assignment, stem_of(Path(place).resolve().name), layout)
@@ -47,7 +50,7 @@ def hand_ins(place: Path, assignment: str, deadline: datetime | Deadlines | None
         notes = tuple(dict.fromkeys(owner.note for _, owner in members if owner.note))
         owner = members[0][1]
         until, extended = deadlines.of(owner.name, owner.number, owner.email)
-        students.append(HandIn(owner, tuple(members), assignment, depth, until, answers or {}, turns[name], notes, extended))
+        students.append(HandIn(owner, tuple(members), assignment, depth, until, answers or {}, turns[name], notes, extended, budget))
         turns[name] += 1
     _tell_passed_over(found, whose, tell)
     if said := layouts.hint(found, laid_out, assignment):

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qlab.grading.handed_in import files, notebook, zips
+from qlab.grading.handed_in import files, notebook, which, zips
 from qlab.grading.handed_in.files import File
 from qlab.grading.handed_in.zips import Budget, OverBudget
 
@@ -21,8 +21,8 @@ class Found:
     """A notebook, or something that should be one and cannot be read.
 
     file: whose parts lead to it through the zips; upload: which of the files handed in it lies in; sha256 of its bytes; cells: as
-    notebook.cells_of returns them; version: as notebook.read finds it; reason: why there are no cells; ours: whether that lies in this
-    machine.
+    notebook.cells_of returns them; answered: as which.answered finds it; version: as notebook.read finds it; reason: why there are no
+    cells; ours: whether that lies in this machine.
     """
 
     file: File
@@ -32,9 +32,10 @@ class Found:
     reason: str = ""
     ours: bool = False
     version: str | None = None
+    answered: tuple[set[str], set[str], int] = (set(), set(), 0)
 
 
-def notebooks(handed_in: list[File], budget: Budget) -> tuple[list[Found], list[File]]:
+def notebooks(handed_in: list[File], answers: which.Answers, budget: Budget) -> tuple[list[Found], list[File]]:
     """The notebooks in the files of one hand-in, and the files that are none.
 
     Raises OverBudget if the files, zips left aside, are more than the budget allows.
@@ -50,7 +51,7 @@ def notebooks(handed_in: list[File], budget: Budget) -> tuple[list[Found], list[
                     others.append(one)
                 else:
                     budget.spend(notebooks=1)
-                    found.append(_read(one, upload, why, ours, data))
+                    found.append(_read(one, upload, why, ours, data, answers))
         except OverBudget as error:
             if file.kind != "archive":
                 raise
@@ -64,7 +65,7 @@ def _in(file: File, budget: Budget, depth: int) -> Iterator[tuple[File, str, boo
         yield file, file.refused, file.ours, None
         return
     try:
-        data = file.read(budget, files.ARCHIVE_BYTES if file.kind == "archive" else files.NOTEBOOK_BYTES)
+        data = file.read(budget, budget.size + 1 if file.kind == "archive" else files.NOTEBOOK_BYTES)
     except OSError as error:
         yield file, f"it cannot be read here: {error.strerror}", True, None
         return
@@ -97,11 +98,12 @@ def _in_zip(file: File, data: bytes, budget: Budget, depth: int) -> Iterator[tup
         yield from _in(one, budget, depth)
 
 
-def _read(file: File, upload: int, why: str, ours: bool, data: bytes | None) -> Found:
+def _read(file: File, upload: int, why: str, ours: bool, data: bytes | None, answers: which.Answers) -> Found:
     if data is None:
         return Found(file, upload, reason=why, ours=ours)
     try:
         cells, version = notebook.read(data)
-        return Found(file, upload, hashlib.sha256(data).hexdigest(), tuple(cells), version=version)
+        answered = which.answered(cells, answers)
+        return Found(file, upload, hashlib.sha256(data).hexdigest(), tuple(cells), version=version, answered=answered)
     except ValueError as error:
         return Found(file, upload, hashlib.sha256(data).hexdigest(), reason=str(error))

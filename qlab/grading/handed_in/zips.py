@@ -14,7 +14,7 @@ from typing import BinaryIO
 MIB = 2**20
 UNPACKED_BYTES = 2048 * MIB    # of one zip, all entries together, as its table says
 RATIO, RATIO_FROM = 100, 100 * MIB
-DIRECTORY_BYTES = 2 * MIB      # a table of contents; of a class's zip sixteen times as many
+DIRECTORY_BYTES = 2 * MIB      # of a table of contents
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # the others could ask for gigabytes to begin with
 CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
@@ -44,7 +44,7 @@ class Budget:
         for name, more in (("size", size), ("files", files), ("notebooks", notebooks)):
             self.spent[name] += more
         if self.spent["size"] > self.size:
-            raise OverBudget(f"the whole hand-in unpacks to more than {size_text(self.size)}")
+            raise OverBudget(f"the whole hand-in has more than {size_text(self.size)}, zips unpacked")
         for name in ("files", "notebooks"):
             if self.spent[name] > getattr(self, name):
                 raise OverBudget(f"the whole hand-in has more than {getattr(self, name):,} {name}")
@@ -139,8 +139,8 @@ def table(stream: BinaryIO, entries: int, limit: int | None = UNPACKED_BYTES, di
           ) -> tuple[zipfile.ZipFile, list[tuple[str, zipfile.ZipInfo]]]:
     """A zip and its files, (name, entry), in the order of the names; folders are left out.
 
-    entries, limit, directory: how many entries, bytes unpacked and bytes of the table of contents are allowed. Raises ValueError, whose
-    text says in half a sentence why it is not read.
+    entries, limit, directory: how many entries, bytes unpacked and bytes of the table of contents are allowed; without a limit a bomb among
+    the entries is no reason against the others. Raises ValueError, whose text says in half a sentence why it is not read.
     """
     try:
         archive = zipfile.ZipFile(_Bounded(stream, directory))
@@ -158,7 +158,9 @@ def _bomb(entries: list[zipfile.ZipInfo], most: int, limit: int | None) -> str:
     whole, packed = sum(e.file_size for e in entries), sum(e.compress_size for e in entries)
     if len(entries) > most:
         return f"it has {len(entries):,} entries, and {most:,} are allowed"
-    if limit is not None and whole > limit:
+    if limit is None:
+        return ""
+    if whole > limit:
         return f"it unpacks to {size_text(whole)}, and {size_text(limit)} are allowed"
     return f"{size_text(packed)} unpack to {size_text(whole)}" if whole > max(RATIO_FROM, RATIO * packed) else ""
 
