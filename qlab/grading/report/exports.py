@@ -101,7 +101,7 @@ def canvas(scored: list[dict], bundle: dict, column: str | None = None) -> str:
 def gradescope(result: dict) -> dict:
     """Gradescope's results.json of one submission: a test a question, visible, in plain text."""
     tests = [{"name": question["id"], "score": question["score"], "max_score": question["points"],
-              "status": "passed" if question["state"] == "passed" else "failed", "output_format": "text",
+              "status": "passed" if question["score"] == question["points"] else "failed", "output_format": "text",
               "output": clean(_output(question)), "visibility": "visible"} for question in result["questions"]]
     told = clean("\n".join(comments({**result, "questions": []})))
     return {"score": result["score"], "execution_time": result["seconds"], "output": told, "output_format": "text", "visibility": "visible",

@@ -49,7 +49,7 @@ def page(result: dict) -> str:
 
 def body(result: dict) -> str:
     """What is on that page, as HTML."""
-    who, adjusted = result["submission"], result.get("adjusted") or {"by_hand": (), "late": None}
+    who, late = result["submission"], (result.get("adjusted") or {}).get("late")
     lines = [f"<h1>{markup(result['assignment'])}</h1>",
              f"<p class=\"soft\"><bdi>{markup(who['student'])}</bdi>, <bdi>{markup(who['source'])}</bdi>"
              f"{', handed in late' if who['late'] else ''}</p>"]
@@ -57,31 +57,27 @@ def body(result: dict) -> str:
         lines.append(f"<p class=\"soft\">Your deadline was extended to {markup(who['deadline'])}.</p>")
     if result["score"] is None:
         lines += ['<p class="total">Not graded yet</p>', "<p>This is no mark: it will be graded again.</p>"]
-        return "\n".join(lines + _by_hand(adjusted["by_hand"]))
+        return "\n".join(lines + _hand(words.of_all(result)))
     share = 100 * result["score"] / result["max_score"] if result["max_score"] else 0
     lines += [f"<p class=\"total\">{result['score']:.12g} of {result['max_score']:.12g} points</p>",
               f"<div class=\"bar\"><div style=\"width:{share:.1f}%\"></div></div>"]
-    if adjusted["late"]:
-        lines.append(f"<p class=\"bad\">{markup(words.lateness(adjusted['late']))}</p>")
+    if late:
+        lines.append(f'<p class="bad">{markup(words.lateness(late))}</p>')
     if result["reason"]:
         lines.append(f"<p class=\"bad\">Your notebook could not be read: {markup(result['reason'])}.</p>")
-    return "\n".join([*lines, *_by_hand(adjusted["by_hand"]), *(_question(question) for question in result["questions"])])
+    return "\n".join([*lines, *_hand(words.of_all(result)), *(_question(question) for question in result["questions"])])
 
 
-def _by_hand(rows: Iterable[dict]) -> list[str]:
-    """What a teacher says of the whole assignment."""
-    return [_said(row) for row in rows if not row["question"]]
-
-
-def _said(row: dict | None) -> str:
-    return "".join(f'\n<p class="hand">{markup(line)}</p>' for line in words.by_hand(row))
+def _hand(lines: Iterable[str]) -> list[str]:
+    """What a teacher says."""
+    return [f'<p class="hand">{markup(line)}</p>' for line in lines]
 
 
 def _question(question: dict) -> str:
     good = question["score"] == question["points"]
     return (f'<section>\n<div class="head"><h2>{markup(question["id"])}</h2><span class="{"good" if good else "bad"}">'
-            f"{question['score']:.12g} of {question['points']:.12g}</span></div>{_said(question.get('by_hand'))}\n"
-            f"<p>{markup(question['reason'])}</p>{_failed(question['public_failed'])}\n</section>")
+            f"{question['score']:.12g} of {question['points']:.12g}</span></div>\n"
+            f"{''.join(_hand(words.by_hand(question.get('by_hand'))))}<p>{markup(question['reason'])}</p>{_failed(question['public_failed'])}\n</section>")
 
 
 def _failed(failed: dict | None) -> str:

@@ -45,13 +45,13 @@ def final(result: dict, bundle: dict, rows: Iterable[by_hand.Row] = (), rule: la
     for asked in bundle["questions"]:
         row, question = rows.get(asked["id"]), found.get(asked["id"])
         graded = question["score"] if question else 0 if result["status"] == "unreadable" else None
-        if row:
+        if row and (question or row.points is not None):
             question = {**(question or {"id": asked["id"], "points": asked["points"], "score": graded, "state": "by hand", **NOTHING}),
                         "by_hand": _said(row, graded)}
             if row.points is not None:
                 question["score"] = late.rounded(row.points)
         questions += [question] if question else []
-        points.append(None if row is None and graded is None else row.points if row and row.points is not None else graded)
+        points.append(row.points if row and row.points is not None else graded)
     whole = rows.get("")
     if whole and whole.points is not None:
         before = whole.points

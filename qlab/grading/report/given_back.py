@@ -6,7 +6,8 @@ and hands what lies in it to that student under its own name: feedback.html (mod
 Canvas ("Upload Multiple Submissions") reads the student's and the upload's number off the file's name, lovelaceada_LATE_123_456_02.ipynb,
 or anon_AbC12_456_02.ipynb, and attaches the file to a comment, under the name of the student's own upload whatever it holds
 (app/models/abstract_assignment.rb, infer_comment_context_from_filename). So what goes back for a notebook is a notebook, with the page as
-its one output; for any other upload it is the page. A link or text that was handed in has no upload's number: Canvas takes nothing back.
+its one output, for a zip a zip with the page in it, and for anything else the page's text. A link or text
+that was handed in has no upload's number: Canvas takes nothing back.
 """
 
 import io
@@ -40,14 +41,28 @@ def packed(platform: str, scored: list[dict]) -> tuple[bytes, str]:
         if platform == "moodle":
             files[f"{name}/feedback.html"] = feedback.page(result)
         else:
-            files[name] = notebook(result) if name.lower().endswith(".ipynb") else feedback.page(result)
+            files[name] = _like(name, result)
+    return _zipped(files), f"{len(files)} files" + (f", {rest} students without a name to give theirs back under" if rest else "")
+
+
+def _like(name: str, result: dict) -> str | bytes:
+    """The feedback as what a file of this name can be opened as."""
+    suffix = name.lower().rpartition(".")[2]
+    if suffix == "ipynb":
+        return notebook(result)
+    if suffix == "zip":
+        return _zipped({"feedback.html": feedback.page(result)})
+    return feedback.page(result) if suffix in ("html", "htm") else clean("\n".join(words.comments(result))) + "\n"
+
+
+def _zipped(files: dict[str, str | bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(files.items()):
             entry = zipfile.ZipInfo(name, LONG_AGO)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
-    return stream.getvalue(), f"{len(files)} files" + (f", {rest} students without a name to give theirs back under" if rest else "")
+    return stream.getvalue()
 
 
 def _called(result: dict, name: str) -> dict:

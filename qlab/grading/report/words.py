@@ -11,9 +11,21 @@ def comments(result: dict) -> list[str]:
     for question in result["questions"]:
         said = by_hand(question.get("by_hand"))
         lines.append(" ".join([f"{question['id']}: {question['score']:g} of {question['points']:g}.", *said, question["reason"]]).rstrip())
-    adjusted = result.get("adjusted") or {"by_hand": (), "late": None}
-    lines += ["All questions: " + " ".join(by_hand(row)) for row in adjusted["by_hand"] if not row["question"]]
-    return lines + ([lateness(adjusted["late"])] if adjusted["late"] else [])
+    late = (result.get("adjusted") or {}).get("late")
+    return lines + of_all(result) + ([lateness(late)] if late else [])
+
+
+def of_all(result: dict) -> list[str]:
+    """What a teacher's rows say that stands at none of the questions shown.
+
+    >>> said = [{"question": "", "points": 4, "graded": 3, "comment": ""},
+    ...         {"question": "q2", "points": None, "graded": None, "comment": "Try."}]
+    >>> of_all({"score": 4, "questions": [], "adjusted": {"by_hand": said}})
+    ['All questions: Set by hand to 4; the grader gave 3.', 'q2: Try.']
+    """
+    shown = {question["id"] for question in result["questions"]} if result.get("score") is not None else ()
+    rows = (result.get("adjusted") or {}).get("by_hand", ())
+    return [f"{row['question'] or 'All questions'}: {' '.join(by_hand(row))}" for row in rows if row["question"] not in shown]
 
 
 def by_hand(row: dict | None) -> list[str]:
