@@ -265,7 +265,7 @@ def check(seed: int, everything: bool = False) -> Report:
     return report
 
 
-TFLITE_CANNOT = re.compile("quantize activations to 8 bits|with dilation=|in 16 bits")       # what its runtimes do not have
+TFLITE_CANNOT = re.compile("quantize activations to 8 bits|with dilation=|in 16 bits|less than 256")  # what its runtimes do not have
 
 
 def check_many(seeds: Sequence[int], every: int, tell: Callable[[str], None] = lambda said: None) -> tuple[list[Report], list[str]]:
