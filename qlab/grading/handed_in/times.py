@@ -34,9 +34,9 @@ def stated(when: datetime) -> str:
     >>> stated(datetime(2026, 11, 23, 18, tzinfo=ZoneInfo("Europe/Berlin")))
     '2026-11-23 18:00, CET (UTC+01:00)'
     """
-    offset = when.strftime("%z")
-    name = when.tzname() or ""
-    return f"{when:%Y-%m-%d %H:%M}, {f'{name} (UTC{offset[:3]}:{offset[3:5]})' if name[:3] != 'UTC' else name}"
+    name, offset = when.tzname() or "", when.strftime("%z")
+    named = name if name.startswith("UTC") else f"{name} (UTC{offset[:3]}:{offset[3:5]})"
+    return f"{when:%Y-%m-%d %H:%M}{f':{when:%S}' if when.second else ''}, {named}"
 
 
 def parse_time(text: str, default: tzinfo | None = None) -> datetime:
