@@ -118,6 +118,22 @@ def test_a_student_gets_no_solution_no_hidden_test_and_no_output(built):
     assert [cell.id for cell in cells if "jupyter" in cell.metadata] == ["q1_test"] and cells[4].metadata.jupyter == {"source_hidden": True}
 
 
+def test_a_student_gets_the_version_of_what_the_cells_say(again, tmp_path):
+    def version(folder):
+        return nbformat.read(folder / "exercises" / f"{NAME}.ipynb", 4).metadata.qlab.version
+
+    first = version(again)
+    content = json.dumps([["markdown", "cell0", "# Halves"], *(
+        [cell.cell_type, cell.id, cell.source] for cell in nbformat.read(again / "exercises" / f"{NAME}.ipynb", 4).cells[1:])])
+    assert first == hashlib.sha256(content.encode()).hexdigest()[:12] == bundle_of(again)["version"]
+    changes = {"lead-in": ({"lead_in": "## Question 1\n\nHalve it."}, False), "public": (in_test(("6 is 3 + 3", "6 is 2 times 3")), False),
+               "hidden": (in_test(('"odd"', '"an odd number"')), True)}
+    for name, (changed, same) in changes.items():
+        folder = course(tmp_path / name, notebook(**changed))
+        assert build.build(folder, seed="a seed", report=print) == [] and (version(folder) == first) == same
+        assert bundle_of(folder)["version"] == version(folder) and len(version(folder)) == 12
+
+
 def test_outputs_and_ids_of_the_solution_change_nothing(again):
     path = again / "solutions" / f"{NAME}.ipynb"
     solution = nbformat.read(path, 4)
@@ -383,6 +399,10 @@ BROKEN = {
     "a hidden test that fails": (in_test(("rng.integers(1, 10**9)) + 1", "rng.integer(1))")), Q1 + "draws fails with AttributeError: "),
     "a cell that fails": (
         {"setup": SETUP + "\n1 / 0"}, f"{NAME}, setup: the solution notebook fails: ZeroDivisionError: division by zero (line 4"),
+    "a text for students with a number of the input": (
+        in_test(('x=2 * int(rng.integers(1, 10**9)) + 1, about="odd"', 'x=7, about="odd: 7"')),
+        Q1 + "what the hidden case halve(x) is about, 'odd: 7', holds 7: students read it after the deadline, and it may hold no number "
+        "but 0 and 1, and no text of the inputs."),
     "groups of too many points": (
         {"test": GROUPED.replace("points=0.5", "points=2")},
         Q1 + "its groups give 2 of 2 points, and must leave some for the hidden cases without points."),
