@@ -117,5 +117,5 @@ def _output(question: dict) -> str:
 
 
 def _gradescope_name(result: dict) -> str:
-    match = re.search(r"(?:^|/)(submission_\d+)/", result["submission"]["source"])
+    match = re.search(r"(?:^|/)(submission_\d+)(?:/|$)", result["submission"]["source"])
     return match[1] if match and result["submission"]["platform"] == "gradescope" else result["submission"]["id"]
