@@ -68,6 +68,7 @@ def rows_of(path: Path, fits=lambda head: True) -> tuple[str | None, list[tuple[
         if fits(head):
             break
     else:
+        head = next(csv.reader([first], delimiter=max(SEPARATORS, key=first.count)), [])
         return None, [(1 + said, head)] if text.strip() else []
     reader, rows, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1
     try:
