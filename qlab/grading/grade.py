@@ -117,9 +117,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
                          "and which known mistake gives the same answers; never its input")
     command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')
-    command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="what one student handed in may have, zips unpacked, in "
-                         "MiB (default: 256); also at most 10,000 files, 200 notebooks of 20 MiB, and zips three deep")
-    command.add_argument("--hand-in-seconds", type=float, default=20, metavar="N", help="how long it may take to read (default: 20)")
+    command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="MiB that one student's files may have, zips unpacked "
+                         "(default: 256), beside 10,000 files, 200 notebooks of 20 MiB, and zips three deep; what has more is unreadable")
+    command.add_argument("--hand-in-seconds", type=float, default=20, metavar="N", help="how long reading them may take (default: 20)")
     command.add_argument("--dask", metavar="ADDRESS", help="mark on a Dask cluster: tcp://host:8786")
     command.add_argument("--unsafe-local", action="store_true", help="a self-check without a sandbox, for your own work: writes nothing")
     return command
