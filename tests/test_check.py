@@ -194,6 +194,35 @@ Public tests pass for 1 of 3 questions, worth 3 of 8 points if the hidden tests 
     assert 'aria-valuenow="38"' in page and "width: 38%" in page and "public tests passed" in page
 
 
+def test_public_tests_with_points_of_their_own_count_by_themselves():
+    """A question of 4 points: 1 for the evens, 0.5 for the odds, the rest for hidden tests."""
+    check.start(q1=4, q2=1)
+
+    @public("q1", points=1)
+    def evens():
+        yield case("f(x)", x=4, expect=2)
+
+    @public("q1", points=0.5)
+    def odds():
+        yield case("f(x)", x=5, expect=2)
+        yield case("f(x)", x=7, expect=3)
+
+    asked(case("f(x)", x=0, expect=0), question="q2")
+    told = run("q1", {"f": lambda x: x / 2})
+    assert (told.state, told.reached) == ("failed", 0) and repr(told).startswith("Public tests of q1: 0 of 3 passed.\n")
+    told = run("q1", {"f": lambda x: x // 2 + x % 2})
+    assert (told.state, told.reached) == ("failed", 1)
+    assert repr(told).startswith("Public tests of q1: 1 of 3 passed, worth 1 point by themselves.\n  test      f(x)\n  input     x = 5\n")
+    summary = Summary((told, run("q2", {"f": lambda x: x})), dict(POINTS))
+    assert repr(summary) == """\
+[############..................] 40 %
+  q1      1 of 4 points   a public test fails
+  q2            1 point   public tests passed
+Public tests pass for 1 of 2 questions, worth 2 of 5 points if the hidden tests pass, too."""
+    assert "1 of 4 points" in summary._repr_html_()
+    assert run("q1", {"f": lambda x: x // 2}).reached == 0  # all passed: the question's points, if the hidden tests pass
+
+
 def test_the_summary_before_the_first_cell_is_one_sentence():
     with pytest.raises(ValueError, match="^there is nothing to check yet: run the first code cell of this notebook.$"):
         check()

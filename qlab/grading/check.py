@@ -25,7 +25,10 @@ LATER = "Hidden tests run when it is graded."
 
 @dataclass(frozen=True)
 class Result:
-    """One question's public tests. state: passed, failed, unanswered or untested; details: (label, text) pairs about the first failure."""
+    """One question's public tests. state: passed, failed, unanswered or untested; details: (label, text) pairs about the first failure.
+
+    reached: of a question that failed, the points of those groups of public tests that give points of their own and pass.
+    """
 
     question: str
     state: str
@@ -33,6 +36,7 @@ class Result:
     total: int
     message: str
     details: tuple[tuple[str, str], ...] = ()
+    reached: float = 0
 
     def __repr__(self) -> str:
         indent = "\n" + " " * 12
@@ -52,14 +56,16 @@ class Summary:
     @property
     def message(self) -> str:
         done = [r.question for r in self.results if r.state == "passed"]
-        reached, full = sum(self.points[q] for q in done), sum(self.points.values())
+        reached, full = sum(map(self._reached, self.results)), sum(self.points.values())
         return (f"Public tests pass for {len(done)} of {len(self.results)} questions, worth {reached:g} of {full:g} points "
                 "if the hidden tests pass, too.")
 
     def __repr__(self) -> str:
         share = self._share()
         bar = "#" * round(30 * share) + "." * (30 - round(30 * share))
-        lines = [f"  {r.question:8}{_points(self.points[r.question]):>10}   {STATES[r.state]}" for r in self.results]
+        worth = [_points(self.points[r.question], r.reached) for r in self.results]
+        width = max([10, *map(len, worth)])
+        lines = [f"  {r.question:8}{points:>{width}}   {STATES[r.state]}" for r, points in zip(self.results, worth)]
         return "\n".join([f"[{bar}] {100 * share:.0f} %", *lines, self.message])
 
     def _repr_html_(self) -> str:
@@ -69,14 +75,16 @@ class Summary:
                f'<div style="height: 8px; width: {percent}%; background: {COLORS["passed"]}"></div></div>')
         rows = "".join(
             f'<tr style="background: none"><td style="text-align: left; padding: 2px 16px 2px 0"><b>{html.escape(r.question)}</b></td>'
-            f'<td style="text-align: right; padding: 2px 16px 2px 0">{_points(self.points[r.question])}</td>'
+            f'<td style="text-align: right; padding: 2px 16px 2px 0">{_points(self.points[r.question], r.reached)}</td>'
             f'<td style="text-align: left; padding: 2px 0">{_mark(r.state)}{STATES[r.state]}</td></tr>' for r in self.results)
         table = f'<table style="margin: 0; border-collapse: collapse; font-size: inherit; color: inherit">{rows}</table>'
         return _page(f"{bar}{table}<div style=\"margin-top: 6px\">{html.escape(self.message)}</div>")
 
     def _share(self) -> float:
-        reached = sum(self.points[r.question] for r in self.results if r.state == "passed")
-        return reached / (sum(self.points.values()) or 1)
+        return sum(map(self._reached, self.results)) / (sum(self.points.values()) or 1)
+
+    def _reached(self, result: Result) -> float:
+        return self.points[result.question] if result.state == "passed" else result.reached
 
 
 def check(question: str | None = None) -> None:
@@ -120,10 +128,12 @@ check.start = start
 
 def run(question: str, names: dict) -> Result:
     """The public tests of a question, on the definitions in names; all of them run, and the first failure is told."""
-    cases = [case for function in PUBLIC.get(question, {}).values() for case in function()]
+    groups = [(function.points or 0, list(function())) for function in PUBLIC.get(question, {}).values()]
+    cases = [case for _, found in groups for case in found]
     if not cases:
         return Result(question, "untested", 0, 0, f"The tests of {question} are not here yet: run its test cell.")
-    failures = [failure for case in cases if (failure := _failure(case, names)) is not None]
+    failing = [[failure for case in found if (failure := _failure(case, names)) is not None] for _, found in groups]
+    failures = [failure for group in failing for failure in group]
     passed = len(cases) - len(failures)
     if not failures:
         return Result(question, "passed", passed, len(cases), f"Public tests of {question}: {passed} of {len(cases)} passed. {LATER}")
@@ -132,7 +142,10 @@ def run(question: str, names: dict) -> Result:
         own = any(blank in _names(case.call + "\n" + case.setup) for case in cases)
         return Result(question, "unanswered", passed, len(cases), f"{question} is not answered yet." if own else
                       f"{question} cannot be checked yet: it uses {blank}, which is not answered yet.")
-    return Result(question, "failed", passed, len(cases), f"Public tests of {question}: {passed} of {len(cases)} passed.", failures[0][1])
+    reached = sum(points for (points, found), failed in zip(groups, failing) if found and not failed)
+    worth = f", worth {_points(reached)} by themselves" if reached else ""
+    return Result(question, "failed", passed, len(cases), f"Public tests of {question}: {passed} of {len(cases)} passed{worth}.",
+                  failures[0][1], reached)
 
 
 def _failure(case: Case, names: dict) -> tuple[str, tuple] | None:
@@ -204,8 +217,8 @@ STATES = {"passed": "public tests passed", "failed": "a public test fails", "una
           "untested": "its test cell has not run"}
 
 
-def _points(points: float) -> str:
-    return f"{points:g} {'point' if points == 1 else 'points'}"
+def _points(points: float, reached: float = 0) -> str:
+    return (f"{reached:g} of " if reached else "") + f"{points:g} {'point' if points == 1 else 'points'}"
 
 
 def _mark(state: str) -> str:
