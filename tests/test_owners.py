@@ -1,5 +1,6 @@
 """Whose a hand-in is, and when it came: each platform's own names, and what a student may put below or into them to be somebody else."""
 
+import csv
 import io
 import json
 import unicodedata
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlab.grading import results
 from qlab.grading.handed_in import files, gradescope, ingest, layouts, moodle, owners, times
+from qlab.grading.report import exports, feedback, given_back
+from qlab.grading.report import moodle as tables
 
 NN = "02_linear_quantization"
 DEADLINE = datetime(2026, 11, 20, 18, tzinfo=UTC)
@@ -435,3 +439,61 @@ def test_any_names_have_owners_or_one_sentence(paths, given_layout):
     for file, of in zip(found, whose):  # what lies below one outermost name is one hand-in's
         if len(file.parts) > depth and of and not layout.student:
             assert keys.setdefault(file.parts[:depth], {owner.key for owner in of}) == {owner.key for owner in of}
+
+
+# What the tables and zips for the platforms make of it
+
+BUNDLE = {"assignment": NN, "digest": "d0", "questions": [{"id": "q1", "points": 2}]}
+
+
+def graded(place, **options):
+    """Results with full marks of what counts, as a batch makes them."""
+    question = {"id": "q1", "points": 2, "score": 2, "state": "passed", "reason": "All tests pass.", "note": "", "failed_case": None,
+                "public_failed": None, "answers_like": None}
+    marks = {"questions": [question], "score": 2, "max_score": 2, "limits": {}, "stdout_tail": ""}
+    return [results.make(entry, BUNDLE, None if entry.status else marks) for entry in ingest.collect(place, NN, **options)]
+
+
+def table(text):
+    return list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
+
+
+def test_a_student_called_points_possible_is_no_row_of_points(tmp_path):
+    """instructure/canvas-lms, lib/gradebook_importer.rb, check_for_non_student_row: row[0]&.include?("Points Possible")."""
+    yml = "submission_7:\n  :submitters:\n  - :name: Points Possible\n    :sid: 4711\n"
+    rows = table(exports.canvas(graded(laid(tmp_path, "submission_7/02.ipynb", (layouts.METADATA, yml.encode()))), BUNDLE))
+    assert [row[0] for row in rows if "Points Possible" in row[0]] == ["    Points Possible"]
+    assert rows[2] == ["Points-Possible", "", "4711", "", "", "2"]
+
+
+def test_canvas_gets_its_own_numbers_back_and_no_others(tmp_path):
+    laid(tmp_path, "ada_101_9001_02.ipynb", "vic_1_9002_02.ipynb", "mal_1_123_9003_02.ipynb", ("bob_107_text.html", b""))
+    assert [row[:2] for row in table(exports.canvas(graded(tmp_path), BUNDLE))[2:]] == [
+        ["ada", "101"], ["bob", "107"], ["mal", ""], ["vic", ""]]
+    head, *rows = table(exports.gradebook(graded(tmp_path), BUNDLE))
+    assert [(row[0], row[head.index("score")], row[head.index("status")]) for row in rows] == [
+        ("ada", "2", "graded"), ("bob", "0", "unreadable"), ("mal", "2", "graded"), ("vic", "2", "graded")]
+
+
+def test_the_gradebook_says_that_lateness_is_not_known(tmp_path):
+    laid(tmp_path, "ada_LATE_101_9001_02.ipynb", "bob_102_9002_02.ipynb")
+    head, *rows = table(exports.gradebook(graded(tmp_path), BUNDLE))
+    assert [row[head.index("late")] for row in rows] == ["late", ""]
+    (made,) = graded(laid(tmp_path / "plain", "ada.ipynb"), deadline=DEADLINE)
+    head, row = table(exports.gradebook([made], BUNDLE))
+    assert made["submission"]["late"] is None and row[head.index("late")] == "not known"
+    assert "late" not in feedback.page(made)
+
+
+def test_moodle_gets_each_member_of_a_team_by_their_own_number(tmp_path):
+    laid(tmp_path / "in", "Team A_17_assignsubmission_file/02.ipynb", "Mal_99_assignsubmission_file/02.ipynb")
+    path = sheet(tmp_path / "w.csv", "Participant 17,Vic,v@x.edu,,Team B,,-,-", "Participant 18,Ada,a@x.edu,,Team A,,-,-",
+                 "Participant 19,Bob,b@x.edu,,Team A,,-,-")
+    made = graded(tmp_path / "in", participants=moodle.worksheet(path, UTC))
+    assert [row[:2] for row in table(tables.table(made))[1:]] == [["Participant 18", "Ada"], ["Participant 19", "Bob"], ["", "Mal"]]
+    text, told = tables.filled(path, made)
+    assert [(row[0], row[5]) for row in table(text)[1:]] == [("Participant 17", ""), ("Participant 18", "2"), ("Participant 19", "2")]
+    assert "1 students are not in it: Mal" in told
+    content, _ = given_back.packed("moodle", made)
+    assert zipfile.ZipFile(io.BytesIO(content)).namelist() == [
+        f"Team A_{number}_assignsubmission_file_/feedback.html" for number in (18, 19)]

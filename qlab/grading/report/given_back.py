@@ -19,7 +19,7 @@ from qlab.grading.handed_in import layouts
 from qlab.grading.report import feedback, words
 from qlab.grading.report.text import clean
 
-FOLDER = re.compile(r"[^_]+_\d+_assignsubmission_[a-z0-9]+_?")  # what follows it is the name of a file, where all lay in one folder
+FOLDER = re.compile(r"[^_]+_[0-9]+_assignsubmission_[a-z0-9]+_?")  # what follows it is the name of a file, where all lay in one folder
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same results make the same zip
 
 
@@ -70,15 +70,20 @@ def _called(result: dict, name: str) -> dict:
 
 
 def handed_out_as(who: dict) -> str | None:
-    """The name under which a platform takes feedback for a submission, or None.
+    """The name under which a platform takes feedback for a submission, or None. A team's folder of Moodle's has the number of the group,
+    which Moodle would take for a participant's: each member's own stands in its place.
 
-    >>> handed_out_as({"platform": "moodle", "entry": "Ada Lovelace_17_assignsubmission_file_02.ipynb"})
+    >>> handed_out_as({"platform": "moodle", "number": "17", "entry": "Ada Lovelace_17_assignsubmission_file_02.ipynb"})
     'Ada Lovelace_17_assignsubmission_file_'
+    >>> handed_out_as({"platform": "moodle", "number": "17", "entry": "Team A_21_assignsubmission_file"})
+    'Team A_17_assignsubmission_file_'
     """
-    name = who["entry"]
+    name = clean(who["entry"]).replace("\\", "_")  # a student may have chosen the end of it
     if who["platform"] == "moodle":
         match = FOLDER.match(name)
-        return match and match[0]
+        if match and f"_{who['number']}_" in match[0]:
+            return match[0]
+        return f"{name.partition('_')[0]}_{who['number']}_assignsubmission_file_" if name and who["number"] else None
     match = layouts.CANVAS.fullmatch(name) or layouts.CANVAS_HIDDEN.fullmatch(name)
     return name if match and match["upload"] else None
 

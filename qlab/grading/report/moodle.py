@@ -24,7 +24,7 @@ def table(scored: list[dict]) -> str:
     rows = [FORM]
     for result in scored:
         who = result["submission"]
-        identifier = f"Participant {who['number']}" if who["platform"] == "moodle" else ""
+        identifier = f"Participant {who['number']}" if who["platform"] == "moodle" and who["number"] else ""
         rows.append([identifier, who["student"], who["email"], "Submitted for grading", result["score"], result["max_score"], "",
                      told(result)])
     return text.table(rows)
@@ -79,8 +79,8 @@ def _found(rows: list[dict[str, str]], scored: list[dict]) -> list[dict | None]:
     by_number, by_email, by_name = {}, {}, {}
     for result in scored:
         who = result["submission"]
-        if who["platform"] == "moodle":
-            by_number.setdefault(who["number"], []).append(result)
+        if who["platform"] == "moodle":  # without a number, whose it is is to be seen there
+            by_number.setdefault(who["number"] or None, []).append(result)
         else:
             by_email.setdefault(teachers.same(who["email"] or ""), []).append(result)
             by_name.setdefault(teachers.same(who["student"]), []).append(result)
