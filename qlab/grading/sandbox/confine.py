@@ -7,6 +7,13 @@
     rlimits       processes, file size, open files, no core dumps; address space where no cgroup can bound the memory
     seccomp       only the system calls that computing needs (see `calls`)
 
+What is left. All processes of a run end with it, and their files, pipes, sockets, shared memory and locks end with them. But there is one
+kernel: a page that one run has read from the disk the next one reads faster, and the numbers that the kernel gives to pipes and sockets
+(st_ino) go on counting. So a hidden case can leave bits, by a clock or such a counter, for a later process. They do not reach the feedback
+on the same submission, where all that a student reads of cells and public cases was said before the first hidden input came (see `drive`).
+Another submission that is in the plot, or a student's next one, could say them, as it could go by the bit that each mark tells: a hidden
+case passed, or not. New hidden inputs are the remedy: a new seed.
+
 Sources: namespaces(7), user_namespaces(7), capabilities(7), seccomp(2), linux/filter.h. Only `prctl`, `mount`,
 `unshare` and `capset` are called through ctypes; each failure is an OSError, and a worker that could not confine itself runs nothing.
 """
