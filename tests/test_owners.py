@@ -145,6 +145,15 @@ def test_a_platforms_folders_may_lie_in_others(tmp_path):
     assert students(tmp_path / "moodle") == [("Ada", "1", False), ("Bob", "2", False)]
     laid(tmp_path / "course", "source/ps1/02.ipynb", "release/ps1/02.ipynb", "submitted/ada/ps1/02.ipynb", "autograded/ada/ps1/02.ipynb")
     assert students(tmp_path / "course") == [("ada", "", False)]
+    laid(tmp_path / "wrapped", "submissions/ada_101_9001_02.ipynb")
+    assert students(tmp_path / "wrapped") == [("ada", "101", False)]
+    (tmp_path / "submitted.zip").write_bytes(zipped({"Ada_1_assignsubmission_file_/hw/02.ipynb": None}))
+    assert students(tmp_path / "submitted.zip") == [("Ada", "1", False)]
+    stamp = b"2026-01-01 00:00:00 UTC"
+    (tmp_path / "submitted.zip").write_bytes(zipped({"ada/02.ipynb": None, "mal/x/02.ipynb": None, "mal/x/timestamp.txt": stamp}))
+    assert students(tmp_path / "submitted.zip", deadline=DEADLINE) == [("ada", "", None), ("mal", "", None)]
+    (tmp_path / "submitted.zip").write_bytes(zipped({"ada/ps1/02.ipynb": None, "bob/ps1/02.ipynb": None, "bob/ps1/timestamp.txt": stamp}))
+    assert students(tmp_path / "submitted.zip", deadline=DEADLINE) == [("ada", "", None), ("bob", "", False)]
     laid(tmp_path / "one", "class/ada/02.ipynb", "class/ada/scratch.ipynb", "class/bob.ipynb")
     assert students(tmp_path / "one") == [("ada", "", False), ("bob", "", False)]
     laid(tmp_path / "by set", "02_linear_quantization/ada.ipynb", "02_linear_quantization/bob/hw.ipynb", "03_log/ada.ipynb")
@@ -165,7 +174,7 @@ def test_sections_are_told_and_not_guessed(tmp_path):
     assert students(tmp_path, layout="sections") == [("ada", "", False), ("ada", "", False), ("bob", "", False)]
     told = []
     assert [name for name, *_ in students(tmp_path, tell=told.append)] == ["friday", "tuesday"]
-    assert told == ["tuesday is read as one student's: say --layout sections if it holds several students'"]
+    assert told == ["read as one student's each: tuesday; say --layout sections if such a folder holds several students'"]
 
 
 # When
@@ -352,6 +361,24 @@ def test_moodle_folders(tmp_path):
 def test_moodle_without_names(tmp_path, word):
     laid(tmp_path, *(f"{word}_{number}_assignsubmission_file/02.ipynb" for number in (7, 8)))
     assert students(tmp_path) == [(f"{word} 7", "7", False), (f"{word} 8", "8", False)]
+
+
+@pytest.mark.parametrize("word", ["Participant", "Teilnehmer in"])
+def test_moodle_without_names_and_with_the_worksheet(tmp_path, word):
+    laid(tmp_path / "in", *(f"{word}_{number}_assignsubmission_file/02.ipynb" for number in (7, 8, 9)))
+    path = sheet(tmp_path / "w.csv", "Participant 7,Ada,a@x.edu,,,,2026-11-20 17:00,-", "Participant 8,,,,,,2026-11-20 19:00,-")
+    assert students(tmp_path / "in", deadline=DEADLINE, participants=moodle.worksheet(path, UTC)) == sorted([
+        ("Ada", "7", False), (f"{word} 8", "8", True), (word, "", None)])
+    path = sheet(tmp_path / "w.csv", "Participant 7,2026-11-20 17:00", "Participant 8,-", head="Identifier,Last modified (submission)")
+    assert students(tmp_path / "in", deadline=DEADLINE, participants=moodle.worksheet(path, UTC)) == sorted([
+        (f"{word} 7", "7", False), (f"{word} 8", "8", None), (word, "", None)])
+
+
+def test_teams_of_signs_alone_are_told_apart(tmp_path):
+    laid(tmp_path / "in", "★_1_assignsubmission_file/02.ipynb", "♥_2_assignsubmission_file/02.ipynb")
+    path = sheet(tmp_path / "w.csv", "Participant 11,Ada,,,★,,-,-", "Participant 12,Bob,,,♥,,-,-")
+    found = ingest.collect(tmp_path / "in", NN, participants=moodle.worksheet(path, UTC))
+    assert [(entry.student, entry.source[0]) for entry in found] == [("Ada", "★"), ("Bob", "♥")]
 
 
 def test_namesakes_of_moodle_keep_their_name(tmp_path):

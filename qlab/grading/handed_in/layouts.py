@@ -128,7 +128,9 @@ def detect(found: list[File], assignment: str, place: str = "", given: str | Non
         only = next(iter(entries), "")
         if len(entries) != 1 or not _is_folder(entries[only], len(root) + 1) or given == "sections":
             break
-        if given == "plain" and kind_of(only) == "archive" or _is_student(only, entries[only], root, assignment):
+        inside = _below(found, (*root, only))
+        if given == "plain" and kind_of(only) == "archive" or _is_student(only, entries[only], root, assignment) and not _fits(
+                inside, (*root, only), given):
             break
         root += (only,)
     if given and given not in ("sections", "plain"):
@@ -170,18 +172,25 @@ def _platform(entries: dict[str, list[File]], root: tuple[str, ...], place: str,
         "canvas": [name for name in entries if canvas(name) or canvas(name, True)],
         "gradescope": [name for name in entries if _is_folder(entries[name], depth) and (GRADESCOPE.fullmatch(name) or name in people)],
     }
-    if (submitted := _nbgrader(entries, root, place, given)) is not None:
-        return Layout("nbgrader", submitted)
     told = {name: fit for name, fit in fitting.items() if fit and given in (None, name)}
     for name, fit in told.items():
         if given or set(held) <= set(fit):
             return Layout(name, root, name == "canvas" and all(canvas(entry, True) for entry in fit), people)
+    if (submitted := _nbgrader(entries, root, place, given)) is not None:
+        return Layout("nbgrader", submitted)
     if not told:
         return None
     name, fit = max(told.items(), key=lambda pair: len(pair[1]))
     other = next(entry for entry in held if entry not in fit)
     raise ValueError(f"{fit[0]} is named as {TITLES[name]} names what was handed in, and {other} is not: say --layout {name} or "
                      "--layout plain.")
+
+
+def _fits(entries: dict[str, list[File]], root: tuple[str, ...], given: str | None) -> bool:
+    try:
+        return _platform(entries, root, "", given) is not None
+    except ValueError:
+        return False
 
 
 def _nbgrader(entries: dict[str, list[File]], root: tuple[str, ...], place: str, given: str | None) -> tuple[str, ...] | None:
@@ -193,7 +202,8 @@ def _nbgrader(entries: dict[str, list[File]], root: tuple[str, ...], place: str,
     others = {name for name, files in entries.items() if any(map(is_hand_in, files))} - NBGRADER
     if "submitted" in folders and (given or not others):
         return (*root, "submitted")
-    if given or not root and place == "submitted" and others <= folders:
+    nested = all(len(file.parts) > depth + 1 for files in entries.values() for file in files if is_hand_in(file))
+    if given or not root and place == "submitted" and others and others <= folders and nested:
         return root
     # Copied to a folder of another name: every student has the assignment's timestamp.txt, which no single one can bring about.
     stamped = {file.parts[depth - 1:depth + 1] for files in entries.values() for file in files
@@ -212,5 +222,5 @@ def hint(found: list[File], layout: Layout, assignment: str) -> str:
         if len({parts[0] for parts in inner}) > 1 and not any(_is_named(parts[0], assignment) for parts in inner):
             several.append(name)
     more = f" and {len(several) - 3} more" if len(several) > 3 else ""
-    told = "is read as one student's: say --layout sections if it holds several students'"
-    return f"{', '.join(several[:3])}{more} {told}" if several else ""
+    told = "say --layout sections if such a folder holds several students'"
+    return f"read as one student's each: {', '.join(several[:3])}{more}; {told}" if several else ""

@@ -68,12 +68,13 @@ def owners(found: list[File], layout: Layout, assignment: str, participants: Map
     participants: of Moodle's worksheet. file_times: plain files are as old as they say.
     """
     stamps = _stamps(found, layout) if layout.name == "nbgrader" else {}
-    whose = [_owners(file, layout, assignment, stamps, participants, file_times) for file in found]
-    return _told_apart(whose) if layout.name in ("canvas", "moodle") else whose
+    hidden = _hidden(found, layout) if layout.name == "moodle" else ""
+    whose = [_owners(file, layout, assignment, stamps, participants, hidden, file_times) for file in found]
+    return _told_apart(whose, hidden) if layout.name in ("canvas", "moodle") else whose
 
 
 def _owners(file: File, layout: Layout, assignment: str, stamps: dict, participants: Mapping[str, Participant] | None,
-            file_times: bool) -> tuple[Owner, ...]:
+            hidden: str, file_times: bool) -> tuple[Owner, ...]:
     depth = len(layout.root)
     if file.parts[:depth] != layout.root or len(file.parts) <= depth:
         return _nobodys(file)
@@ -81,7 +82,7 @@ def _owners(file: File, layout: Layout, assignment: str, stamps: dict, participa
     if layout.name == "canvas" and (match := canvas(part, layout.anonymous)):
         return (_canvas(match, layout.anonymous),)
     if layout.name == "moodle" and (match := MOODLE.fullmatch(stem_of(part) if alone else part)):
-        return _moodle(match, participants)
+        return _moodle(match, participants, hidden)
     if layout.name == "gradescope" and not alone:
         return tuple(_gradescope(member, part) for member in layout.people.get(part) or [{}])
     if layout.name == "nbgrader" and not alone:
@@ -126,12 +127,12 @@ def _gradescope(member: dict, folder: str) -> Owner:
     return Owner(key, name, "gradescope", number, email or None, time=member.get("time"))
 
 
-def _moodle(match, participants: Mapping[str, Participant] | None) -> tuple[Owner, ...]:
+def _moodle(match, participants: Mapping[str, Participant] | None, hidden: str) -> tuple[Owner, ...]:
     name, number = match["name"].strip(), match["number"] or ""
     if participants is None:
         return (Owner(("moodle", number or name), name, "moodle", number),)
     person = participants.get(number)
-    if person and (not person.name or _cleaned(name).endswith(_cleaned(person.name)) or lookalike(name) == "participant"):
+    if person and (not person.name or _cleaned(name).endswith(_cleaned(person.name)) or lookalike(name) == hidden):
         return (_participant(person, name),)
     team = [one for one in participants.values() if one.group and _cleaned(one.group) == _cleaned(name)]
     if team:
@@ -146,7 +147,17 @@ def _participant(person: Participant, name: str) -> Owner:
 
 def _cleaned(name: str) -> str:
     """A name as far as Moodle keeps it in the name of a folder: without signs that a file must not have."""
-    return "".join(sign for sign in lookalike(name) if sign.isalnum() or unicodedata.category(sign).startswith("M"))
+    name = lookalike(name)
+    return "".join(sign for sign in name if sign.isalnum() or unicodedata.category(sign).startswith("M")) or name
+
+
+def _hidden(found: list[File], layout: Layout) -> str:
+    """The name of all, where Moodle hides names: its word for a participant, in the language of whoever downloaded it."""
+    depth = len(layout.root)
+    outermost = {stem_of(file.parts[depth]) for file in found if len(file.parts) > depth}
+    told = [match for name in outermost if (match := MOODLE.fullmatch(name))]
+    names = {lookalike(match["name"]) for match in told}
+    return next(iter(names)) if len(names) == 1 and len({match["number"] for match in told}) > 1 else "participant"
 
 
 def _stamps(found: list[File], layout: Layout) -> dict[tuple[str, ...], float]:
@@ -161,13 +172,11 @@ def _stamps(found: list[File], layout: Layout) -> dict[tuple[str, ...], float]:
     return times
 
 
-def _told_apart(whose: list[tuple[Owner, ...]]) -> list[tuple[Owner, ...]]:
+def _told_apart(whose: list[tuple[Owner, ...]], hidden: str) -> list[tuple[Owner, ...]]:
     """Without a number, who shares it with another name; with it in the name, who shares a name that hides who they are."""
-    names, numbers = defaultdict(set), defaultdict(set)
+    names = defaultdict(set)
     for owner in {owner for of in whose for owner in of if owner.number}:
         names[owner.number].add(lookalike(owner.name))
-        numbers[lookalike(owner.name)].add(owner.number)
-    hidden = next(iter(numbers)) if len(numbers) == 1 and len(names) > 1 else "participant"  # Moodle's word, in any language
     return [tuple(_told(owner, names[owner.number], hidden) if owner.number else owner for owner in of) for of in whose]
 
 
