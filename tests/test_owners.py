@@ -305,6 +305,15 @@ def test_canvas_names(tmp_path):
         ("bob", "bob_107_text.html"), ("cyd", "cyd_LATE_108_link.html"), ("dan", "dan_109_9009_photo.jpg"))}
 
 
+def test_the_name_of_a_students_file_is_what_canvas_and_moodle_put_their_own_before(tmp_path):
+    laid(tmp_path / "canvas", "23_1077_19770_02.ipynb", "ada_7_8_03_log-1.ipynb", "anon_9_10_02.ipynb")
+    laid(tmp_path / "moodle", "03_7_assignsubmission_file_02.ipynb", "Ada_8_assignsubmission_file_03_log.ipynb")
+    told = "it has another assignment's name, {}, and was handed in for this one".format
+    for platform, name in (("canvas", "03_log-1.ipynb"), ("moodle", "03_log.ipynb")):
+        notes = [note for entry in ingest.collect(tmp_path / platform, NN) for note in entry.notes if "another assignment" in note]
+        assert notes == [told(name)]
+
+
 def test_canvas_without_names(tmp_path):
     laid(tmp_path, "anon_AbC12_9001_02.ipynb", "LATE_anon_xYz99_9002_77_02.ipynb", ("anon_12345_text.html", b""),
          "anon_AbC12_9004_02-1.ipynb")

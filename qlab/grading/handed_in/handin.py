@@ -9,7 +9,7 @@ from datetime import datetime
 
 from qlab.grading.handed_in import notebook, reading, which, zips
 from qlab.grading.handed_in.files import SAVED_AS, File, stem_of
-from qlab.grading.handed_in.layouts import names_assignment
+from qlab.grading.handed_in.layouts import names_assignment, own_name
 from qlab.grading.handed_in.owners import Owner, late
 from qlab.grading.handed_in.reading import Found
 
@@ -124,7 +124,10 @@ class HandIn:
         source = "/".join(one.file.parts)
         taken[source] += 1  # a zip may hold one path twice
         status = "" if not one.reason else "not graded" if one.ours else "unreadable"
-        notes = () if status else (*_named_otherwise(one.file.parts[-1], self.assignment), *_remarks(one, self.answers))
+        name = one.file.parts[-1]
+        if len(one.file.parts) == self.depth:
+            name = own_name(name, self.owner.platform)
+        notes = () if status else (*_named_otherwise(name, self.assignment), *_remarks(one, self.answers))
         return self._made(source, one.upload, taken[source] - 1, sha256=one.sha256, status=status, reason=one.reason, notes=notes,
                           cells=one.cells, version=one.version)
 

@@ -159,6 +159,19 @@ def canvas(name: str, anonymous: bool = False) -> re.Match | None:
     return CANVAS_HIDDEN.fullmatch(name) if anonymous else CANVAS.fullmatch(name) or CANVAS_PAGE.fullmatch(name)
 
 
+def own_name(part: str, platform: str) -> str:
+    """The name that a student gave a file, without what Canvas, and Moodle where all lies in one folder, put before it.
+
+    >>> own_name("ada_LATE_7_8_03_log.ipynb", "canvas"), own_name("Ada_7_assignsubmission_file_03_log.ipynb", "moodle")
+    ('03_log.ipynb', '03_log.ipynb')
+    """
+    if platform == "canvas" and (match := CANVAS.fullmatch(part) or CANVAS_HIDDEN.fullmatch(part)) and match["upload"]:
+        return part[match.end("upload") + 1:]
+    if platform == "moodle" and (match := re.match(r"[^_]+(_\d+)?_assignsubmission_[a-z0-9]+_(?=.)", part)):
+        return part[match.end():]
+    return part
+
+
 def _platform(entries: dict[str, list[File]], root: tuple[str, ...], place: str, given: str | None) -> Layout | None:
     """The platform that laid out these entries; None if none did. Raises ValueError if it is one for some of them alone."""
     if given in ("sections", "plain"):
