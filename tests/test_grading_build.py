@@ -277,7 +277,7 @@ def test_a_question_in_groups_says_how_many_of_them_pass(tmp_path):
         {"name": "", "points": 1.5, "score": 0, "failed_case": 2, "answers_like": "rounded towards zero"},
         {"name": "edges", "points": 0.5, "score": 0, "failed_case": 3, "answers_like": "rounded up"}]  # of those alike the first
     blank = mark.grade_trusted([{"source": "def halve(x):\n    raise NotImplementedError()", "grade_id": "q1", "grade": False}], bundle)
-    assert blank["score"] == 0 and blank["questions"][0]["reason"] == "Not answered yet. 0 of the 2 parts of this question pass."
+    assert blank["score"] == 0 and blank["questions"][0]["reason"] == "Not answered yet."
 
 
 @pytest.mark.parametrize("points", ["0", "-1", "True", "float('nan')", "float('inf')", "'2'"])
@@ -541,3 +541,20 @@ def test_the_grader_gives_the_solution_full_marks_and_the_blank_none(path, measu
                  for cell in nbformat.read(notebook_path, 4).cells if cell.cell_type == "code"]
         result = mark.grade_trusted(cells, bundle)
         assert result["score"] == share * result["max_score"], result["questions"]
+
+
+def test_of_set_01_the_first_family_alone_gives_one_point(measured):
+    path = ROOT / "solutions" / "01_why_low_precision.ipynb"
+    notebook = student.read(path)
+    question = student.questions(notebook, path.stem)[0]
+    right = notebook.cells[question.answer].source
+    points = {}
+    for note, source in [("right", ""), *question.wrong]:
+        cells = [{"source": cell.source if cell.source != right else f"{right}\n\n\n{source}", "grade_id": student.grade_id(cell),
+                  "grade": student.flag(cell, "grade")} for cell in notebook.cells[:question.answer + 1] if cell.cell_type == "code"]
+        marked = mark.grade_trusted(cells, {"questions": measured[1][str(path)]["questions"][:1]})["questions"][0]
+        points[note] = marked["score"], marked["answers_like"]
+    stops = "a finite format stops where one with infinities would"
+    nan = "the NaN of a finite format is taken for its largest number"
+    others = {note: (0, note) for note, _ in question.wrong} | {"in float32, which has no 2**128": (1, "in float32, which has no 2**128")}
+    assert points == others | {"right": (3, None), stops: (1, stops), nan: (1, nan)}

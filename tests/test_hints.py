@@ -13,6 +13,7 @@ import pytest
 from qlab import cli
 from qlab.grading import batch, grade, hints, results
 from qlab.grading.handed_in import notebook
+from qlab.grading.report import teacher
 
 VERSION, OLD = "0123456789ab", "ba9876543210"
 PASSED = "2001-09-09T01:46:40+00:00"
@@ -105,6 +106,17 @@ def test_hints_are_refused_before_anything_is_graded(command, options, sentence,
     hand_in(Path("in"), "ada")
     assert cli.main([*command, "--reveal", "hints", *options]) == 1
     assert capsys.readouterr().err == f"qlab: {sentence}\n" and not Path("results").exists()
+
+
+def test_hints_wait_for_the_last_extension(command, capsys):
+    hand_in(Path("in"), "ada")
+    Path("more.csv").write_text("student,deadline\nada,2999-01-01T00:00+00:00\n")
+    given = ["--deadline", PASSED, "--extensions", "more.csv", "--reveal", "hints", "--export", "html"]
+    assert cli.main([*command, *given]) == 1 and "which is 2999-01-01T00:00+00:00: until then" in capsys.readouterr().err
+
+
+def test_exports_that_students_do_not_see_hold_no_hint():
+    assert set(hints.TEACHERS) == {"csv", "statistics", *teacher.NAMES} and set(hints.TEACHERS) < set(grade.EXPORTS)
 
 
 def test_the_deadline_itself_is_not_yet_after_it():

@@ -87,7 +87,7 @@ def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> di
                 public_failed = _shown(cases[failed], answers[failed], whys[failed])
         if fate:
             notes.insert(0, f"{fate[0]}: {fate[1] or ('out of time' if fate[0] == 'timeout' else 'it left Python')}")
-        if groups:
+        if groups and state != "missing":
             reason += f" {sum(group['score'] > 0 for group in groups)} of the {len(groups)} parts of this question pass."
     full = question["points"] if state == "passed" else 0
     return {
