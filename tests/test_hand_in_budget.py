@@ -10,10 +10,12 @@ import zlib
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qlab.grading import batch
 from qlab.grading.author.build import digest
-from qlab.grading.handed_in import files, ingest, zips
+from qlab.grading.handed_in import files, ingest, reading, zips
 from qlab.grading.handed_in.zips import Budget
 
 NN = "02_linear"
@@ -80,6 +82,7 @@ BOMBS = {
     "LZMA": (lambda: zipped({"02.ipynb": NB}, zipfile.ZIP_LZMA),
              "it is packed in a way (number 14) that is not read: pack it as an ordinary zip"),
     "no way of packing": (lambda: by_hand(NB, method=99), "it is packed in a way (number 99) that is not read: pack it as an ordinary zip"),
+    "no name": (lambda: by_hand(NB, name=b""), "its path leads out of the archive: "),
     "nothing": (lambda: b"", NOT_ONE("File is not a zip file")),
     "lists": (lambda: zipped({"02.ipynb": b"[" + b"[]," * 6_900_000 + b"1]"}), "it has more than 4,000,000 values"),
     "brackets": (lambda: zipped({"02.ipynb": b"[" * MIB}), "it is not valid JSON (a number too long or brackets too deep)"),
@@ -255,3 +258,18 @@ def test_a_class_of_any_size_is_listed(tmp_path):
     assert files.CLASS_ENTRIES > 10 * 10_001
     found = {entry.student: entry.reason for entry in ingest.collect(tmp_path / "class.zip", NN)}
     assert found == {"ada": "", "mal": "the whole hand-in has more than 10,000 files", "zoe": ""}
+
+
+WHOLE = zipped({"more.zip": zipped({"02.ipynb": NB, "a/b.txt": b"x" * 50}), "hw.ipynb": NB, "data.json": b"[1]"})
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6), st.integers(0, len(WHOLE)))
+def test_no_damage_to_a_zip_stops_the_reader(changes, end):
+    data = bytearray(WHOLE[:end] if end % 3 == 0 else WHOLE)
+    for at, byte in changes:
+        if at < len(data):
+            data[at] = byte
+    file = files.File(("ada.zip",), kind="archive", read=lambda budget, limit: bytes(data))
+    found, others = reading.notebooks([file], {}, Budget())
+    assert found or others
+    assert all(one.reason.startswith(("it ", "its ", "the whole hand-in")) and "\n" not in one.reason for one in found if one.reason)

@@ -111,7 +111,7 @@ PICKED = {
     "a zip that is named .ipynb": ({"ada.ipynb": zipped({"hw.ipynb": nb(*WHOLE)})}, "ada.ipynb/hw.ipynb", {}),
     "a notebook that is named .zip": ({"ada.zip": nb(*WHOLE)}, "ada.zip", {}),
     "a notebook that is named .json": ({"ada/hw.json": nb(*WHOLE), "ada/data.json": b"[1, 2]"}, "ada/hw.json", {}),
-    "a notebook in a zip that is named .json": ({"ada.zip": zipped({"hw.json": nb(*WHOLE), "data.json": b"[1, 2]"})}, "ada.zip/hw.json", {}),
+    "a notebook in a zip that is named .json": ({"ada.zip": zipped({"hw.json": nb(*WHOLE), "data.json": b"[1]"})}, "ada.zip/hw.json", {}),
     "a damaged one beside": ({"ada/a.ipynb": nb(*WHOLE), f"ada/{NN}.ipynb": (b"{", 9)}, "ada/a.ipynb", {f"ada/{NN}.ipynb": None}),
 }
 
@@ -158,7 +158,8 @@ def test_in_time_before_late_but_not_a_blank_one(tmp_path):
     counts, aside = adas(tmp_path / "half", {"ada/a.ipynb": (half, 3), "ada/b.ipynb": (whole, 9)}, deadline=deadline, file_times=True)
     assert (counts.source, counts.late) == ("ada/a.ipynb", False)
     assert aside == {"ada/b.ipynb": f"{COUNTS('ada/a.ipynb')}: this one is late"}
-    counts, aside = adas(tmp_path / "blank", {"ada/a.ipynb": (nb(*BLANK), 3), "ada/b.ipynb": (whole, 9)}, deadline=deadline, file_times=True)
+    blank = nb(*BLANK)
+    counts, aside = adas(tmp_path / "blank", {"ada/a.ipynb": (blank, 3), "ada/b.ipynb": (whole, 9)}, deadline=deadline, file_times=True)
     assert (counts.source, counts.late, aside) == ("ada/b.ipynb", True, {"ada/a.ipynb": f"{COUNTS('ada/b.ipynb')}: {ANSWERS}"})
 
 
@@ -201,15 +202,16 @@ def test_canvas_numbers_a_name_that_is_there_already(tmp_path):
 
 def test_what_is_asked_of_a_student():
     setup = "def right(n):\n    return n"
-    calls = {"call": "[h(p, x) for p in range(6)]", "setup": setup}, {"call": "right(lsq.step(x))", "setup": setup}, {"call": "x", "setup": ""}
-    questions = [{"answer_cell": "q1", "cases": [CASE | call for call in calls]}, {"answer_cell": "q2"}]
+    calls = ("[h(p, x) for p in range(6)]", setup), ("right(lsq.step(x))", setup), ("x", "")
+    questions = [{"answer_cell": "q1", "cases": [CASE | {"call": call, "setup": setup} for call, setup in calls]}, {"answer_cell": "q2"}]
     assert which.asked({"questions": questions}) == {"q1": {"h"}, "q2": set()}
 
 
 @pytest.mark.parametrize("source, is_one", [
     ("def f(x): pass", True), ("async  def f(): pass", True), ("class f: pass", True), ("f = lambda x: x", True), ("f: object = 3", True),
-    ("from mine import e, f", True), ("%%writefile mine.py\ndef f(x):\n    return x", True), ("f == 3", False), ("# def f(x)", False),
-    ("def ff(x): pass", False), ("print(f)", False), ("x = f(3)", False)])
+    ("from mine import e, f", True), ("%%writefile mine.py\ndef f(x):\n    return x", True),
+    ("if True:\n    def f(x): pass", True), ("f == 3", False), ("# def f(x)", False), ("def ff(x): pass", False), ("print(f)", False),
+    ("x = f(3)", False)])
 def test_what_an_answer_cell_defines(source, is_one):
     held, done, _ = which.answered([{"source": source, "grade_id": "q1", "grade": False}], {"q1": frozenset("f")})
     assert (held, done) == (({"q1"}, {"q1"}) if is_one else (set(), set()))

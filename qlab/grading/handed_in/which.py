@@ -61,7 +61,7 @@ def _defines(source: str, functions: Iterable[str]) -> bool:
     if not names:
         return True
     ways = rf"(?:async +)?(?:def|class) +(?:{names})\b", rf"(?:{names}) *(?::[^=\n]*)?=(?!=)", rf"from +[\w.]+ +import .*\b(?:{names})\b"
-    return bool(re.search(f"^(?:{'|'.join(ways)})", source, re.MULTILINE))
+    return bool(re.search(rf"^[ \t]*(?:{'|'.join(ways)})", source, re.MULTILINE))
 
 
 def named(part: str, assignment: str, platform: str) -> bool:
@@ -82,4 +82,4 @@ def checkpoint(part: str) -> bool:
     >>> checkpoint("02_linear-checkpoint.ipynb"), checkpoint("02_linear.ipynb")
     (True, False)
     """
-    return bool(re.search(r"-checkpoint( ?\(\d+\))?$", stem_of(part), re.IGNORECASE))
+    return bool(re.search(r"-checkpoint( ?\(\d+\)|-\d+)?$", stem_of(part), re.IGNORECASE))

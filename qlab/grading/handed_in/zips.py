@@ -152,7 +152,7 @@ def table(stream: BinaryIO, entries: int, limit: int | None = UNPACKED_BYTES, di
         raise ValueError(f"it is no zip that can be read ({say(error)})") from None
     if why := _bomb(found, entries, limit):
         raise ValueError(f"it is refused as a zip bomb: {why}")
-    return archive, sorted(((_name(entry), entry) for entry in found if not entry.is_dir()), key=lambda pair: pair[0])
+    return archive, sorted(((_name(entry), entry) for entry in found if not entry.filename.endswith("/")), key=lambda pair: pair[0])
 
 
 def _bomb(entries: list[zipfile.ZipInfo], most: int, limit: int | None) -> str:
