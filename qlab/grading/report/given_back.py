@@ -70,20 +70,17 @@ def _called(result: dict, name: str) -> dict:
 
 
 def handed_out_as(who: dict) -> str | None:
-    """The name under which a platform takes feedback for a submission, or None. A team's folder of Moodle's has the number of the group,
-    which Moodle would take for a participant's: each member's own stands in its place.
+    """The name under which a platform takes feedback for a submission, or None: that under which it gave the submission out.
+
+    A team's folder of Moodle's has the number of the group, and Moodle hands what lies in it to each member (get_participant_mapping).
 
     >>> handed_out_as({"platform": "moodle", "number": "17", "entry": "Ada Lovelace_17_assignsubmission_file_02.ipynb"})
     'Ada Lovelace_17_assignsubmission_file_'
-    >>> handed_out_as({"platform": "moodle", "number": "17", "entry": "Team A_21_assignsubmission_file"})
-    'Team A_17_assignsubmission_file_'
     """
     name = clean(who["entry"]).replace("\\", "_")  # a student may have chosen the end of it
     if who["platform"] == "moodle":
         match = FOLDER.match(name)
-        if match and f"_{who['number']}_" in match[0]:
-            return match[0]
-        return f"{name.partition('_')[0]}_{who['number']}_assignsubmission_file_" if name and who["number"] else None
+        return match[0] if match and who["number"] else None  # without a number it is in doubt whose it is
     match = layouts.CANVAS.fullmatch(name) or layouts.CANVAS_HIDDEN.fullmatch(name)
     return name if match and match["upload"] else None
 
