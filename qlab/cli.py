@@ -238,6 +238,13 @@ def release(args: argparse.Namespace) -> int:
     return 0
 
 
+def gradescope(args: argparse.Namespace) -> int:
+    from qlab.grading.gradescope.package import package
+
+    print(package(clone(), args.assignment, Path(args.zip), args.bundle, not args.without_namespaces))
+    return 0
+
+
 def grade(args: list[str]) -> int:
     from qlab.grading import grade
 
@@ -325,6 +332,14 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("release", help="make a zip for students, without solutions, bundles and seeds")
     command.add_argument("zip", metavar="OUT.zip", help="the file to write")
     command.set_defaults(run=release)
+
+    command = commands.add_parser("gradescope", help="make the zip of an autograder that runs in Gradescope's container")
+    command.add_argument("assignment", metavar="NN", help="the set's number or name: 02 or 02_linear_quantization")
+    command.add_argument("zip", metavar="OUT.zip", help="the file to write; the hidden tests are in it, so it is for Gradescope alone")
+    command.add_argument("--bundle", metavar="FILE", help="made by qlab build (default: bundles/NN_topic.json.gz)")
+    command.add_argument("--without-namespaces", action="store_true", help="for a container that forbids the sandbox, as Docker's default "
+                         "does: student code runs as another user, without network, and sees the container's other files")
+    command.set_defaults(run=gradescope)
 
     command = commands.add_parser("export", help="write a network of the zoo for another runtime")
     command.add_argument("--to", required=True, choices=("tflite", "onnx", "c", "pytorch"), help="the runtime")

@@ -652,6 +652,7 @@ IN_GRADING = {
     "batch": {"handed_in", "mark", "results", "sandbox"},
     "cluster": {"batch", "handed_in"},
     "grade": {"batch", "cluster", "handed_in", "hints", "report", "results"},
+    "gradescope": {"author", "batch", "grade", "handed_in", "mark", "report", "results", "sandbox", "values"},
 }
 
 

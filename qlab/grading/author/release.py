@@ -6,6 +6,7 @@ what is left out, the zip's copy keeps the words and drops the link.
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import qlab
@@ -27,7 +28,7 @@ def release(root: Path, out: Path) -> int:
         raise ValueError(f"{out} must end with .zip.")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent}.")
-    contents = {name: (root / name).read_bytes() for name in sorted(_names(root))}
+    contents = {name: (root / name).read_bytes() for name in sorted(names(root))}
     for name, content in contents.items():
         if name.endswith(".md"):
             contents[name] = links.without(name, content, LEFT_OUT)
@@ -48,12 +49,13 @@ def release(root: Path, out: Path) -> int:
     return len(contents)
 
 
-def _names(root: Path):
+def names(root: Path, folders: tuple[str, ...] = FOLDERS) -> Iterator[str]:
+    """The files of the course that a copy of it needs, below root, without what a run leaves behind. Raises FileNotFoundError."""
     for name in FILES:
         if not (root / name).is_file():
             raise FileNotFoundError(f"there is no {name} in {root}: this is not a clone of qlab.")
         yield name
-    for folder in FOLDERS:
+    for folder in folders:
         for path in (root / folder).rglob("*"):
             parts = path.relative_to(root).parts
             left_out = any(part.startswith(".") or part == "__pycache__" for part in parts) or path.suffix in (".zip", ".pyc")
