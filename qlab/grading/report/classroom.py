@@ -12,7 +12,7 @@ from collections import Counter
 
 from qlab.grading import results
 from qlab.grading.report.feedback import STYLE, frame
-from qlab.grading.report.text import markup
+from qlab.grading.report.text import clean, markup
 
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8C8C8C", "#333333"  # Okabe and Ito (2008), as in the course's pictures
 COMMONEST = 3
@@ -102,6 +102,7 @@ def _questions(ax, rows: list[dict], lines: list[int]) -> None:
         ax.text(100 * share + (-1 if inside else 1), y, f"{100 * share:.0f} %, {row['passed']} of {row['tried']}", va="center",
                 ha="right" if inside else "left", color="white" if inside else INK, fontsize=9)
         for k, (what, how_many) in enumerate(row["wrong"][:COMMONEST]):
+            what = clean(what)
             text = what if len(what) <= 88 else what[:87] + "…"
             ax.text(0.5, y + 0.9 + 0.75 * k, f"{how_many} × {text}".replace("$", r"\$"), va="center", color=ORANGE, fontsize=8.5)
         ticks.append((y, f"{row['id']}\n{row['points']:g} points" if count > 1 else f"{row['id']}, {row['points']:g} points"))
