@@ -113,7 +113,8 @@ def parser() -> argparse.ArgumentParser:
                          'after the student\'s deadline; or "0.5 points per hour, at most 2 points"; either with ", grace 15 minutes"')
     command.add_argument("--moodle-worksheet", metavar="FILE", help="Moodle's grading worksheet, downloaded in English: it says when each "
                          "handed in, and who is in a team; the export moodle fills in its grades and feedback")
-    command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=", ".join(EXPORTS))
+    command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=f"{', '.join(EXPORTS)}; pages (a page "
+                         "a student with code and failed case, an index) and similar (answers that are alike) are for the teacher alone")
     command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
                          "and which known mistake gives the same answers; never its input")
     command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')

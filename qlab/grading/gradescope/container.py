@@ -163,6 +163,7 @@ def main() -> None:
     os.setsid()
     confine.drop_uid(settings["uid"])
     confine.die_with_parent()
+    Path("/proc/self/oom_score_adj").write_text("1000")  # out of memory, the kernel shall choose the student's process, not the grader
     shell = worker.make_shell()
     for name in zygote.PRELOAD:
         with suppress(ImportError):  # a submission that needs it will say so
