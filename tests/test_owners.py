@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import unicodedata
 import zipfile
 from datetime import UTC, datetime
@@ -330,7 +331,10 @@ def test_canvas_without_names(tmp_path):
 
 def test_a_name_that_reads_as_anothers_number_has_none(tmp_path):
     """Canvas takes "_1_" out of a name, and leaves "_1" at its end: mal_1, user 123, is written as mal's user 1."""
+    laid(tmp_path / "other", "x_١_101_9001_02.ipynb", "bob_2_9003_02.ipynb")  # digits, but none of Canvas's
+    assert students(tmp_path / "other") == [("bob", "2", False), ("x_١", "101", False)]
     laid(tmp_path, "vic_1_9001_02.ipynb", "mal_1_123_9002_02.ipynb", "bob_2_9003_02.ipynb")
+    shutil.rmtree(tmp_path / "other")
     assert students(tmp_path) == [("bob", "2", False), ("mal", "", False), ("vic", "", False)]
     notes = {entry.student: entry.notes for entry in ingest.collect(tmp_path, NN)}
     told = "files of 2 names have the number 1: whose it is, is to be seen on the platform"
@@ -386,6 +390,12 @@ def test_moodle_without_names_and_with_the_worksheet(tmp_path, word):
     path = sheet(tmp_path / "w.csv", "Participant 7,2026-11-20 17:00", "Participant 8,-", head="Identifier,Last modified (submission)")
     assert students(tmp_path / "in", deadline=DEADLINE, participants=moodle.worksheet(path, UTC)) == sorted([
         (f"{word} 7", "7", False), (f"{word} 8", "8", None), (word, "", None)])
+
+
+def test_a_team_named_after_another_participant(tmp_path):
+    laid(tmp_path / "in", "Team Ada_17_assignsubmission_file/02.ipynb")
+    path = sheet(tmp_path / "w.csv", "Participant 17,Ada,,,Team B,,-,-", "Participant 18,Bob,,,Team Ada,,-,-")
+    assert students(tmp_path / "in", participants=moodle.worksheet(path, UTC)) == [("Bob", "18", False)]
 
 
 def test_teams_of_signs_alone_are_told_apart(tmp_path):

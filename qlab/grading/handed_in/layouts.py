@@ -23,11 +23,11 @@ from qlab.grading.handed_in.files import File, kind_of, stem_of
 NAMES = ("canvas", "moodle", "gradescope", "nbgrader", "sections", "plain")
 TITLES = {"canvas": "Canvas", "moodle": "Moodle", "gradescope": "Gradescope", "nbgrader": "nbgrader"}
 WORD = r"[^\s!-/:-@\[-^`{-~]"  # Ruby's [[:word:]], near enough: no space and, but for "_", no sign of ASCII
-MOODLE = re.compile(r"(?P<name>[^_]+)(?:_(?P<number>\d+))?_assignsubmission_[a-z0-9]+(?:_.*)?", re.DOTALL)
-CANVAS = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>\d+)_(?P<upload>\d+)_.+", re.DOTALL)
-CANVAS_PAGE = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>\d+)_(?P<upload>text|link)\.html")
-CANVAS_HIDDEN = re.compile(r"(?P<late>LATE_)?(?P<name>anon_[0-9A-Za-z]+)_(?:(?P<upload>\d+)_.+|(?:text|link)\.html)", re.DOTALL)
-GRADESCOPE = re.compile(r"submission_\d+")
+MOODLE = re.compile(r"(?P<name>[^_]+)(?:_(?P<number>[0-9]+))?_assignsubmission_[a-z0-9]+(?:_.*)?", re.DOTALL)
+CANVAS = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>[0-9]+)_(?P<upload>[0-9]+)_.+", re.DOTALL)
+CANVAS_PAGE = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>[0-9]+)_(?P<upload>text|link)\.html")
+CANVAS_HIDDEN = re.compile(r"(?P<late>LATE_)?(?P<name>anon_[0-9A-Za-z]+)_(?:(?P<upload>[0-9]+)_.+|(?:text|link)\.html)", re.DOTALL)
+GRADESCOPE = re.compile(r"submission_[0-9]+")
 NBGRADER = {"source", "release", "submitted", "autograded", "feedback"}  # the folders of a course
 METADATA = "submission_metadata.yml"
 COURSE = ("exercises", "notebooks")  # the folders of a release that hold notebooks
@@ -99,10 +99,13 @@ def _is_named(part: str, assignment: str) -> bool:
     return stem in (assignment.lower(), assignment.partition("_")[0])
 
 
-def others_assignment(name: str, assignment: str) -> bool:
-    """Whether an outermost name is another assignment's; a number alone is a student's."""
-    stem = stem_of(name)
-    return names_assignment(stem, assignment) is False and not (stem.isdecimal() and kind_of(name) != "notebook")
+def others_notebook(name: str, assignment: str) -> bool:
+    """Whether a loose notebook is another assignment's by its name. A folder or zip may be that of a student with a number.
+
+    >>> [others_notebook(name, "02_linear") for name in ("03_log.ipynb", "02_bob.ipynb", "03_cyd.zip", "03_cyd")]
+    [True, False, False, False]
+    """
+    return kind_of(name) == "notebook" and names_assignment(stem_of(name), assignment) is False
 
 
 def detect(found: list[File], assignment: str, place: str = "", given: str | None = None) -> Layout:
@@ -123,8 +126,10 @@ def detect(found: list[File], assignment: str, place: str = "", given: str | Non
                 raise ValueError(f"{zipped} is all that there is, and laid out as by {TITLES[layout.name]}: if it is the class's, grade "
                                  f"{zipped} itself; if one student handed it in, say --layout plain.")
             return layout
-        entries = {name: files for name, files in entries.items() if not others_assignment(name, assignment)
+        entries = {name: files for name, files in entries.items() if not others_notebook(name, assignment)
                    and (any(map(is_hand_in, files)) or _is_folder(files, len(root) + 1))}
+        if any(name.lower().startswith(assignment.lower()) for name in entries):  # folders of assignments
+            entries = {name: files for name, files in entries.items() if names_assignment(name, assignment) is not False}
         only = next(iter(entries), "")
         if len(entries) != 1 or not _is_folder(entries[only], len(root) + 1) or given == "sections":
             break
@@ -167,7 +172,7 @@ def own_name(part: str, platform: str) -> str:
     """
     if platform == "canvas" and (match := CANVAS.fullmatch(part) or CANVAS_HIDDEN.fullmatch(part)) and match["upload"]:
         return part[match.end("upload") + 1:]
-    if platform == "moodle" and (match := re.match(r"[^_]+(_\d+)?_assignsubmission_[a-z0-9]+_(?=.)", part)):
+    if platform == "moodle" and (match := re.match(r"[^_]+(_[0-9]+)?_assignsubmission_[a-z0-9]+_(?=.)", part)):
         return part[match.end():]
     return part
 

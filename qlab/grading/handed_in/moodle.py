@@ -71,7 +71,7 @@ def worksheet(path: Path, zone: tzinfo | None = None) -> dict[str, Participant]:
         if not any(row):
             continue
         row = row + [""] * (len(head) - len(row))
-        number = re.search(r"(\d+)\s*$", row[0])
+        number = re.search(r"([0-9]+)\s*$", row[0])
         if not number:
             raise ValueError(f"{path}: line {line} begins with {shown(row[0])[:40]!r}, and an identifier like Participant 17 is needed.")
         if number[1] in found:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from qlab.grading.handed_in.files import File, kind_of, stem_of
-from qlab.grading.handed_in.layouts import MOODLE, Layout, canvas, is_hand_in, others_assignment
+from qlab.grading.handed_in.layouts import MOODLE, Layout, canvas, is_hand_in, others_notebook
 from qlab.grading.handed_in.moodle import Participant
 from qlab.grading.handed_in.times import parse_time
 
@@ -104,7 +104,7 @@ def _plain(file: File, layout: Layout, assignment: str, file_times: bool) -> tup
         depth += 1
     alone = len(file.parts) == depth + 1 and file.kind != "empty"
     part = file.parts[depth]
-    if alone and not is_hand_in(file) or others_assignment(part, assignment):
+    if alone and (not is_hand_in(file) or others_notebook(part, assignment)):
         return ()
     name = stem_of(part) if alone or kind_of(part) == "archive" else part
     before, named, after = name.partition(assignment) if alone else (name, "", "")
@@ -116,7 +116,8 @@ def _canvas(match, anonymous: bool) -> Owner:
     told = match.groupdict()
     number = "" if anonymous else told["number"]
     upload = told["upload"] or ""
-    return Owner(("canvas", number or told["name"]), told["name"] or f"user {number}", "canvas", number, late=bool(told["late"]),
+    key = ("canvas", number) if number else ("canvas", "", told["name"])
+    return Owner(key, told["name"] or f"user {number}", "canvas", number, late=bool(told["late"]),
                  order=int(upload) if upload.isdecimal() else 0)
 
 
@@ -130,13 +131,13 @@ def _gradescope(member: dict, folder: str) -> Owner:
 def _moodle(match, participants: Mapping[str, Participant] | None, hidden: str) -> tuple[Owner, ...]:
     name, number = match["name"].strip(), match["number"] or ""
     if participants is None:
-        return (Owner(("moodle", number or name), name, "moodle", number),)
-    person = participants.get(number)
-    if person and (not person.name or _cleaned(name).endswith(_cleaned(person.name)) or lookalike(name) == hidden):
-        return (_participant(person, name),)
+        return (Owner(("moodle", number) if number else ("moodle", "", name), name, "moodle", number),)
     team = [one for one in participants.values() if one.group and _cleaned(one.group) == _cleaned(name)]
     if team:
         return tuple(_participant(one, name) for one in sorted(team, key=lambda one: int(one.number)))
+    person = participants.get(number)
+    if person and (not person.name or _cleaned(name).endswith(_cleaned(person.name)) or lookalike(name) == hidden):
+        return (_participant(person, name),)
     why = f"the worksheet calls participant {number} {person.name}" if person else "it is not in the worksheet"
     return (Owner(("moodle", number, name), name, "moodle", note=why),)
 
