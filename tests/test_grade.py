@@ -1,5 +1,6 @@
 """The batch: nothing lost when it is killed or the disk is full, nothing marked twice, no mark without a sandbox; the command."""
 
+import csv
 import gzip
 import inspect
 import io
@@ -279,6 +280,52 @@ def test_the_command_says_what_is_late(class_of_five, capsys):
     assert "set aside: eve (eve/99_small (1).ipynb): the same student's eve/99_small.ipynb counts: this one is late" in out
     assert grade.main([*grades, "2001-09-08T00:00:00+00:00"]) == 0
     assert "  late            5  (nothing is subtracted)" in capsys.readouterr().out
+
+
+def scores():
+    lines = list(csv.DictReader(io.StringIO(Path("results/99_small/export/gradebook.csv").read_text("utf-8-sig"))))
+    return {line["student"]: line["score"] for line in lines}
+
+
+def test_what_a_teacher_decides_is_in_every_run(class_of_five, capsys):
+    Path("extensions.csv").write_text("student,deadline\nbob,2001-09-10T00:00Z\nzoe,2001-09-10T00:00Z\n")
+    overrides = Path("results/99_small/overrides.csv")
+    overrides.parent.mkdir(parents=True)
+    overrides.write_text(text := "student,question,points,comment\n\"'=dan, jr\",q2,1,shown to me\ncyd,,,Save it again.\n")
+    grades = [str(class_of_five), "--assignment", "99", "--export", "csv", "html"]
+    late = ["--file-times", "--deadline", "2001-09-08T00:00Z", "--extensions", "extensions.csv", "--late-penalty", "10% per day, at most 50%"]
+    assert grade.main([*grades, *late]) == 0
+    out = capsys.readouterr().out
+    assert "extensions.csv: line 3: 'zoe' is nobody who handed something in.\n" in out
+    assert "  late            4  (points are subtracted from 3)\n  by hand         2  (set or commented in overrides.csv)\n" in out
+    assert "  mean         2.75 of 5, median 2.7\n" in out
+    penalized = {"'=dan, jr": "2.4", "ada": "4", "bob": "3", "cyd": "0", "eve": "1.6"}  # 26 hours after the deadline
+    assert scores() == penalized
+    before = stored(Path("results/99_small"))
+    for path in Path("results/99_small").glob("*.json"):
+        path.unlink()  # from scratch
+    assert grade.main([*grades, *late]) == 0 and scores() == penalized and overrides.read_text() == text
+    assert [{**result, "seconds": 0} for result in stored(Path("results/99_small")).values()] == [
+        {**result, "seconds": 0} for result in before.values()]
+    assert grade.main(grades) == 0 and scores() == {"'=dan, jr": "3", "ada": "5", "bob": "3", "cyd": "0", "eve": "2"}
+    capsys.readouterr()
+    overrides.write_text(text + "nobody,q1,1,\nada,q1,0,\n")
+    assert grade.main(grades) == 1 and scores()["ada"] == "5"  # the former export
+    assert capsys.readouterr().err == ("results/99_small/overrides.csv: line 4: there is no student 'nobody' among those who handed "
+                                       "something in.\nnothing was exported, and no mark was set by hand or lowered.\n")
+    overrides.write_text(text + "ada,q1,7,\n")
+    assert cli.main(["grade", *grades]) == 1
+    assert capsys.readouterr().err == "qlab: results/99_small/overrides.csv: line 4: points are 7, and must be between 0 and 2.\n"
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--late-penalty", "10% per day"], "--late-penalty is for what comes after a deadline: state it with --deadline."),
+    (["--extensions", "none.csv"], "there is no file none.csv."),
+    (["--moodle-worksheet", "none.csv"], "there is no file none.csv."),
+])
+def test_a_teachers_table_or_rule_that_is_missing_is_one_sentence(class_of_five, arguments, sentence, capsys):
+    assert cli.main(["grade", str(class_of_five), "--assignment", "99", *arguments]) == 1
+    assert capsys.readouterr().err == f"qlab: {sentence}\n" and not Path("results").exists()
 
 
 def test_ctrl_c_keeps_what_is_graded(class_of_five, monkeypatch, capsys):
