@@ -293,7 +293,7 @@ def test_what_a_teacher_decides_is_in_every_run(class_of_five, capsys):
     overrides.parent.mkdir(parents=True)
     overrides.write_text(text := "student,question,points,comment\n\"'=dan, jr\",q2,1,shown to me\ncyd,,,Save it again.\n")
     grades = [str(class_of_five), "--assignment", "99", "--export", "csv", "html"]
-    late = ["--file-times", "--deadline", "2001-09-08T00:00Z", "--extensions", "extensions.csv", "--late-penalty", "10% per day, at most 50%"]
+    late = ["--file-times", "--deadline", "2001-09-08T00:00Z", "--extensions", "extensions.csv", "--late-penalty", "10% per day"]
     assert grade.main([*grades, *late]) == 0
     out = capsys.readouterr().out
     assert "extensions.csv: line 3: 'zoe' is nobody who handed something in.\n" in out
