@@ -7,13 +7,14 @@ import stat
 import struct
 import zipfile
 import zlib
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlab.grading import batch
+from qlab.grading import batch, grade
 from qlab.grading.author.build import digest
 from qlab.grading.handed_in import files, ingest, reading, zips
 from qlab.grading.handed_in.zips import Budget
@@ -273,3 +274,48 @@ def test_no_damage_to_a_zip_stops_the_reader(changes, end):
     found, others = reading.notebooks([file], {}, Budget())
     assert found or others
     assert all(one.reason.startswith(("it ", "its ", "the whole hand-in")) and "\n" not in one.reason for one in found if one.reason)
+
+
+def test_marking_is_never_far_behind_reading():
+    taken = []
+
+    def todo():
+        for k in range(50):
+            taken.append(k)
+            yield ingest.Submission(f"s{k}", f"s{k}", f"s{k}.ipynb")
+
+    @contextmanager
+    def in_place(jobs):
+        yield lambda cells, bundle: {"score": 0}
+
+    run = batch.run_here(todo(), {}, in_place, jobs=2)
+    next(run)
+    assert len(taken) <= 4 and len(list(run)) == 49 and taken == list(range(50))
+
+
+def test_the_options_of_the_command(capsys):
+    command = ["in", "--assignment", "02", "--hand-in-mib", "1.5", "--hand-in-seconds", "3"]
+    made = grade._budget(grade.parser().parse_args(command))()
+    assert (made.size, made.seconds, made.files, made.notebooks) == (3 * MIB // 2, 3.0, 10_000, 200)
+    for option, name in (("--hand-in-mib", "hand_in_mib"), ("--hand-in-seconds", "hand_in_seconds")):
+        for value in ("0", "-1", "nan"):
+            with pytest.raises(ValueError, match=f"^{name} is {value}, and must be more than 0\\.$"):
+                grade._budget(grade.parser().parse_args([*command, option, value]))
+    with pytest.raises(SystemExit):
+        grade.parser().parse_args(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: 256), beside 10,000 files, 200 notebooks of 20 MiB, and zips three deep; what has more is unreadable" in told
+    assert (Budget.size, Budget.files, Budget.notebooks, Budget.seconds) == (256 * MIB, 10_000, 200, 20.0)
+    assert files.NOTEBOOK_BYTES == 20 * MIB and reading.DEPTH == 3
+
+
+def test_two_of_one_name_in_a_group_have_results_of_their_own(tmp_path):
+    people = "".join(f"  - :name: Ada\n    :email: a{k}@example.edu\n" for k in range(2))
+    (tmp_path / "submission_metadata.yml").write_text(f"submission_1:\n  :submitters:\n{people}")
+    (tmp_path / "submission_1").mkdir()
+    for name in "ab":
+        (tmp_path / "submission_1" / f"{name}.ipynb").write_bytes(NB)
+    entries = ingest.collect(tmp_path, NN)
+    assert len({entry.id for entry in entries}) == 4
+    assert {entry.email: entry.source for entry in entries if not entry.duplicate_of} == {
+        "a0@example.edu": "submission_1/b.ipynb", "a1@example.edu": "submission_1/b.ipynb"}
