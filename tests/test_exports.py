@@ -150,7 +150,7 @@ def test_canvas_takes_its_feedback_back(tmp_path):
              "dan_127_460_report.pdf", "eve_128_461_page.html"]
     made = from_platform("canvas", *names, "fay_129_text.html", "gus_130_link.html")
     told = exports.export("canvas-feedback", made, BUNDLE, tmp_path)
-    assert told == f"{tmp_path / 'canvas_feedback.zip'}, 6 files, 2 students without a name to give theirs back under"
+    assert told == f"{tmp_path / 'canvas_feedback.zip'}, 6 files, 2 without a name to give theirs back under"
     files = unpacked(tmp_path / "canvas_feedback.zip")
     assert sorted(files) == sorted(names)
     assert [canvas_takes(name) for name in names] == [("123", "456"), ("124", "457"), ("aB3xY", "458"), ("126", "459"), ("127", "460"),
@@ -177,7 +177,7 @@ def test_moodle_takes_its_feedback_back(tmp_path):
                          "Cyd_19_assignsubmission_onlinetext_",
                          "Dan O'Neil_20_assignsubmission_file_02_linear.ipynb", "Default group_assignsubmission_file_")
     told = exports.export("moodle-feedback", made, BUNDLE, tmp_path)
-    assert told == f"{tmp_path / 'moodle_feedback.zip'}, 4 files, 1 students without a name to give theirs back under"
+    assert told == f"{tmp_path / 'moodle_feedback.zip'}, 4 files, 1 without a name to give theirs back under"
     files = unpacked(tmp_path / "moodle_feedback.zip")
     assert sorted(moodle_takes(name) for name in files) == [
         (17, "assignsubmission_file", "feedback.html"), (18, "assignsubmission_file", "feedback.html"),
@@ -194,7 +194,7 @@ def test_a_team_gets_one_page_and_nobodys_own_marks(tmp_path):
     team[1] = final(team[1] | {"submission": team[1]["submission"] | {"late": True, "time": 1.0, "deadline": "1970-01-01T00:00:00+00:00"}},
                     BUNDLE, rule=late.parse("50% per day"))
     told = exports.export("moodle-feedback", team, BUNDLE, tmp_path)
-    assert told.endswith("0 files, 2 students without a name to give theirs back under")
+    assert told.endswith("0 files, 2 without a name to give theirs back under")
 
 
 @pytest.mark.parametrize("platform", ["canvas", "moodle"])
@@ -226,7 +226,7 @@ def filled(folder, sheet, made):
 def test_moodles_worksheet_is_filled_in(tmp_path):
     made = [result("A. Lovelace", q1=False, platform="moodle", number="17"), result("Cyd", platform="moodle", number="19"),
             result("Eve", platform="moodle", number="7")]
-    assert filled(tmp_path, WORKSHEET, made) == "1 of its 4 rows filled in; 1 that cannot be changed; 1 students are not in it: Eve"
+    assert filled(tmp_path, WORKSHEET, made) == "1 of its 4 rows filled in; 1 that cannot be changed; not in it: 1 of those graded: Eve"
     before, after = rows(tmp_path / "worksheet.csv", "utf-8-sig"), rows(tmp_path / "moodle.csv")
     assert after[0] == before[0] and after[2:] == before[2:]
     assert after[1] == [*before[1][:4], "3", *before[1][5:9], "q1: 0 of 2. A public test fails.<br>q2: 3 of 3. All tests pass."]
@@ -245,7 +245,7 @@ def test_a_worksheet_in_any_order_and_with_other_separators(tmp_path):
 def test_hand_ins_from_elsewhere_are_found_by_mail_or_name(tmp_path):
     twins = WORKSHEET + '"Participant 20",Fay,f1@example.edu,,,5.00,Yes,-,-,\n"Participant 21",Fay,f2@example.edu,,,5.00,Yes,-,-,\n'
     made = [result("x", id="x", email="ADA@example.edu"), result("bob", id="b", q1=False), result("Fay", id="f"), result("18", id="e")]
-    assert filled(tmp_path, twins, made) == "2 of its 6 rows filled in; 2 students are not in it: Fay, 18"
+    assert filled(tmp_path, twins, made) == "2 of its 6 rows filled in; not in it: 2 of those graded: Fay, 18"
     assert [row[4] for row in rows(tmp_path / "moodle.csv")[1:]] == ["5", "3", "", "", "", ""]
 
 

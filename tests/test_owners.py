@@ -463,6 +463,12 @@ def test_gradescopes_times(tmp_path, when, late):
     assert students(tmp_path, deadline=DEADLINE) == [("A", "", late)]
 
 
+def test_a_file_that_gradescope_names_is_a_hand_in(tmp_path):
+    told = "02.ipynb:\n  :submitters:\n  - :name: Ada\n    :sid: '007'\nbob.ipynb:\n  :submitters:\n  - :name: Bob\n    :sid: 8\n"
+    laid(tmp_path, "02.ipynb", "bob.ipynb", (layouts.METADATA, told.encode()))
+    assert students(tmp_path) == [("Ada", "007", False), ("Bob", "8", False)]
+
+
 def test_metadata_of_any_bytes_stops_nothing():
     for content in (b"\xff", b"&a [*a]", b"[" * 10**5, b"a: 1", b"submission_7: {:submitters: [1, null, {:name: [1]}]}"):
         assert isinstance(gradescope.people(content), dict)
@@ -544,6 +550,6 @@ def test_moodle_gets_each_member_of_a_team_by_their_own_number(tmp_path):
     assert [row[:2] for row in table(tables.table(made))[1:]] == [["Participant 18", "Ada"], ["Participant 19", "Bob"], ["", "Mal"]]
     text, told = tables.filled(path, made)
     assert [(row[0], row[5]) for row in table(text)[1:]] == [("Participant 17", ""), ("Participant 18", "2"), ("Participant 19", "2")]
-    assert "1 students are not in it: Mal" in told
+    assert "not in it: 1 of those graded: Mal" in told
     content, _ = given_back.packed("moodle", made)
     assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["Team A_17_assignsubmission_file/feedback.html"]  # as it was given out

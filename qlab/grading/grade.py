@@ -8,6 +8,7 @@ reads FOLDER (handed_in), marks what has no standing result (batch), says what c
 import argparse
 import gzip
 import json
+import math
 import os
 import statistics
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from qlab.grading import hints, results
+from qlab.grading import hints, mark, results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
 from qlab.grading.handed_in import deadlines, ingest, layouts, moodle
 from qlab.grading.handed_in.times import parse_time, stated, zone
@@ -96,8 +97,8 @@ def _named(result: dict) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of qlab grade."""
-    command = argparse.ArgumentParser(prog="qlab grade", description="Mark what was handed in, each in a sandbox.", epilog="Marks set by hand: "
-                                      f"DIR/ASSIGNMENT/{by_hand.NAME}, a table (CSV) of {', '.join(by_hand.COLUMNS)}, read at every run.")
+    command = argparse.ArgumentParser(prog="qlab grade", description="Mark what was handed in, each in a sandbox.",
+                                      epilog=f"Marks set by hand: DIR/ASSIGNMENT/{by_hand.NAME}, a table (CSV) of {', '.join(by_hand.COLUMNS)}, read at every run.")
     command.add_argument("folder", help="a folder, a zip or a notebook: a download of Canvas, Moodle, Gradescope, nbgrader, or plain files")
     command.add_argument("--assignment", required=True, metavar="NN", help="its number or name: 02 or 02_linear_quantization")
     command.add_argument("--bundle", metavar="FILE", help="made by qlab build (default: bundles/NN_topic.json.gz)")
@@ -122,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="MiB that one student's files may have, zips unpacked "
                          "(default: 256), beside 10,000 files, 200 notebooks of 20 MiB, and zips three deep; what has more is unreadable")
     command.add_argument("--hand-in-seconds", type=float, default=20, metavar="N", help="how long reading them may take (default: 20)")
+    command.add_argument("--seconds", type=float, default=mark.SECONDS["submission"], metavar="N", help="how long one submission may run in "
+                         "all (default: %(default)g); each question has its own seconds beside, which the set states")
+    command.add_argument("--cell-seconds", type=float, default=mark.SECONDS["cell"], metavar="N", help="how long one cell may run (default: "
+                         "%(default)g); marks made with other limits are made anew")
     command.add_argument("--dask", metavar="ADDRESS", help="mark on a Dask cluster: tcp://host:8786")
     command.add_argument("--unsafe-local", action="store_true", help="a self-check without a sandbox, for your own work: writes nothing")
     return command
@@ -132,6 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"jobs is {args.jobs}, and must be 1 or more.")
+    for name in ("seconds", "cell_seconds", "hand_in_mib", "hand_in_seconds"):
+        if not 0 < getattr(args, name) < math.inf:  # not a number is refused, too
+            raise ValueError(f"{name} is {getattr(args, name):g}, and must be a finite number above 0.")
     if args.unsafe_local and (args.export or args.dask):
         raise ValueError("--unsafe-local is a self-check without a sandbox: it makes no gradebook or other export, and uses no cluster.")
     local = zone(args.time_zone)
@@ -144,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.reveal:
         hints.allow(until.last(), args.export)
     kept = find_bundle(args.assignment, args.bundle)
-    bundle = load_bundle(kept)
+    bundle = load_bundle(kept) | {"seconds": {"submission": args.seconds, "cell": args.cell_seconds}}
     entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
                               args.layout, participants, args.file_times, _budget(args))
     if common:
@@ -180,9 +188,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _budget(args: argparse.Namespace) -> Callable[[], Budget]:
     """What reading one hand-in may cost."""
-    for name in ("hand_in_mib", "hand_in_seconds"):
-        if not getattr(args, name) > 0:  # not a number is refused, too
-            raise ValueError(f"{name} is {getattr(args, name):g}, and must be more than 0.")
     return partial(Budget, size=int(min(args.hand_in_mib, 2**20) * MIB), seconds=args.hand_in_seconds)
 
 

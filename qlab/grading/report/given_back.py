@@ -42,7 +42,7 @@ def packed(platform: str, scored: list[dict]) -> tuple[bytes, str]:
             files[f"{name}/feedback.html"] = feedback.page(result)
         else:
             files[name] = _like(name, result)
-    return _zipped(files), f"{len(files)} files" + (f", {rest} students without a name to give theirs back under" if rest else "")
+    return _zipped(files), f"{len(files)} files" + (f", {rest} without a name to give theirs back under" if rest else "")
 
 
 def _like(name: str, result: dict) -> str | bytes:

@@ -66,7 +66,7 @@ def filled(worksheet: Path, scored: list[dict]) -> tuple[str, str]:
     csv.writer(stream, delimiter=separator).writerows([rows[0][1], *lines])
     missing = [result["submission"]["student"] for result in scored if result["submission"]["id"] not in done]
     said = [f"{len(done) - locked} of its {len(lines)} rows filled in", *([f"{locked} that cannot be changed"] if locked else []),
-            *([f"{len(missing)} students are not in it: {', '.join(missing[:5])}"] if missing else [])]
+            *([f"not in it: {len(missing)} of those graded: {', '.join(missing[:5])}"] if missing else [])]
     most = {fields[at[MOST]].strip() for fields in lines} - {""} if MOST in at else set()
     if scored and any(not _same_number(one, scored[0]["max_score"]) for one in most):
         said.append(f"its maximum grade is {', '.join(sorted(most))}, and the set's is {scored[0]['max_score']:g}: points are as the set "
