@@ -188,7 +188,7 @@ def _platform(entries: dict[str, list[File]], root: tuple[str, ...], place: str,
     fitting = {
         "moodle": [name for name in entries if MOODLE.fullmatch(name if _is_folder(entries[name], depth) else stem_of(name))],
         "canvas": [name for name in entries if canvas(name) or canvas(name, True)],
-        "gradescope": [name for name in entries if _is_folder(entries[name], depth) and (GRADESCOPE.fullmatch(name) or name in people)],
+        "gradescope": [name for name in entries if name in people or _is_folder(entries[name], depth) and GRADESCOPE.fullmatch(name)],
     }
     told = {name: fit for name, fit in fitting.items() if fit and given in (None, name)}
     for name, fit in told.items():

@@ -83,7 +83,7 @@ def _owners(file: File, layout: Layout, assignment: str, stamps: dict, participa
         return (_canvas(match, layout.anonymous),)
     if layout.name == "moodle" and (match := MOODLE.fullmatch(stem_of(part) if alone else part)):
         return _moodle(match, participants, hidden)
-    if layout.name == "gradescope" and not alone:
+    if layout.name == "gradescope" and (not alone or part in layout.people):
         return tuple(_gradescope(member, part) for member in layout.people.get(part) or [{}])
     if layout.name == "nbgrader" and not alone:
         return (Owner(("nbgrader", part), part, "nbgrader", time=stamps.get(file.parts[:depth + 2])),)
@@ -106,7 +106,7 @@ def _plain(file: File, layout: Layout, assignment: str, file_times: bool) -> tup
     part = file.parts[depth]
     if alone and (not is_hand_in(file) or others_notebook(part, assignment)):
         return ()
-    name = stem_of(part) if alone or kind_of(part) == "archive" else part
+    name = (stem_of(part) if alone or kind_of(part) == "archive" else "") or part
     before, named, after = name.partition(assignment) if alone else (name, "", "")
     name = (before + after).strip(" _-.") or name if named else name
     return (Owner(("path", *file.parts[:depth], name), name, time=time),)
@@ -129,7 +129,7 @@ def _gradescope(member: dict, folder: str) -> Owner:
 
 
 def _moodle(match, participants: Mapping[str, Participant] | None, hidden: str) -> tuple[Owner, ...]:
-    name, number = match["name"].strip(), match["number"] or ""
+    name, number = match["name"].strip() or "participant", match["number"] or ""
     if participants is None:
         return (Owner(("moodle", number) if number else ("moodle", "", name), name, "moodle", number),)
     team = [one for one in participants.values() if one.group and _cleaned(one.group) == _cleaned(name)]
