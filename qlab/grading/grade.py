@@ -98,7 +98,8 @@ def _named(result: dict) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line of qlab grade."""
     command = argparse.ArgumentParser(prog="qlab grade", description="Mark what was handed in, each in a sandbox.",
-                                      epilog=f"Marks set by hand: DIR/ASSIGNMENT/{by_hand.NAME}, a table (CSV) of {', '.join(by_hand.COLUMNS)}, read at every run.")
+                                      epilog=f"Marks set by hand: DIR/ASSIGNMENT/{by_hand.NAME}, a table (CSV) of "
+                                             f"{', '.join(by_hand.COLUMNS)}, read at every run.")
     command.add_argument("folder", help="a folder, a zip or a notebook: a download of Canvas, Moodle, Gradescope, nbgrader, or plain files")
     command.add_argument("--assignment", required=True, metavar="NN", help="its number or name: 02 or 02_linear_quantization")
     command.add_argument("--bundle", metavar="FILE", help="made by qlab build (default: bundles/NN_topic.json.gz)")
