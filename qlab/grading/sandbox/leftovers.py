@@ -2,7 +2,7 @@
 
 # What tells a process of what an earlier one has done, or holds something for a later one: answers what worked.
 LEFTOVERS = """
-import ctypes, fcntl, mmap, os, platform, resource, sys
+import ctypes, fcntl, mmap, os, platform, signal
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*numbers):
     number = numbers[platform.machine() == "aarch64"]
@@ -12,6 +12,7 @@ def system(name, *args):
     return lambda: function is not None and function(*args) not in (-1, None)
 def attack(target):
     buffer, usage = ctypes.create_string_buffer(4096), ctypes.create_string_buffer(512)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a lease or a watch would send
     file = os.open(os.__file__, os.O_RDONLY)
     page = mmap.mmap(file, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     where = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
@@ -54,8 +55,9 @@ def attack(target):
         "sched_setaffinity": system("sched_setaffinity", 0, 128, bytes([255] * 128)),
         "a large send buffer": lambda: __import__("socket").socketpair()[0].setsockopt(1, 7, 2**20) is None,
         "x32": lambda: platform.machine() == "x86_64" and libc.syscall(0x40000000 + 39) >= 0, "32-bit calls": int80,
-        "the machine's memory": lambda: os.path.getmtime("/proc/meminfo") < 0 or fresh(), "/proc/1": lambda: os.path.exists("/proc/1"),
+        "the machine's memory": lambda: os.path.getmtime("/proc/meminfo") < 0 or fresh(), "access times": read_at,
     }
+    ways |= {f"{path} exists": lambda path=path: os.path.exists(path) for path in KERNEL}
     open_ways = []
     for name, way in ways.items():
         try:
@@ -65,6 +67,13 @@ def attack(target):
     return ", ".join(open_ways) or "refused"
 def made(one, control):  # and takes it away again: outside of a sandbox it would stay
     return one >= 0 and control(one, 0, None) == 0
+KERNEL = ("/proc/1", "/proc/sys", "/proc/self", "/proc/loadavg", "/sys/fs/cgroup", "/sys/devices/system/cpu/cpu0", "/sys/kernel")
+def read_at():  # whether reading a file leaves a time
+    places = [os.path.join(folder, name) for folder in ("/usr/bin", os.path.dirname(os.__file__)) for name in os.listdir(folder)[:300]]
+    files = [path for path in places if os.path.isfile(path) and os.access(path, os.R_OK)]
+    before = [os.stat(path).st_atime_ns for path in files]
+    for path in files: open(path, "rb").read(1)
+    return before != [os.stat(path).st_atime_ns for path in files]
 def fresh():  # whether /proc/meminfo follows what a process does
     before = open("/proc/meminfo").read()
     kept = bytearray(2**25); kept[::4096] = bytes([1]) * 2**13
