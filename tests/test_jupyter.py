@@ -27,9 +27,9 @@ PICTURE, QUESTION = {"image/png": "aGk=\n"}, {"text/html": "<p>Which?</p>"}
 
 
 def as_jupyterlab_saves(path):
-    """A notebook as JupyterLab hands it in after it was opened, seen in its requests: the kernel's own description of itself."""
+    """A notebook as JupyterLab hands it in after it was opened, seen in its requests: its kernel's own description, the rest as it was."""
     notebook = json.loads(path.read_bytes())
-    notebook["metadata"] = {
+    notebook["metadata"] |= {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         "language_info": {"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
                           "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"},
