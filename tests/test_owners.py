@@ -1,6 +1,7 @@
 """Whose a hand-in is, and when it came: each platform's own names, and what a student may put below or into them to be somebody else."""
 
 import csv
+import gzip
 import io
 import json
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlab.grading import results
+from qlab.grading import grade, results
 from qlab.grading.handed_in import files, gradescope, ingest, layouts, moodle, owners, times
 from qlab.grading.report import exports, feedback, given_back
 from qlab.grading.report import moodle as tables
@@ -553,3 +554,65 @@ def test_moodle_gets_each_member_of_a_team_by_their_own_number(tmp_path):
     assert "not in it: 1 of those graded: Mal" in told
     content, _ = given_back.packed("moodle", made)
     assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["Team A_17_assignsubmission_file/feedback.html"]  # as it was given out
+
+
+@pytest.fixture
+def all_right(tmp_path, monkeypatch):
+    """The command, in a folder with a bundle of one question of 2 points, which everybody answers rightly."""
+    bundle = {"format": 1, "assignment": NN, "questions": [{"id": "q1", "points": 2, "answer_cell": "q1"}]}
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / f"{NN}.json.gz").write_bytes(gzip.compress(json.dumps(bundle | {"digest": results.digest(bundle)}).encode()))
+    question = {"id": "q1", "points": 2, "score": 2, "state": "passed", "reason": "All tests pass.", "note": "", "failed_case": None,
+                "public_failed": None, "answers_like": None}
+    marks = {"questions": [question], "score": 2, "max_score": 2, "limits": {}, "stdout_tail": ""}
+    monkeypatch.setattr(grade, "run_here", lambda todo, *_, **__: ((entry, marks, 0.0) for entry in todo))
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: grade.main(["in", "--assignment", "02", *args])
+
+
+def test_the_command_with_moodles_worksheet(tmp_path, all_right, capsys):
+    laid(tmp_path / "in", "Ada_17_assignsubmission_file/02.ipynb", "Bob_18_assignsubmission_file/02.ipynb",
+         ("Cyd_19_assignsubmission_onlinetext/onlinetext.html", b"<p>hi"), "Dan_20_assignsubmission_file/02.ipynb")
+    sheet(tmp_path / "w.csv", 'Participant 17,Ada,a@x.edu,,,,"Friday, 20 November 2026, 6:00 PM",-',
+          'Participant 18,Bob,b@x.edu,,,,"Friday, 20 November 2026, 6:01 PM",-', 'Participant 19,Cyd,c@x.edu,,,,"2026-11-20 17:00",-',
+          "Participant 20,Dan,d@x.edu,,,,-,-", "Participant 21,Eve,e@x.edu,,,,-,-")
+    options = "--deadline", "2026-11-20T18:00", "--time-zone", "Europe/Berlin"
+    assert all_right(*options, "--moodle-worksheet", "w.csv", "--export", "csv", "moodle", "html") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("deadline: 2026-11-20 18:00, CET (UTC+01:00)\n02_linear_quantization: 4 handed in by 4 students\n")
+    assert "  late            1  (nothing is subtracted)\n  late?           1  (not known: nothing says when they were handed in)\n" in out
+    exported = tmp_path / "results" / NN / "export"
+    head, *rows = table((exported / "gradebook.csv").read_text("utf-8"))
+    assert [[row[head.index(name)] for name in ("student", "email", "number", "score", "late", "status")] for row in rows] == [
+        ["Ada", "a@x.edu", "17", "2", "", "graded"], ["Bob", "b@x.edu", "18", "2", "late", "graded"],
+        ["Cyd", "c@x.edu", "19", "0", "", "unreadable"], ["Dan", "d@x.edu", "20", "2", "not known", "graded"]]
+    assert [(row[0], row[5]) for row in table((exported / "moodle.csv").read_text("utf-8"))[1:]] == [
+        ("Participant 17", "2"), ("Participant 18", "2"), ("Participant 19", "0"), ("Participant 20", "2"), ("Participant 21", "")]
+    kept = {made["submission"]["student"]: made["submission"] for made in map(json.loads, (path.read_text() for path in (
+        tmp_path / "results" / NN).glob("*.json")))}
+    assert {name: (who["late"], who["number"], who["platform"]) for name, who in kept.items()} == {
+        "Ada": (False, "17", "moodle"), "Bob": (True, "18", "moodle"), "Cyd": (False, "19", "moodle"), "Dan": (None, "20", "moodle")}
+    pages = {name: (exported / "feedback" / f"{who['id']}.html").read_text() for name, who in kept.items()}
+    assert [name for name, page in pages.items() if "late" in page] == ["Bob"]
+
+
+def test_a_class_of_moodles_is_not_late_by_its_download(tmp_path, all_right, capsys):
+    laid(tmp_path / "in", *(f"S_{number}_assignsubmission_file/02.ipynb" for number in range(5)))
+    assert all_right("--deadline", "2001-01-01T00:00", "--export", "csv", "canvas", "moodle", "html", "gradescope") == 0
+    out = capsys.readouterr().out
+    assert "  late?           5  (not known" in out and "  late  " not in out
+    assert not any("late" in path.read_text() for path in (tmp_path / "results" / NN / "export" / "feedback").iterdir())
+
+
+def test_the_command_says_in_a_sentence_what_it_cannot_tell(tmp_path, all_right, capsys):
+    laid(tmp_path / "in", "ada_101_9001_02.ipynb", "mal.ipynb")
+    for args, told in ((), "say --layout canvas or --layout plain."), (("--time-zone", "Mars"), "'Mars' is no time zone"), (
+            ("--moodle-worksheet", "none.csv"), "there is no file none.csv"), (
+            ("--layout", "plain", "--moodle-worksheet", "w.csv"), "a Moodle worksheet was given"):
+        sheet(tmp_path / "w.csv")
+        with pytest.raises((ValueError, OSError), match=told):
+            all_right(*args)
+    assert not (tmp_path / "results").exists()
+    assert all_right("--layout", "canvas", "--export", "canvas") == 0
+    rows = table((tmp_path / "results" / NN / "export" / "canvas.csv").read_text("utf-8"))
+    assert [row[:2] + row[5:] for row in rows[2:]] == [["ada", "101", "2"], ["mal", "", "2"]]
