@@ -104,7 +104,10 @@ class HandIn:
             return [self._unread(status, only(others + [one.file for one in passed], self.assignment))]
         ranks = [self._rank(one) for one in candidates]
         tied = [one for one, rank in zip(candidates, ranks) if rank == max(ranks)]
-        chosen = (min if self._late(tied[0].upload) else max)(tied, key=self._age)
+        if self._late(tied[0].upload):  # what came first; of what came together the newest, as always
+            first = min(map(self._came, tied))
+            tied = [one for one in tied if self._came(one) == first]
+        chosen = max(tied, key=self._age)
         taken = Counter()
         counts = self._submission(chosen, taken)
         aside = [self._aside(one, rank, chosen, max(ranks), counts, taken) for one, rank in zip(candidates, ranks) if one is not chosen]
@@ -149,6 +152,11 @@ class HandIn:
         return (not one.reason, bool(done), not self._late(one.upload), not which.checkpoint(name), len(done), len(held), anywhere,
                 which.named(name, self.assignment, platform))
 
+    def _came(self, one: Found) -> float:
+        """When it came; the files of one upload to a platform came together, whatever numbers it gave them."""
+        time = self.files[one.upload][1].time
+        return float("-inf") if time is None else time
+
     def _age(self, one: Found) -> tuple:
         file, owner = self.files[one.upload]
         times = owner.time, file.time, one.file.time  # a file's own only tells one student's own files apart
@@ -160,14 +168,14 @@ class HandIn:
             reason = f"{entry.reason}; {instead}"
         else:
             at = next((k for k, (mine, its) in enumerate(zip(rank, best)) if mine != its), len(best))
-            late = self._late(one.upload)
+            late = self._late(one.upload) and self._came(one) != self._came(chosen)
             answers = f"it answers {best[4]} of {len(self.answers)} questions, this one {rank[4]}"
             cells = f"it holds {best[5]} of {len(self.answers)} answer cells, this one {rank[5]}"
             why = (None, answers, "this one is late", "this one is a checkpoint of Jupyter's", answers, cells,
                    "it defines more of the functions asked for", f"it is named {self.assignment}",
                    "it came first" if late else "it is newer")[at]
             if at == len(best) and self._age(one)[:-1] == self._age(chosen)[:-1]:
-                why = "they are equally old, and its path comes " + ("first" if late else "last")
+                why = "they are equally old, and its path comes last"
             reason = f"{instead}: {why}"
         return replace(entry, duplicate_of=counts.id, status=entry.status or "not graded", cells=(), notes=(), reason=reason)
 
