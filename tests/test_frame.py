@@ -651,7 +651,7 @@ IN_GRADING = {
     "author": {"author.cases", "check", "hints", "links", "mark", "results", "sandbox", "values"},
     "batch": {"handed_in", "mark", "results", "sandbox"},
     "cluster": {"batch", "handed_in"},
-    "grade": {"batch", "cluster", "handed_in", "hints", "report", "results"},
+    "grade": {"batch", "cluster", "handed_in", "hints", "mark", "report", "results"},
     "gradescope": {"author", "batch", "grade", "handed_in", "mark", "report", "results", "sandbox", "values"},
 }
 

@@ -258,6 +258,29 @@ def test_the_command(class_of_five, capsys):
     assert "'=dan, jr" in Path("results/99_small/export/gradebook.csv").read_text("utf-8-sig")
 
 
+def test_the_limits_of_time_are_options_and_marks_of_other_limits_are_made_anew(class_of_five, monkeypatch, capsys):
+    limits = []
+
+    @contextmanager
+    def opened(jobs):
+        def noted(cells, bundle):
+            limits.append(bundle["seconds"])
+            return stand_in(cells, bundle)
+        yield noted
+
+    monkeypatch.setattr(grade, "run_here", partial(batch.run_here, open_mark=opened))
+    command = ["grade", str(class_of_five), "--assignment", "99"]
+    assert cli.main(command) == cli.main(command) == 0
+    assert limits == 4 * [{"submission": 120.0, "cell": 30.0}]
+    assert cli.main([*command, "--seconds", "300", "--cell-seconds", "60"]) == 0
+    assert limits[4:] == 4 * [{"submission": 300.0, "cell": 60.0}]
+    assert json.loads(next(path for path in Path("results/99_small").glob("eve*.json")).read_text())["limit_seconds"] == limits[-1]
+    with pytest.raises(SystemExit):
+        grade.parser().parse_args(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "may run in all (default: 120)" in told and "one cell may run (default: 30)" in told
+
+
 def test_a_terminal_that_cannot_show_a_name_gets_it_in_ascii(class_of_five, monkeypatch):
     (class_of_five / "🎓 émile.ipynb").write_bytes(b"")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")

@@ -297,10 +297,10 @@ def test_the_options_of_the_command(capsys):
     command = ["in", "--assignment", "02", "--hand-in-mib", "1.5", "--hand-in-seconds", "3"]
     made = grade._budget(grade.parser().parse_args(command))()
     assert (made.size, made.seconds, made.files, made.notebooks) == (3 * MIB // 2, 3.0, 10_000, 200)
-    for option, name in (("--hand-in-mib", "hand_in_mib"), ("--hand-in-seconds", "hand_in_seconds")):
-        for value in ("0", "-1", "nan"):
-            with pytest.raises(ValueError, match=f"^{name} is {value}, and must be more than 0\\.$"):
-                grade._budget(grade.parser().parse_args([*command, option, value]))
+    for name in ("hand_in_mib", "hand_in_seconds", "seconds", "cell_seconds"):
+        for value in ("0", "-1", "nan", "inf"):
+            with pytest.raises(ValueError, match=f"^{name} is {value}, and must be a finite number above 0\\.$"):
+                grade.main([*command, f"--{name.replace('_', '-')}", value])
     with pytest.raises(SystemExit):
         grade.parser().parse_args(["--help"])
     told = " ".join(capsys.readouterr().out.split())

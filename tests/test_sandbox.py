@@ -231,6 +231,11 @@ def test_the_whole_notebook_has_a_limit_too(box):
     result = mark.grade_notebook(box, slow, small.bundle(), total_seconds=1.0)
     assert (scores(result), states(result)) == ([0, 0], ["timeout", "timeout"])
     assert "whole notebook" in result["questions"][0]["reason"]
+    result = mark.grade_notebook(box, slow, small.bundle() | {"seconds": {"submission": 1.0, "cell": 30.0}})
+    assert states(result) == ["timeout", "timeout"] and "whole notebook" in result["questions"][0]["reason"]
+    looped = small.cells(before="while True: pass")
+    result = mark.grade_notebook(box, looped, small.bundle() | {"seconds": {"submission": 120.0, "cell": 1.0}})
+    assert scores(result) == [2, 3]
 
 
 TOUR = """

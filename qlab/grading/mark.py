@@ -15,15 +15,21 @@ from qlab.grading.compare import compare
 from qlab.grading.sandbox import drive, slot
 
 
-def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: float = 120.0, cell_seconds: float = 30.0) -> dict:
+SECONDS = {"submission": 120.0, "cell": 30.0}  # unless a bundle, as a command has loaded it, says otherwise under "seconds"
+
+
+def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: float | None = None, cell_seconds: float | None = None) -> dict:
     """The marks of one notebook's cells ({"source", "grade_id", "grade"}), run in a sandbox (see `bwrap.Sandbox`).
 
     Cells with grade true, the student's copies of tests, are not run. Returns {"questions", "score", "max_score", "limits", "stdout_tail"},
     a question being {"id", "points", "score", "state", "reason", "note", "failed_case", "public_failed", "answers_like"} with state
     one of "passed", "failed", "error", "timeout", "killed" and "missing", and, where cases give points in groups, "groups": a list of
-    {"name", "points", "score", "failed_case", "answers_like"}. total_seconds bounds the whole, cell_seconds each cell.
+    {"name", "points", "score", "failed_case", "answers_like"}. total_seconds bounds the whole, cell_seconds each cell; without them,
+    bundle["seconds"] or SECONDS does.
     Raises SandboxUnavailable or WorkerFailed where the submission cannot be graded: that is no mark of 0.
     """
+    seconds = SECONDS | bundle.get("seconds", {})
+    total_seconds, cell_seconds = total_seconds or seconds["submission"], cell_seconds or seconds["cell"]
     kept = [cell for cell in cells if not cell["grade"]]
     places = {cell["grade_id"]: index for index, cell in enumerate(kept)}  # of an answer cell that is there twice, the last
     asked = [{"id": part, "seconds": question["seconds"], "cases": [question["cases"][k] for k in held],
@@ -40,9 +46,9 @@ def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: floa
     }
 
 
-def grade_trusted(cells: list[dict], bundle: dict, total_seconds: float = 120.0, cell_seconds: float = 30.0) -> dict:
+def grade_trusted(cells: list[dict], bundle: dict) -> dict:
     """The same without a sandbox, in a plain process: only for notebooks of one's own."""
-    return grade_notebook(slot.Trusted(), cells, bundle, total_seconds, cell_seconds)
+    return grade_notebook(slot.Trusted(), cells, bundle)
 
 
 def total(points: Iterable[float]) -> float:

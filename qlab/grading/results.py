@@ -43,7 +43,8 @@ def make(entry: Submission, bundle: dict, marks: dict | None = None, status: str
     score = 0 if status == "unreadable" else None
     none = {"questions": [], "score": score, "max_score": max_score(bundle), "limits": {}, "stdout_tail": ""}
     return {"format": FORMAT, "assignment": bundle["assignment"], "submission": entry.header(), "bundle": bundle["digest"],
-            "status": status, "reason": reason or entry.reason, **_of_version(entry, bundle), **(marks or none),
+            "status": status, "reason": reason or entry.reason, "limit_seconds": bundle.get("seconds", {}), **_of_version(entry, bundle),
+            **(marks or none),
             "seconds": round(seconds, 3)}
 
 
@@ -63,9 +64,10 @@ def _of_version(entry: Submission, bundle: dict) -> dict:
 
 
 def stands(result: dict | None, entry: Submission, bundle: dict) -> bool:
-    """Whether an earlier result is still this submission's: marked, of the same notebook, with the same bundle."""
+    """Whether an earlier result is still this submission's: marked, of the same notebook, with the same bundle and limits of time."""
     return (result is not None and result["status"] == "graded" and not entry.status
-            and result["submission"].get("sha256") == entry.sha256 and result.get("bundle") == bundle["digest"])
+            and result["submission"].get("sha256") == entry.sha256 and result.get("bundle") == bundle["digest"]
+            and result.get("limit_seconds") == bundle.get("seconds", {}))
 
 
 def renew(result: dict, entry: Submission, bundle: dict) -> dict:
