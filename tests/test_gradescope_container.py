@@ -19,7 +19,7 @@ import pytest
 
 from qlab import cli
 from qlab.grading import results
-from qlab.grading.gradescope import package, run
+from qlab.grading.gradescope import container, package, run
 from qlab.grading.sandbox import bwrap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,8 @@ def attack():
     tried(socket.socket, socket.AF_INET)
     tried(os.setuid, 0)
 attack()
-subprocess.Popen([sys.executable, "-c", "import os, time\\nos.setsid()\\nwhile True: time.sleep(1)"])
+for endless in ("time.sleep(1)", "os.fork() and os._exit(0)"):
+    subprocess.Popen([sys.executable, "-c", f"import os, time\\nos.setsid()\\nwhile True: {endless}"])
 """
 RIGHT_IF_SHUT = grading_helpers.CODES.replace("    scale", "    attack()\n    scale") + " + len(opened)"
 LEAVES = "def nbytes(shape, bits):\n    attack()\n    if shape[0] != 2:\n        os._exit(0)\n    return 3"
@@ -99,7 +100,8 @@ def in_container(place):
     for parent in dict.fromkeys(parent for path in shown for parent in reversed(path.parents[:-1])):
         command += ["--perms", "0755", "--dir", str(parent)]
     command += [word for path in shown for word in ("--ro-bind", str(path), str(path))]
-    command += ["--bind", str(place), "/autograder", "--chdir", "/autograder", "--", "/autograder/run_autograder"]
+    left = f"code=$?; grep -l '^Uid:.{container.STUDENT}' /proc/[0-9]*/status; exit $code"  # processes that it has not ended
+    command += ["--bind", str(place), "/autograder", "--chdir", "/autograder", "--", "/bin/sh", "-c", f"/autograder/run_autograder; {left}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -169,6 +171,7 @@ def test_a_container_that_forbids_namespaces(autograder):
     done = in_container(autograder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "network: none\n" in done.stdout and "processes of others: seen\n" in done.stdout
+    assert done.stdout.endswith("time: kept by the grader\n")  # and no process is left
     told = read(autograder)
     assert [(test["name"], test["score"], test["output"]) for test in told["tests"]] == [
         ("q1", 2, "All tests pass."),

@@ -7,7 +7,8 @@ As in the sandbox (see `sandbox.confine`): no network, no capability, no new pri
 needs; rlimits on processes, files and address space; the grader's clock; no right answer in the process.
 Not as there: it sees the container's other files and processes, so what is secret must be readable by root alone; memory is bounded for
 each process and not for all together; what it writes stays until the container ends. With one submission a container there is nobody else's
-to be seen or changed. The grader adopts what a worker leaves running (PR_SET_CHILD_SUBREAPER, prctl(2)) and ends it.
+to be seen or changed. What a worker leaves running is adopted by the grader (PR_SET_CHILD_SUBREAPER, prctl(2)) and ended: nothing else runs
+as this user, so kill(-1) ends all of it in one step, which a process that forks for ever cannot outrun (kill(2)).
 
 Fails closed: what a probe does not meet when the container opens raises SandboxUnavailable.
 """
@@ -17,7 +18,6 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +31,7 @@ from qlab.grading.sandbox import bwrap, confine, worker, zygote
 from qlab.grading.sandbox.drive import Run, WorkerFailed, drive
 
 PR_SET_CHILD_SUBREAPER = 36
+STUDENT = 54_321  # a user and group that nothing else has
 START = "import sys; sys.path.append(sys.argv.pop()); from qlab.grading.gradescope import container; container.main()"
 
 
@@ -72,8 +73,8 @@ class Container:
     def _start(self) -> Run:
         (requests, to_worker), (from_worker, answers), (from_output, output) = (os.pipe() for _ in range(3))
         place = tempfile.mkdtemp()  # the worker's home and working folder
-        os.chown(place, bwrap.NOBODY, bwrap.NOBODY)
-        settings = {**self._limits, "pipes": [requests, answers, output], "uid": bwrap.NOBODY}
+        os.chown(place, STUDENT, STUDENT)
+        settings = {**self._limits, "pipes": [requests, answers, output], "uid": STUDENT}
         environment = {**bwrap.ENVIRONMENT, **dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "IPYTHONDIR"), place)}
         process = subprocess.Popen(
             [sys.executable, "-P", "-s", "-c", START, json.dumps(settings), str(Path(qlab.__file__).resolve().parents[1])],
@@ -107,22 +108,11 @@ class Container:
 
 
 def _end_all() -> None:
-    """Ends every process of the student's user that is a child of this one, until there is none: what these leave becomes one."""
-    while children := [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _is_theirs(pid)]:
-        for pid in children:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-
-
-def _is_theirs(pid: int) -> bool:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:  # it has ended meanwhile
-        return False
-    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return int(status["PPid"]) == os.getpid() and int(status["Uid"].split()[1]) == bwrap.NOBODY
+    """Ends every process of the student's user and waits for them; the grader has no other children."""
+    subprocess.run(["/bin/sh", "-c", "kill -9 -1"], user=STUDENT, group=STUDENT, extra_groups=[], cwd="/", stderr=subprocess.DEVNULL)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 # Returns the doors it finds open; each should be shut.
