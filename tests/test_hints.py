@@ -1,4 +1,4 @@
-"""What a student learns of hidden tests, before the deadline and after; and from which version of a set a hand-in was made."""
+"""What a class sees of a question in groups, of hidden tests before the deadline and after, and of the version that a hand-in has."""
 
 import gzip
 import json
@@ -150,6 +150,35 @@ def test_of_groups_each_has_its_hint_once():
     assert whole.endswith("The answers are those of a known mistake: both.")
     late = hints.reveal({"questions": [{**question, "state": "timeout", "note": "timeout: notebook"}]}, bundle)
     assert late["questions"][0]["reason"] == "R."  # the whole notebook ran out of time: this question has failed nothing
+
+
+# Points in groups
+
+
+def test_points_of_groups_reach_every_table_and_page(command, capsys):
+    bundle = small.bundle()
+    bundle["questions"][0]["groups"] = [{"name": name, "points": points, "cases": held}
+                                        for name, points, held in (("", 1.5, [0, 1]), ("secret <name>", 0.5, [2]))]
+    bundled(Path("b.json.gz"), questions=bundle["questions"])
+    for name in ("bob", "dan", "eve"):
+        hand_in(Path("in"), name, **CLASS[name][0])
+    exports = ["csv", "html", "gradescope", "canvas", "moodle", "pages", "statistics"]
+    assert cli.main([*command, "--deadline", PASSED, "--reveal", "hints", "--export", *exports]) == 0
+    assert "mean         2.67 of 5, median 3.5" in capsys.readouterr().out
+    told = exported()
+    rows = [line.split(",") for line in told["gradebook.csv"].splitlines()]
+    columns = [rows[0].index(name) for name in ("student", "score", "q1", "q2")]
+    assert [" ".join(row[k] for k in columns) for row in rows[1:]] == ["bob 3.5 0.5 3", "dan 4.5 1.5 3", "eve 0 0 0"]
+    assert [line.split(",")[-1] for line in told["canvas.csv"].splitlines()[2:]] == ["3.5", "4.5", "0"]
+    pages = {name: text for name, text in told.items() if name.startswith("feedback/")}
+    (bob,) = [text for name, text in pages.items() if "/bob-" in name]
+    assert ">0.5 of 2<" in bob and "3.5 of 5 points" in bob and "about: two axes, and a value outside the range. The answers are" in bob
+    assert "a hidden test fails. 1 of the 2 parts of this question pass. The hidden test that fails is" in bob
+    (dan,) = [json.loads(text) for name, text in told.items() if name.startswith("gradescope/dan")]
+    assert [(test["score"], test["max_score"], test["status"]) for test in dan["tests"]] == [(1.5, 2, "failed"), (3, 3, "passed")]
+    assert not any("secret" in text for text in told.values())  # what a group is called is for the teacher
+    made = [json.loads(path.read_text()) for path in sorted(Path("results/99_small").glob("*.json"))]
+    assert [[group["score"] for group in result["questions"][0]["groups"]] for result in made] == [[0, 0.5], [1.5, 0], [0, 0]]
 
 
 # The version of the set

@@ -1,7 +1,7 @@
 """The class at a glance, for its teacher: how the scores lie, which question was hard, and what was commonly got wrong.
 
 A question's success rate is the share of graded notebooks with its full points. A wrong answer is named after the wrong solution of the
-bundle that gives the same answers on all cases; one that is like none of them by the reason that its student reads.
+bundle that gives the same answers to all hidden cases; one that is like none of them by the reason that its student reads.
 """
 
 import base64
