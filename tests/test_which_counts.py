@@ -64,7 +64,7 @@ def adas(root, files, **options):
 
 
 ANSWERS = "it answers 2 of 2 questions, this one 0"
-LESSON = nb("def f(x):\n    return 0", "f(1)", "def g(x):\n    return 0", ids=())
+LESSON = nb("def f(x):\n    return 0", "f(1)", ids=())  # lessons define some of the functions, and not all
 COURSE = {f"{folder}/{name}.ipynb": LESSON if folder == "notebooks" else nb(*OTHER)
           for folder in ("exercises", "notebooks") for name in ("01_why", "03_log", "04_kmeans")}
 PICKED = {
@@ -99,6 +99,10 @@ PICKED = {
     "another set with the same ids": ({"ada/a.ipynb": nb(*WHOLE), "ada/b.ipynb": (nb(*OTHER), 9)}, "ada/a.ipynb", {"ada/b.ipynb": ANSWERS}),
     "this set under another's number": ({"ada/03_log.ipynb": nb(*WHOLE), f"ada/{NN}.ipynb": (nb(*BLANK), 9)},
                                         "ada/03_log.ipynb", {f"ada/{NN}.ipynb": ANSWERS}),
+    "answers that have lost their ids beside a newer blank set": (
+        {"ada/a.ipynb": nb("x = 1", *WHOLE, ids=()), f"ada/{NN}.ipynb": (nb(*BLANK), 9)}, "ada/a.ipynb", {f"ada/{NN}.ipynb": ANSWERS}),
+    "one answer that has lost its id": ({"ada/a.ipynb": nb(WHOLE[0], WHOLE[1], ids=("q1",)), "ada/b.ipynb": (nb(WHOLE[0], BLANK[1]), 9)},
+                                        "ada/a.ipynb", {"ada/b.ipynb": "it answers 2 of 2 questions, this one 1"}),
     "a name of its own": ({"ada/final FINAL (2).ipynb": nb(*WHOLE)}, "ada/final FINAL (2).ipynb", {}),
     "in capitals": ({"ada/WORK.IPYNB": nb(*WHOLE)}, "ada/WORK.IPYNB", {}),
     "the course's folder": ({"ada.zip": zipped({**COURSE, f"exercises/{NN}.ipynb": nb(*WHOLE), f"notebooks/{NN}.ipynb": (LESSON, 9)})},
@@ -161,6 +165,28 @@ def test_in_time_before_late_but_not_a_blank_one(tmp_path):
     blank = nb(*BLANK)
     counts, aside = adas(tmp_path / "blank", {"ada/a.ipynb": (blank, 3), "ada/b.ipynb": (whole, 9)}, deadline=deadline, file_times=True)
     assert (counts.source, counts.late, aside) == ("ada/b.ipynb", True, {"ada/a.ipynb": f"{COUNTS('ada/b.ipynb')}: {ANSWERS}"})
+
+
+def test_of_a_late_zip_the_newest_counts(tmp_path):
+    """It came at one time; the oldest of late ones counts where they came one after the other."""
+    work = zipped({"old.ipynb": (nb(*WHOLE), 1), "new.ipynb": (nb(*WHOLE), 2)})
+    (tmp_path / "canvas").mkdir()
+    (tmp_path / "canvas" / "ada_LATE_7_8_hw.zip").write_bytes(work)
+    (tmp_path / "canvas" / "bob_9_10_hw.ipynb").write_bytes(nb(*WHOLE))
+    ada, aside, _ = ingest.collect(tmp_path / "canvas", NN, answers=ASKED)
+    assert (ada.source, ada.late) == ("ada_LATE_7_8_hw.zip/new.ipynb", True)
+    assert aside.reason == f"{COUNTS(ada.source)}: it is newer"
+    deadline = datetime(2026, 11, 5, tzinfo=UTC)
+    counts, aside = adas(tmp_path / "plain", {"ada/a.zip": (work, 9), "ada/b.zip": (work, 8)}, deadline=deadline, file_times=True)
+    assert (counts.source, counts.late) == ("ada/b.zip/new.ipynb", True)
+    assert {source: reason.split(": ")[1] for source, reason in aside.items()} == {
+        "ada/a.zip/new.ipynb": "it came first", "ada/a.zip/old.ipynb": "it came first", "ada/b.zip/old.ipynb": "it is newer"}
+
+
+def test_a_number_before_a_platforms_name_is_the_students(tmp_path):
+    (tmp_path / f"23_1077_19770_{NN}-1.ipynb").write_bytes(nb(*WHOLE))
+    (tmp_path / "bob_9_10_hw.ipynb").write_bytes(nb(*WHOLE))
+    assert [(entry.student, entry.notes) for entry in ingest.collect(tmp_path, NN, answers=ASKED)] == [("23", ()), ("bob", ())]
 
 
 def test_the_wrong_assignment_alone_is_said(tmp_path):

@@ -7,9 +7,10 @@
     the one that answers more questions
     the one that holds more answer cells, or else defines more of the functions asked for
     the one named exactly as the assignment
-    the newest; of late ones the oldest
+    the newest; of late ones the newest of what came first
 
-An answer cell has the question's id and defines a function that the question's tests call: every set calls its questions q1, q2, ...
+An answer cell has the question's id and defines a function that the question's tests call: every set calls its questions q1, q2, ... Some
+editors drop the ids: a notebook that defines the functions of all questions without one is the set as well. A lesson defines a few.
 """
 
 import ast
@@ -41,19 +42,25 @@ def _called(case: dict) -> set[str]:
 
 
 def answered(cells: Iterable[dict], answers: Answers) -> tuple[set[str], set[str], int]:
-    """The answer cells of the assignment that a notebook holds, those of them that are answered, and how many others have their functions
-    defined in some cell.
+    """The answer cells of the assignment that a notebook holds, those of them that are answered, and of how many others the functions are
+    defined in some cell. Are all others' defined, then their cells have only lost their ids, and the notebook holds them.
 
     >>> stub = {"source": "def f(x):\\n    raise NotImplementedError()", "grade_id": "q1", "grade": False}
-    >>> answered([stub, {"source": "def g(x):\\n    return x", "grade_id": None, "grade": False}], {"q1": {"f"}, "q2": {"g"}, "q3": {"h"}})
+    >>> lost = {"source": "def g(x):\\n    return x", "grade_id": None, "grade": False}
+    >>> answered([stub, lost], {"q1": {"f"}, "q2": {"g"}, "q3": {"h"}})
     ({'q1'}, set(), 1)
+    >>> held, done, others = answered([stub, lost], {"q1": {"f"}, "q2": {"g"}})
+    >>> sorted(held), done, others
+    (['q1', 'q2'], {'q2'}, 0)
     """
     own = [cell for cell in cells if not cell["grade"]]
     last = {cell["grade_id"]: cell["source"] for cell in own}  # of an answer cell that is there twice, the last counts
-    held = {name for name, functions in answers.items() if name in last and _defines(last[name], functions)}
-    anywhere = sum(any(_defines(cell["source"], functions) for cell in own) for name, functions in answers.items()
-                   if name not in held and functions)
-    return held, {name for name in held if last[name].strip() and not OPEN.search(last[name])}, anywhere
+    held = {name: last[name] for name, functions in answers.items() if name in last and _defines(last[name], functions)}
+    others = {name: functions for name, functions in answers.items() if name not in held}
+    lost = {name: cell["source"] for cell in own for name, functions in others.items() if functions and _defines(cell["source"], functions)}
+    if len(lost) == len(others):
+        held, lost = held | lost, {}
+    return set(held), {name for name, source in held.items() if source.strip() and not OPEN.search(source)}, len(lost)
 
 
 def _defines(source: str, functions: Iterable[str]) -> bool:
