@@ -304,7 +304,7 @@ def check_page(page):
 
 def check_everything(value):
     bad, other = hostile(value), result("Ada")
-    check_table(exports.gradebook([bad, other], BUNDLE), 3, 17)
+    check_table(exports.gradebook([bad, other], BUNDLE), 3, 19)
     check_table(exports.canvas([bad, other], BUNDLE), 4, 6)
     check_table(moodle.table([bad, other]), 3, 8)
     check_page(moodle.told(bad))
@@ -356,7 +356,7 @@ def test_a_hostile_comment_of_a_table_is_escaped_too():
     bad["questions"][0]["by_hand"] = said
     bad["adjusted"] = {"score": 5, "late": None, "by_hand": [{"question": "q1", **said}]}
     check_page(feedback.page(bad))
-    check_table(exports.gradebook([bad], BUNDLE), 2, 17)
+    check_table(exports.gradebook([bad], BUNDLE), 2, 19)
     assert "&lt;script&gt;=1\ufffd" in feedback.page(bad) and "<script>" not in moodle.told(bad)
 
 

@@ -283,7 +283,11 @@ def test_an_extension_is_the_students_deadline(tmp_path):
     owner = Owner((), "Ada", late=True)  # Canvas marks who is later than Canvas's deadline
     assert is_late(owner, DUE) is True and is_late(owner, DUE + timedelta(days=2), extended=True) is None
     page = feedback.page(result("Ada", deadline="2026-11-25T18:00:00+01:00", extended=True))
-    assert "Your deadline was extended to 2026-11-25T18:00:00+01:00." in page
+    assert "Your deadline was extended to 2026-11-25 18:00:00+01:00." in page
+    made = result("Ada", time=DUE.timestamp(), deadline=DUE.isoformat(), extended=True)
+    head, row = csv.reader(io.StringIO(exports.gradebook([made], BUNDLE)))
+    assert dict(zip(head, row))["deadline"] == "2026-11-23 18:00:00+01:00, extended"
+    assert dict(zip(head, row))["handed_in"] == "2026-11-23 18:00:00+01:00"
 
 
 @pytest.mark.parametrize("text, told", [

@@ -55,8 +55,8 @@ def test_the_gradebook(tmp_path, made):
     assert exports.export("csv", made, BUNDLE, tmp_path) == f"{tmp_path / 'gradebook.csv'}, 5 rows"
     assert (tmp_path / "gradebook.csv").read_bytes().startswith(b"\xef\xbb\xbfstudent,")
     head, *body = rows(tmp_path / "gradebook.csv", "utf-8-sig")
-    assert head == ["student", "email", "number", "score", "max_score", "q1", "q2", "late", "before_penalty", "penalty", "by_hand", "comment",
-                    "status", "reason", "notes", "source", "id"]
+    assert head == ["student", "email", "number", "score", "max_score", "q1", "q2", "late", "handed_in", "deadline",
+                    "before_penalty", "penalty", "by_hand", "comment", "status", "reason", "notes", "source", "id"]
     kept = [[row[head.index(name)] for name in ("student", "score", "q1", "q2", "late", "status", "reason")] for row in body]
     assert kept == [["Ada", "5", "2", "3", "", "graded", ""], ["Bob", "3", "0", "3", "", "graded", ""],
                     ["Cyd", "2", "2", "0", "late", "graded", ""], ["Dan", "0", "", "", "", "unreadable", "it is empty"],
@@ -139,8 +139,9 @@ def parsed(page):
 def test_the_feedback_page():
     shown = parsed(feedback.page(result("Bob", q1=False, late=True)))
     text = " ".join(" ".join(shown.text).split())
-    for part in ("02_linear_quantization", "Bob , Bob.ipynb , handed in late", "3 of 5 points", "q1 0 of 2 A public test fails.", "call f(x)",
-                 "x tensor([0.5])", "expected tensor([191])", "got <img src=x onerror=alert(1)>", "hint it is 191.25", "q2 3 of 3"):
+    for part in ("02_linear_quantization", "Bob , Bob.ipynb , handed in late", "3 of 5 points", "q1 0 of 2 A public test fails.",
+                 "call f(x)", "x tensor([0.5])", "expected tensor([191])", "got <img src=x onerror=alert(1)>", "hint it is 191.25",
+                 "q2 3 of 3"):
         assert part in text
     assert "Your notebook could not be read: it is empty." in feedback.page(result("Dan", status="unreadable", reason="it is empty"))
     waiting = feedback.page(result("Eve", status="not graded", reason=SECRET))

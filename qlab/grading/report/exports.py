@@ -19,7 +19,7 @@ from pathlib import Path
 from qlab.grading import results
 from qlab.grading.report import feedback, given_back, moodle, whole
 from qlab.grading.report.text import clean, table
-from qlab.grading.report.words import by_hand, comments, graded
+from qlab.grading.report.words import by_hand, comments, deadline, graded, handed_in
 
 NAMES = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics")
 
@@ -67,17 +67,17 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
 def gradebook(counts: list[dict], bundle: dict) -> str:
     """The gradebook as CSV: who, the score, each question's, how they came about, and why where something is not as usual."""
     names = [question["id"] for question in bundle["questions"]]
-    rows = [["student", "email", "number", "score", "max_score", *names, "late", "before_penalty", "penalty", "by_hand", "comment",
-             "status", "reason", "notes", "source", "id"]]
+    rows = [["student", "email", "number", "score", "max_score", *names, "late", "handed_in", "deadline", "before_penalty",
+             "penalty", "by_hand", "comment", "status", "reason", "notes", "source", "id"]]
     for result in counts:
         who, scores = result["submission"], {question["id"]: question["score"] for question in result["questions"]}
         late, said = result.get("adjusted", {}).get("late") or {}, result.get("adjusted", {}).get("by_hand", ())
         set_to = [f"{row['question'] or 'total'}: {row['points']:g}, graded {graded(row)}" for row in said if row["points"] is not None]
         told = [f"{row['question']}: {row['comment']}" if row["question"] else row["comment"] for row in said if row["comment"]]
         rows.append([who["student"], who["email"], who["number"], result["score"], result["max_score"], *map(scores.get, names),
-                     {True: "late", None: "not known"}.get(who["late"], ""), late.get("before"), late.get("told"), "; ".join(set_to),
-                     "; ".join(told),
-                     result["status"], result["reason"], "; ".join(result["notes"]), who["source"], who["id"]])
+                     {True: "late", None: "not known"}.get(who["late"], ""), handed_in(who), deadline(who), late.get("before"),
+                     late.get("told"), "; ".join(set_to), "; ".join(told), result["status"], result["reason"], "; ".join(result["notes"]),
+                     who["source"], who["id"]])
     return table(rows)
 
 

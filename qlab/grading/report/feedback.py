@@ -54,7 +54,7 @@ def body(result: dict) -> str:
              f"<p class=\"soft\"><bdi>{markup(who['student'])}</bdi>, <bdi>{markup(who['source'])}</bdi>"
              f"{', handed in late' if who['late'] else ''}</p>"]
     if who.get("extended"):
-        lines.append(f"<p class=\"soft\">Your deadline was extended to {markup(who['deadline'])}.</p>")
+        lines.append(f"<p class=\"soft\">Your deadline was extended to {markup(words.deadline(who).partition(',')[0])}.</p>")
     if result["score"] is None:
         lines += ['<p class="total">Not graded yet</p>', "<p>This is no mark: it will be graded again.</p>"]
         return "\n".join(lines + _hand(words.of_all(result)))

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from qlab.grading import results
-from qlab.grading.report import by_hand, late
+from qlab.grading.report import by_hand, late, words
 
 NOTHING = {"reason": "", "note": "", "failed_case": None, "public_failed": None, "answers_like": None}
 
@@ -82,6 +82,5 @@ def _lateness(who: dict, points: Fraction, rule: late.Penalty | None) -> dict | 
         return {"told": "late, by how much is not known: nothing is subtracted", "exactly": Fraction(0)}
     due = datetime.fromisoformat(who["deadline"])
     units = rule.units(Fraction(who["time"]) - Fraction(due.timestamp()))
-    handed_in = datetime.fromtimestamp(who["time"], due.tzinfo).isoformat(" ", "seconds")
-    return {"told": rule.told(units) if units else "late, within the grace: nothing is subtracted", "handed_in": handed_in,
+    return {"told": rule.told(units) if units else "late, within the grace: nothing is subtracted", "handed_in": words.handed_in(who),
             "deadline": due.isoformat(" ", "seconds"), "exactly": rule.subtracted(points, units)}

@@ -1,5 +1,7 @@
 """What came of a submission in the words that its student reads: of each question, of what was set by hand, of being late."""
 
+from datetime import UTC, datetime
+
 
 def comments(result: dict) -> list[str]:
     """What a student may read, a line a question, and one for what holds for all.
@@ -51,6 +53,26 @@ def lateness(late: dict) -> str:
         return f"Handed in {late['told']}."
     return (f"Handed in {late['handed_in']}, deadline {late['deadline']}, {late['told']}. {late['before']:g} points before, "
             f"{late['after']:g} after.")
+
+
+def handed_in(who: dict) -> str:
+    """When a submission came, in the zone of its deadline; "" where that is not known.
+
+    >>> handed_in({"time": 1795629600.0, "deadline": "2026-11-23T18:00:00+01:00"})
+    '2026-11-25 19:00:00+01:00'
+    """
+    zone = datetime.fromisoformat(who["deadline"]).tzinfo if who.get("deadline") else UTC
+    return "" if who.get("time") is None else datetime.fromtimestamp(who["time"], zone).isoformat(" ", "seconds")
+
+
+def deadline(who: dict) -> str:
+    """Until when its student could hand in, and whether that is an extended deadline.
+
+    >>> deadline({"deadline": "2026-11-23T18:00:00+01:00", "extended": True})
+    '2026-11-23 18:00:00+01:00, extended'
+    """
+    when = datetime.fromisoformat(who["deadline"]).isoformat(" ", "seconds") if who.get("deadline") else ""
+    return when + (", extended" if who.get("extended") else "")
 
 
 def graded(row: dict) -> str:
