@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import grading_helpers
 import pytest
+import test_browser
 
 from qlab.grading import mark, results
 from qlab.grading.handed_in import notebook, outputs
@@ -159,3 +160,48 @@ def test_they_lie_beside_the_export_folder_and_replace_the_former_ones(made, tmp
     (tmp_path / "given.ipynb").write_text(json.dumps({"nbformat": 4, "cells": [stub]}))
     told = teacher.export("similar", found, BUNDLE, tmp_path, entries, [tmp_path / "none.ipynb", tmp_path / "given.ipynb"])
     assert told == f"{tmp_path / 'similar.html'} and .csv, 0 pairs, for the teacher only"
+
+
+def test_the_index_filters_by_question_and_by_mistake(made, tmp_path):
+    """In a real browser, from a file: no server and no network."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]' -c constraints.txt")
+    if not test_browser.CHROMIUM:
+        pytest.skip("needs a Chromium: on Debian apt install chromium, elsewhere name one in QLAB_CHROMIUM")
+    found = [*made[0], result("Eve", made[1]["bob-1"], id="eve-1")]
+    found[-1]["submission"]["student"] = "<script>document.title = 'broken'</script>"
+    teacher.export("pages", found, BUNDLE, tmp_path, [])
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=test_browser.CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        troubles, asked_for = [], []
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: asked_for.append(request.url.split(":")[0]))
+
+        def shown():
+            names = [link.inner_text() for link in page.locator("#students tbody tr:visible a").all()]
+            assert page.locator("#shown").inner_text() == f"{len(names)} of 5 shown"
+            return [name[:3] for name in names]
+
+        page.goto((tmp_path / "pages" / "index.html").as_uri())
+        assert shown() == ["Ada", "Bob", "Cyd", "Dan", "<sc"] and page.title() == "99_small: all students"
+        page.select_option("#question", label="q2")
+        assert shown() == ["Cyd", "Dan"]
+        page.select_option("#question", label="q1")
+        assert shown() == ["Bob", "Dan", "<sc"]
+        page.select_option("#mistake", label="q1: floor for round (2)")
+        assert shown() == ["Bob", "<sc"]
+        page.click("text=Bob")
+        page.click("text=next")
+        assert page.locator("h1").inner_text() == "Cyd"
+        page.go_back()
+        page.go_back()
+        assert shown() == ["Bob", "<sc"] and page.locator("#question").input_value() == "0"
+        page.select_option("#question", label="q2")  # the mistake was one of q1
+        assert shown() == ["Cyd", "Dan"]
+        page.click("a:has-text('The cell of this question stopped')")
+        assert shown() == ["Cyd"]
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title = 1\">')")
+        assert page.title() == "99_small: all students"
+        browser.close()
+    assert set(asked_for) == {"file"} and all("Content Security Policy" in text for text in troubles)
