@@ -7,8 +7,9 @@
     report/      results become tables for the platforms, a page for each student, a picture of the class
 
 grade is the command that leads them through; gradescope/ does so for one submission, in Gradescope's container. values, compare and show:
-what an answer is, when it is right, how it looks. Of the rooms, sandbox and handed_in import no other one, report the results and tables
-that a teacher wrote, author what marks; tests/test_frame.py holds each to its list.
+what an answer is, when it is right, how it looks; hints: what students may read of hidden tests after the deadline. Of the rooms, sandbox
+and handed_in import no other one, report the results and tables that a teacher wrote, author what marks; tests/test_frame.py holds each to
+its list.
 
 A notebook imports its words from here; everything else is imported from its module.
 """
