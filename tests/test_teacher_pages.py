@@ -113,7 +113,7 @@ def test_a_case_of_another_bundle_is_not_looked_up():
     del old["questions"][0]["failed_answers"]
     assert "no answer is kept" in pages.page(old, BUNDLE, ())
     old["questions"][0]["failed_case"] = 99
-    assert "There is no cell" in pages.page(old, BUNDLE, ())
+    assert "No cell has this question" in pages.page(old, BUNDLE, ())
 
 
 def test_a_group_of_cases_shows_the_case_that_it_failed_on():
@@ -121,6 +121,16 @@ def test_a_group_of_cases_shows_the_case_that_it_failed_on():
     grouped["questions"][0] |= {"failed_case": 0, "groups": [{"name": "<edges>", "failed_case": 1}, {"name": "", "failed_case": None}]}
     headings = Reader(pages.page(grouped, BUNDLE, ())).texts["h3"]
     assert headings == ["The case that failed first: a public one", "In <edges>: a hidden one"]
+
+
+def test_an_answer_that_lost_its_id_is_found_by_its_function():
+    cells = [{**cell, "grade_id": None} for cell in grading_helpers.cells(after="def nbytes(shape, bits):\n    return 4")]
+    found = [answers.of_question(tuple(cells), question)["source"] for question in BUNDLE["questions"]]
+    assert found == [grading_helpers.CODES, "def nbytes(shape, bits):\n    return 4"]
+    assert [cell["source"] for cell in answers.others(tuple(cells), BUNDLE)] == [grading_helpers.SETUP, grading_helpers.NBYTES]
+    twice = tuple(grading_helpers.cells() + grading_helpers.cells(q1=FLOOR, q2=""))
+    assert answers.of_question(twice, BUNDLE["questions"][0])["source"] == FLOOR
+    assert grading_helpers.CODES in [cell["source"] for cell in answers.others(twice, BUNDLE)]
 
 
 def test_long_code_is_cut():

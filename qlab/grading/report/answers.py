@@ -3,6 +3,9 @@
 import re
 import unicodedata
 
+from qlab.grading.handed_in import which
+from qlab.grading.handed_in.notebook import DEFINED
+
 LONGEST = 20_000  # characters of one cell or output
 # Cc, Cf, Cs, Co, Cn, Zl and Zp are seen by no reader, or change the order of what is seen (CVE-2021-42574); a half surrogate fits no file.
 _SUSPECT = re.compile(r"[^\n\t\x20-\x7e]")
@@ -25,17 +28,23 @@ def _named(sign: str) -> str:
 
 
 def of_question(cells: tuple[dict, ...], question: dict) -> dict | None:
-    """The cell that answers a question: of several with its grade id the last one, which is the one that counts; None if there is none.
+    """The cell that answers a question, the last of those with its grade id, which is the one that counts; None if there is none.
+
+    Of a notebook that lost its grade ids, as when cells are pasted into a new one, it is the last that defines the question's function.
 
     >>> cells = [{"source": "1", "grade_id": "q1", "grade": False}, {"source": "2", "grade_id": "q1", "grade": False}]
     >>> of_question(tuple(cells), {"answer_cell": "q1"})["source"]
     '2'
     """
-    own = [cell for cell in cells if cell["grade_id"] == question["answer_cell"] and not cell["grade"]]
+    run = [cell for cell in cells if not cell["grade"]]
+    own = [cell for cell in run if cell["grade_id"] == question["answer_cell"]]
+    if not own:
+        functions = which.asked({"questions": [question]})[question["answer_cell"]]
+        own = [cell for cell in run if functions & set(DEFINED.findall(cell["source"]))]
     return own[-1] if own else None
 
 
 def others(cells: tuple[dict, ...], bundle: dict) -> list[dict]:
     """The cells that answer no question and are no copy of a test, without empty ones."""
-    names = {question["answer_cell"] for question in bundle["questions"]}
-    return [cell for cell in cells if cell["grade_id"] not in names and not cell["grade"] and cell["source"].strip()]
+    shown = [of_question(cells, question) for question in bundle["questions"]]
+    return [cell for cell in cells if not cell["grade"] and cell["source"].strip() and not any(cell is answer for answer in shown)]

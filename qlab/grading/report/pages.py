@@ -106,7 +106,7 @@ def _question(question: dict, asked: dict, cells: tuple[dict, ...]) -> str:
              f"{question['score']:g} of {question['points']:g}, {escape(question['state'])}</span></div>",
              f"<p>{_text(' '.join([*by_hand(question.get('by_hand')), question['reason']]))}</p>", like,
              f'<p class="soft">{_text(question["note"])}</p>' if question["note"] else "",
-             _code(cell) if cell else '<p class="soft">There is no cell with this question\'s mark.</p>']
+             _code(cell) if cell else '<p class="soft">No cell has this question\'s id or defines its function.</p>']
     parts += [_failed(title, k, question, asked) for title, k in _cases(question).items()]
     return "<section>\n" + "\n".join(parts) + "\n</section>"
 
