@@ -159,6 +159,14 @@ def test_a_student_cannot_take_what_is_set_for_another(tmp_path):
         adjusted(tmp_path, made, HEAD + "17,,1,\n")
 
 
+def test_a_name_that_looks_like_anothers_number_or_mail_is_nobodys(tmp_path):
+    made = [result("Ada", number="17", email="ada@x.edu"), result("17", id="eve-9", number="99"),
+            result("ADA@x.edu", id="eve-8", email="eve@x.edu")]
+    assert [one["score"] for one in adjusted(tmp_path, made, HEAD + "17,q1,0,\nada@x.edu,q2,0,\n")] == [0, 5, 5]
+    until = deadlines.read(DUE, written(tmp_path, "ada@x.edu,2026-11-25T18:00+01:00\n"))
+    assert until.of("ada@x.edu", "", "eve@x.edu") == (DUE, False) and until.of("ada@x.edu")[1]  # a plain folder has nothing but names
+
+
 def test_a_student_of_another_run_is_known(tmp_path):
     results.write(tmp_path / "zoe-1.json", results.to_json(result("Zoe")))
     assert adjusted(tmp_path, [result("Ada")], HEAD + "Zoe,,1,\n")[0]["score"] == 5

@@ -24,8 +24,8 @@ class Deadlines:
     extended: tuple[tuple[int, str, datetime], ...] = ()
     path: str = ""
 
-    def of(self, *called: str | None) -> tuple[datetime | None, bool]:
-        """The deadline of a student with this name, number, e-mail ..., and whether it is an extended one.
+    def of(self, name: str, number: str | None = None, email: str | None = None) -> tuple[datetime | None, bool]:
+        """The deadline of a student, and whether it is an extended one.
 
         >>> from datetime import UTC
         >>> later = datetime(2026, 11, 25, tzinfo=UTC)
@@ -33,7 +33,7 @@ class Deadlines:
         >>> given.of("ada", "17", None) == (later, True), given.of("Bob", "", None)
         (True, (None, False))
         """
-        names = {table.same(name) for name in called if name}
+        names = table.called(name, number, email)
         found = [when for _, student, when in self.extended if table.same(student) in names]
         return (max(found), True) if found else (self.common, False)
 
@@ -42,13 +42,13 @@ class Deadlines:
         return max(filter(None, (self.common, *(when for _, _, when in self.extended))), default=None)
 
     def check(self, students: list[tuple[str | None, ...]]) -> list[str]:
-        """A sentence for each extension of a student who handed nothing in. students: the names of each, as `of` takes them.
+        """A sentence for each extension of a student who handed nothing in. students: of each what `of` takes.
 
         Raises ValueError for an extension that may be one of several students', and for a student with several.
         """
-        told, whose = [], {}
+        told, whose, names = [], {}, [table.called(*student) for student in students]
         for line, student, _ in self.extended:
-            fits = [k for k, called in enumerate(students) if table.same(student) in {table.same(name) for name in called if name}]
+            fits = [k for k, called in enumerate(names) if table.same(student) in called]
             if len(fits) > 1:
                 raise ValueError(f"{self.path}: line {line}: {student!r} fits {len(fits)} students: write the number or e-mail.")
             if not fits:

@@ -107,9 +107,9 @@ def _called(made: Iterable[dict]) -> dict[str, set[str]]:
     for result in made:
         who = result["submission"]
         ids.add(table.same(who["id"]))
-        for name in (who["student"], neutral(who["student"]), who["number"], who["email"]):
-            if name and table.same(str(name)):
-                called.setdefault(table.same(str(name)), set()).add(who["id"])
+        shown = neutral(who["student"])  # as in the gradebook
+        for name in table.called(who["student"], who["number"], who["email"]) | ({table.same(shown)} if shown != who["student"] else set()):
+            called.setdefault(name, set()).add(who["id"])
     return called | {name: {name} for name in ids}
 
 
