@@ -382,6 +382,14 @@ def test_moodle_without_names(tmp_path, word):
     assert students(tmp_path) == [(f"{word} 7", "7", False), (f"{word} 8", "8", False)]
 
 
+def test_one_of_moodles_participants(tmp_path):
+    for name in ("Participant_123_assignsubmission_file_", "Participant 123_assignsubmission_onlinetext"):
+        laid(tmp_path / name, f"{name}/02.ipynb")
+        assert students(tmp_path / name) == [("Participant 123", "123", False)]
+    laid(tmp_path / "team", "Team - Ada_123_assignsubmission_file/02.ipynb")
+    assert students(tmp_path / "team") == [("Team - Ada", "123", False)]
+
+
 @pytest.mark.parametrize("word", ["Participant", "Teilnehmer in"])
 def test_moodle_without_names_and_with_the_worksheet(tmp_path, word):
     laid(tmp_path / "in", *(f"{word}_{number}_assignsubmission_file/02.ipynb" for number in (7, 8, 9)))

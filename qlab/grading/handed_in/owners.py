@@ -12,6 +12,7 @@ that it reads as another's: both are kept apart, without a number. A time that n
 download or clone, so their own times count only where the teacher says so (file_times), and for plain folders alone.
 """
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
@@ -130,6 +131,8 @@ def _gradescope(member: dict, folder: str) -> Owner:
 
 def _moodle(match, participants: Mapping[str, Participant] | None, hidden: str) -> tuple[Owner, ...]:
     name, number = match["name"].strip() or "participant", match["number"] or ""
+    if not number and (hidden_one := re.fullmatch("(participant) ([0-9]+)", name, re.IGNORECASE)):
+        name, number = hidden_one.groups()
     if participants is None:
         return (Owner(("moodle", number) if number else ("moodle", "", name), name, "moodle", number),)
     team = [one for one in participants.values() if one.group and _cleaned(one.group) == _cleaned(name)]
