@@ -124,10 +124,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="MiB that one student's files may have, zips unpacked "
                          "(default: 256), beside 10,000 files, 200 notebooks of 20 MiB, and zips three deep; what has more is unreadable")
     command.add_argument("--hand-in-seconds", type=float, default=20, metavar="N", help="how long reading them may take (default: 20)")
-    command.add_argument("--seconds", type=float, default=mark.SECONDS["submission"], metavar="N", help="how long one submission may run in "
-                         "all (default: %(default)g); each question has its own seconds beside, which the set states")
-    command.add_argument("--cell-seconds", type=float, default=mark.SECONDS["cell"], metavar="N", help="how long one cell may run (default: "
-                         "%(default)g); marks made with other limits are made anew")
+    command.add_argument("--seconds", type=float, default=mark.SECONDS["submission"], metavar="N", help="how long one submission may run "
+                         "in all (default: %(default)g); each question has its own seconds beside, which the set states")
+    command.add_argument("--cell-seconds", type=float, default=mark.SECONDS["cell"], metavar="N", help="how long one cell may run "
+                         "(default: %(default)g); marks made with other limits are made anew")
     command.add_argument("--dask", metavar="ADDRESS", help="mark on a Dask cluster: tcp://host:8786")
     command.add_argument("--unsafe-local", action="store_true", help="a self-check without a sandbox, for your own work: writes nothing")
     return command

@@ -14,7 +14,6 @@ from qlab.grading import values
 from qlab.grading.compare import compare
 from qlab.grading.sandbox import drive, slot
 
-
 SECONDS = {"submission": 120.0, "cell": 30.0}  # unless a bundle, as a command has loaded it, says otherwise under "seconds"
 
 
