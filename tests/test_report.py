@@ -26,7 +26,7 @@ SECRET = "hidden-input-4711"
 def question(name, points, passed, reason="", public=None, like=None, state=None):
     return {"id": name, "points": points, "score": points if passed else 0, "state": state or ("passed" if passed else "failed"),
             "reason": reason or ("All tests pass." if passed else "The public tests pass; a hidden test fails."), "note": SECRET,
-            "failed_case": None if passed else 3, "public_failed": public, "answers_like": like}
+            "failed_case": None if passed else 3, "failed_answers": {"3": SECRET}, "public_failed": public, "answers_like": like}
 
 
 def result(student, q1=True, q2=True, bundle=BUNDLE, **fields):

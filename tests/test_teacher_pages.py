@@ -1,5 +1,6 @@
 """The pages for whoever reads the answers: everything that is needed is on them, and nothing that a student wrote can leave its box."""
 
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -8,7 +9,7 @@ import grading_helpers
 import pytest
 import test_browser
 
-from qlab.grading import mark, results
+from qlab.grading import batch, grade, mark, results
 from qlab.grading.handed_in import notebook, outputs
 from qlab.grading.handed_in.ingest import Submission
 from qlab.grading.report import answers, pages, teacher
@@ -170,6 +171,27 @@ def test_they_lie_beside_the_export_folder_and_replace_the_former_ones(made, tmp
     (tmp_path / "given.ipynb").write_text(json.dumps({"nbformat": 4, "cells": [stub]}))
     told = teacher.export("similar", found, BUNDLE, tmp_path, entries, [tmp_path / "none.ipynb", tmp_path / "given.ipynb"])
     assert told == f"{tmp_path / 'similar.html'} and .csv, 0 pairs, for the teacher only"
+
+
+def test_the_command_writes_them(tmp_path, monkeypatch, capsys):
+    bundle = {**BUNDLE, "digest": results.digest(BUNDLE)}
+    (tmp_path / "bundle.json.gz").write_bytes(gzip.compress(json.dumps(bundle).encode()))
+    for student, answer in (("ada", grading_helpers.CODES), ("bob", FLOOR)):
+        cells = [{"cell_type": "code", "source": cell["source"], "metadata": {"nbgrader": {"grade_id": cell["grade_id"],
+                  "grade": cell["grade"]}}} for cell in grading_helpers.cells(q1=answer)]
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{student}.ipynb").write_text(json.dumps({"nbformat": 4, "cells": cells}))
+    monkeypatch.setattr(grade, "run_here", lambda todo, bundle, jobs: batch.run_here(todo, bundle, batch.trusted, jobs))
+    args = [str(tmp_path / "in"), "--assignment", "99", "--bundle", str(tmp_path / "bundle.json.gz"), "--out", str(tmp_path / "out"),
+            "--jobs", "1", "--export", "html", "pages", "similar"]
+    for _ in range(2):  # in the second run the marks stand, and the code is read again
+        assert grade.main(args) == 0
+        made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.html")}
+        names = [path.stem for path in sorted((tmp_path / "out" / "99_small").glob("*.json"))]
+        assert made == {*(f"99_small/export/feedback/{name}.html" for name in names), "99_small/teacher/pages/index.html",
+                        *(f"99_small/teacher/pages/{name}.html" for name in names), "99_small/teacher/similar.html"}
+        assert "torch.floor" in (tmp_path / "out" / "99_small" / "teacher" / "pages" / f"{names[1]}.html").read_text()
+    assert capsys.readouterr().out.count("2 pages, for the teacher only: hidden inputs are on them") == 2
 
 
 def test_the_index_filters_by_question_and_by_mistake(made, tmp_path):
