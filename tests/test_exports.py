@@ -275,7 +275,7 @@ BREAKING = ['a"b', '""', "a,b", "a\nb", "a\r\nb", "\0", "a\0b", "\x1b[31m", "\u2
 
 def hostile(value):
     """A result in which everything that a student can influence is this text."""
-    bad = result("Bob", q1=False, platform="canvas", number=value, email=value, entry=f"b_1_2_{value[:150].replace('/', ':')}.ipynb")
+    bad = result("Bob", q1=False, platform="canvas", number=value or "1", email=value, entry=f"b_1_2_{value[:150].replace('/', ':')}.ipynb")
     bad["submission"] |= {"student": value, "source": value}
     bad["notes"], bad["stdout_tail"] = [value, value], value
     failed = {**PUBLIC, "call": value, "got": value, "why": value, "expect": value, "inputs": {value: value}}

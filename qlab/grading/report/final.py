@@ -41,37 +41,34 @@ def final(result: dict, bundle: dict, rows: Iterable[by_hand.Row] = (), rule: la
         return result
     rows = {row.question: row for row in rows}
     found = {question["id"]: question for question in result["questions"]}
-    questions, points = [], []
+    graded = {asked["id"]: found[asked["id"]]["score"] if asked["id"] in found else 0 if result["status"] == "unreadable" else None
+              for asked in bundle["questions"]} | {"": result["score"]}
+    said = {name: {"points": None if row.points is None else late.rounded(row.points), "graded": graded[name], "comment": row.comment}
+            for name, row in sorted(rows.items())}
+    questions = []
     for asked in bundle["questions"]:
-        row, question = rows.get(asked["id"]), found.get(asked["id"])
-        graded = question["score"] if question else 0 if result["status"] == "unreadable" else None
-        if row and (question or row.points is not None):
-            question = {**(question or {"id": asked["id"], "points": asked["points"], "score": graded, "state": "by hand", **NOTHING}),
-                        "by_hand": _said(row, graded)}
-            if row.points is not None:
-                question["score"] = late.rounded(row.points)
-        questions += [question] if question else []
-        points.append(row.points if row and row.points is not None else graded)
-    whole = rows.get("")
-    if whole and whole.points is not None:
-        before = whole.points
-    elif any(row.points is not None for row in rows.values()):
-        before = None if None in points else sum((by_hand.exact(value) for value in points), Fraction(0))
-    else:
-        before = None if result["score"] is None else by_hand.exact(result["score"])
-    costs = None if before is None or whole and whole.points is not None else _lateness(result["submission"], before, rule)
+        question, of_hand = found.get(asked["id"]), said.get(asked["id"])
+        if of_hand and of_hand["points"] is not None:
+            new = {"id": asked["id"], "points": asked["points"], "state": "by hand", **NOTHING}
+            question = {**(question or new), "score": of_hand["points"]}
+        questions += [{**question, "by_hand": of_hand} if of_hand else question] if question else []
+    before, last = _points(rows, graded), "" in rows and rows[""].points is not None
+    costs = None if before is None or last else _lateness(result["submission"], before, rule)
     if not rows and not costs:
         return result
-    score = None if before is None else late.rounded(before - (costs["exactly"] if costs else 0))
-    said = [{"question": name, **_said(row, found[name]["score"] if name in found else None if name or result["score"] is None else
-                                       result["score"])} for name, row in sorted(rows.items())]
-    costs = costs and {**{key: value for key, value in costs.items() if key != "exactly"}, "before": late.rounded(before), "after": score}
-    return {**result, "questions": questions, "score": score, "adjusted": {"score": score, "by_hand": said, "late": costs}}
+    score = None if before is None else late.rounded(before - (costs.pop("exactly") if costs else 0))
+    costs = costs and {**costs, "before": late.rounded(before), "after": score}
+    by_rows = [{"question": name, **of_hand} for name, of_hand in said.items()]
+    return {**result, "questions": questions, "score": score, "adjusted": {"score": score, "by_hand": by_rows, "late": costs}}
 
 
-def _said(row: by_hand.Row, graded: float | None) -> dict:
-    """What a row says, beside what the grader had said; points None for a comment alone."""
-    return {"points": None if row.points is None else late.rounded(row.points), "graded": graded, "comment": row.comment}
+def _points(rows: dict[str, by_hand.Row], graded: dict[str, float | None]) -> Fraction | None:
+    """The points before lateness; None where some are not known. graded: by question, and under "" the whole."""
+    set_to = {name: row.points for name, row in rows.items() if row.points is not None}
+    if not set_to or "" in set_to:
+        return set_to.get("") if set_to else None if graded[""] is None else by_hand.exact(graded[""])
+    points = [set_to.get(name, value) for name, value in graded.items() if name]
+    return None if None in points else sum(map(by_hand.exact, points), Fraction(0))
 
 
 def _lateness(who: dict, points: Fraction, rule: late.Penalty | None) -> dict | None:

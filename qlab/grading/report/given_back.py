@@ -73,6 +73,7 @@ def handed_out_as(who: dict) -> str | None:
     """The name under which a platform takes feedback for a submission, or None: that under which it gave the submission out.
 
     A team's folder of Moodle's has the number of the group, and Moodle hands what lies in it to each member (get_participant_mapping).
+    A submission without a number is one of which it is in doubt whose it is, or Canvas hid the name.
 
     >>> handed_out_as({"platform": "moodle", "number": "17", "entry": "Ada Lovelace_17_assignsubmission_file_02.ipynb"})
     'Ada Lovelace_17_assignsubmission_file_'
@@ -80,8 +81,8 @@ def handed_out_as(who: dict) -> str | None:
     name = clean(who["entry"]).replace("\\", "_")  # a student may have chosen the end of it
     if who["platform"] == "moodle":
         match = FOLDER.match(name)
-        return match[0] if match and who["number"] else None  # without a number it is in doubt whose it is
-    match = layouts.CANVAS.fullmatch(name) or layouts.CANVAS_HIDDEN.fullmatch(name)
+        return match[0] if match and who["number"] else None
+    match = layouts.CANVAS_HIDDEN.fullmatch(name) or who["number"] and layouts.CANVAS.fullmatch(name)
     return name if match and match["upload"] else None
 
 
