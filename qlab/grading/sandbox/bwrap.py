@@ -160,7 +160,7 @@ class Sandbox:
             "processes of others": "not seen",
             "rights": "no capabilities, no new privileges, no namespaces, system calls filtered",
             "user": "another one" if os.geteuid() == 0 else "the grader's, in a user namespace",
-            "memory": f"{self.memory_mib} MiB by " + (by if group.memory else "rlimit, each process; all together by the keeper"),
+            "memory": f"{self.memory_mib} MiB by " + (by if group.memory else "rlimit, each process, and by a watch, all together"),
             "processes": f"{self.processes} by " + (by if group.processes else "rlimit"),
             "time": "kept by the grader",
         }

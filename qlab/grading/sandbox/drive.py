@@ -52,8 +52,8 @@ class Transcript:
 
     answers: dict[tuple[str, int], dict] = field(default_factory=dict)  # (question, case) -> VALUE
     ended: dict[str, tuple[str, str]] = field(default_factory=dict)  # question -> "timeout" or "killed", and how
-    cells: dict[int, tuple[str, str]] = field(default_factory=dict)  # index of a cell -> "error", "timeout" or "killed", and how,
-    told: bool = False  # as it was before this became true: a hidden input has been sent
+    cells: dict[int, tuple[str, str]] = field(default_factory=dict)  # index of a cell -> "error", "timeout" or "killed", and how
+    told: bool = False  # a hidden input has been sent: from then on `cells` stays as it is
     tail: bytes = b""  # the end of what it printed
     twice: int = 0  # answers to a case that had one
     strange: int = 0  # lines that are no answer

@@ -26,7 +26,7 @@ PRELOAD = ("matplotlib.pyplot", "qlab.grading", "qlab.quant", "qlab.nets.ptq", "
 # What takes long when it is done for the first time: the second and the third import some 900 modules. None runs a backward pass, whose
 # threads, where torch sees a GPU, would forbid every worker one of its own.
 WARM_UP = ("torch.zeros(2, 2) @ torch.zeros(2, 2) + 1", "torch.func.vjp(torch.sin, torch.ones(1))[0]",
-           "len(torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1).state)")
+           "len(torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1).state)", "data.load('test')[1][0]", "data.calibration(1)[1][0]")
 
 TOO_MUCH = signal.SIGUSR1  # how a keeper ends that has ended a run for its memory: no exit status, as the run could have that too
 
@@ -55,7 +55,7 @@ def main() -> None:
         raise PermissionError(f"{torch.__file__} cannot be read by another user: chmod -R go+rX the environment's folder.")
     worker.run_cell(shell, "pass")  # better here than in each worker
     for call in WARM_UP:
-        worker.answer({"torch": torch}, {"call": call, "inputs": {}})
+        worker.answer({"torch": torch}, {"setup": "from qlab.lab import data", "call": call, "inputs": {}})
     gc.freeze()  # so that the workers' collector leaves these pages shared
     control.sendall(b'{"ready": true}\n')
     while True:
