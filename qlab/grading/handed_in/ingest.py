@@ -35,8 +35,7 @@ def hand_ins(place: Path, assignment: str, deadline: datetime | Deadlines | None
     laid_out = layouts.detect(found, assignment, stem_of(Path(place).resolve().name), layout)
     _fits(laid_out, place, participants, file_times)
     depth = 0 if laid_out.student else len(laid_out.root) + 1 + (laid_out.name == "sections")
-    whose = [() if _other_assignments(file, laid_out.name, depth, assignment) else of
-             for file, of in zip(found, owners(found, laid_out, assignment, participants, file_times))]
+    whose = owners(found, laid_out, assignment, participants, file_times)
     deadlines = deadline if isinstance(deadline, Deadlines) else Deadlines(deadline)
     groups = defaultdict(list)
     for file, of in zip(found, whose):
@@ -75,12 +74,6 @@ def _fits(laid_out: layouts.Layout, place: Path, participants: Mapping[str, Part
     if file_times and laid_out.name in layouts.TITLES:
         raise ValueError(f"{place} is laid out as {layouts.TITLES[laid_out.name]} does it, and its files are as old as their download: "
                          "their times say nothing.")
-
-
-def _other_assignments(file: File, layout: str, depth: int, assignment: str) -> bool:
-    """Whether a loose notebook, which is nobody's by a platform, is named after another assignment."""
-    plain = layout not in layouts.TITLES and file.kind == "notebook" and len(file.parts) <= depth
-    return plain and layouts.names_assignment(stem_of(file.parts[-1]), assignment) is False
 
 
 def _tell_passed_over(found: list[File], whose: list, tell: Callable[[str], None]) -> None:
