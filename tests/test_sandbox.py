@@ -593,7 +593,7 @@ def test_what_cells_raised_before_the_first_hidden_input_stays(tmp_path, how):
     """Here a file leads from the hidden case that kills the worker to the cells that run again: no sandbox, so the leak is perfect."""
     path = str(tmp_path / "left")
     answers = small.cells(q1=small.CODES + TELLS.format(path), q2=LATER[how].format(path))
-    result = mark.grade_trusted(answers, small.bundle(), cell_seconds=LONGER)
+    result = mark.grade_notebook(slot.Trusted(), answers, small.bundle(), cell_seconds=LONGER)
     assert str(small.SECRET) in Path(path).read_text()  # it was told, and told on
     assert (scores(result), states(result)) == ([0, 0], ["killed", "missing" if how != "an error, then none" else "error"])
     told = {"an error, then none": "A public test fails."}
