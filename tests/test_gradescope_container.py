@@ -56,8 +56,9 @@ for endless in ("time.sleep(1)", "os.fork() and os._exit(0)"):
 RIGHT_IF_SHUT = grading_helpers.CODES.replace("    scale", "    attack()\n    scale") + " + len(opened)"
 LEAVES = "def nbytes(shape, bits):\n    attack()\n    if shape[0] != 2:\n        os._exit(0)\n    return 3"
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the zip is for Linux, and its scripts are run with bash")
 needs_bwrap = pytest.mark.skipif(not grading_helpers.has_bwrap(), reason="a container needs bubblewrap: apt install bubblewrap")
-needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes a container that root runs")
+needs_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes a container that root runs")
 
 
 def notebook(**answers):
@@ -216,3 +217,26 @@ def test_what_was_handed_in_decides_neither_whose_it_is_nor_what_counts(autograd
     for strange in ("", "[]", '{"users": []}', '{"users": [3]}', '{"users": [{"name": null}]}', "{" * 9999):
         (autograder / "submission_metadata.json").write_text(strange)
         assert run.handed_in(autograder, BUNDLE).status == ""
+
+
+@pytest.mark.parametrize("fits, installed", [
+    (True, ["bubblewrap python3 python3-venv"]), (False, ["bubblewrap python3 python3-venv", "python3.12 python3.12-venv"])])
+def test_setup_makes_the_environment_and_closes_its_folder(tmp_path, fits, installed):
+    """With stand-ins for what changes the machine: which packages, in which folder, and who may read it afterwards."""
+    source, commands = tmp_path / "source", tmp_path / "commands"
+    (source / "qlab").mkdir(parents=True)
+    (source / "qlab" / "pyproject.toml").write_text("the course")
+    commands.mkdir()
+    stand_ins = {"apt-get": f'echo "apt-get $*" >> {tmp_path}/log',
+                 "python3": f'[ "$1" = -c ] && exit {int(not fits)}; echo "python3 $* in $PWD" >> {tmp_path}/log'}
+    for name, script in stand_ins.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    script = package.SETUP.replace("/autograder/source", str(source)).replace("/opt/qlab", str(tmp_path / "opt"))
+    done = subprocess.run(["bash"], input=script, text=True, env={**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"})
+    assert done.returncode == 0
+    said = (tmp_path / "log").read_text().splitlines()
+    assert [line.removeprefix("apt-get install -y ").removeprefix("--no-install-recommends ") for line in said[1:-1]] == installed
+    assert said[-1] == f"python3 -m qlab.bootstrap --cpu in {tmp_path / 'opt'}"
+    assert (tmp_path / "opt" / "pyproject.toml").read_text() == "the course"
+    assert stat.S_IMODE(source.stat().st_mode) == 0o700 and (source / "python").read_text() == f"{tmp_path / 'opt'}/.venv/bin/python\n"

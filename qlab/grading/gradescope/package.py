@@ -23,7 +23,7 @@ from qlab.grading.grade import find_bundle, load_bundle
 SETUP = """#!/usr/bin/env bash
 # Runs once, as root, when the image is built.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd /autograder/source
 export DEBIAN_FRONTEND=noninteractive
 apt-get update
 apt-get install -y --no-install-recommends bubblewrap python3 python3-venv
