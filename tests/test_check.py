@@ -223,6 +223,30 @@ Public tests pass for 1 of 2 questions, worth 2 of 5 points if the hidden tests 
     assert run("q1", {"f": lambda x: x // 2}).reached == 0  # all passed: the question's points, if the hidden tests pass
 
 
+def test_the_summary_says_which_points_come_in_parts(capsys):
+    check.start(q1=(1, 2), q2=4, q3=(0.5, 0.5))
+    for question in ("q1", "q2"):
+        asked(case("f(x)", x=1, expect=1), question=question)
+
+    @public("q3", points=0.5)
+    def right():
+        yield case("f(x)", x=1, expect=1)
+
+    @public("q3", points=0.5)
+    def wrong():
+        yield case("f(x)", x=1, expect=2)
+
+    names = {"f": lambda x: x, "check": check}
+    exec("check()", names)
+    assert capsys.readouterr().out == """\
+[############################..] 94 %
+  q1        1 + 2 points   public tests passed
+  q2            4 points   public tests passed
+  q3      0.5 of 1 point   a public test fails
+Public tests pass for 2 of 3 questions, worth 7.5 of 8 points if the hidden tests pass, too.
+"""
+
+
 def test_the_summary_before_the_first_cell_is_one_sentence():
     with pytest.raises(ValueError, match="^there is nothing to check yet: run the first code cell of this notebook.$"):
         check()

@@ -242,7 +242,8 @@ BY_HAND = {  # how a student halves, and its points: edges alone has points of i
 
 def grouped(folder, test):
     """The bundle of a set with this test cell, in which a question has a second."""
-    course(folder, notebook(SETUP.replace("q1=2", 'q1=2, seconds={"q1": 1}'), test=test))
+    stated = "(0.5, 1.5)" if test == GROUPED else "2"
+    course(folder, notebook(SETUP.replace("q1=2", f'q1={stated}, seconds={{"q1": 1}}'), test=test))
     assert build.build(folder, seed="a seed", report=lambda line: None) == []
     return bundle_of(folder)
 
@@ -403,6 +404,11 @@ BROKEN = {
         in_test(('x=2 * int(rng.integers(1, 10**9)) + 1, about="odd"', 'x=7, about="odd: 7"')),
         Q1 + "what the hidden case halve(x) is about, 'odd: 7', holds 7: students read it after the deadline, and it may hold no number "
         "but 0 and 1, and no text of the inputs."),
+    "other parts in the first cell": (
+        {"setup": SETUP.replace("q1=2", "q1=(1, 1)"), "test": GROUPED},
+        Q1 + "check.start says that its parts give (1, 1) points, and its groups give 0.5 and 1.5."),
+    "parts without groups": (
+        setup_with("q1=(1, 1)"), Q1 + "check.start says that its parts give (1, 1) points, and its groups give all or nothing."),
     "groups of too many points": (
         {"test": GROUPED.replace("points=0.5", "points=2")},
         Q1 + "its groups give 2 of 2 points, and must leave some for the hidden cases without points."),

@@ -1,6 +1,6 @@
 """The student's check: `check("q1")` runs a question's public tests on what the notebook has defined, `check()` those of all questions.
 
-    setup cell      check.start(q1=3, q2=4)                the points of each question
+    setup cell      check.start(q1=3, q2=(1, 3))           the points of each question; q2 gives them in two parts
     test cell       @public("q1") def examples(): ...      the cases
                     check("q1")                            the verdict: a picture in JupyterLab, text in a terminal
 
@@ -14,11 +14,13 @@ import html
 import linecache
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 from qlab.grading.author.cases import PUBLIC, Case
 
 POINTS: dict[str, float] = {}
+PARTS: dict[str, tuple[float, ...]] = {}  # of the questions that give their points in parts
 SECONDS: dict[str, float] = {}
 LATER = "Hidden tests run when it is graded."
 
@@ -52,6 +54,7 @@ class Summary:
 
     results: tuple[Result, ...]
     points: dict[str, float]
+    parts: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -63,7 +66,7 @@ class Summary:
     def __repr__(self) -> str:
         share = self._share()
         bar = "#" * round(30 * share) + "." * (30 - round(30 * share))
-        worth = [_points(self.points[r.question], r.reached) for r in self.results]
+        worth = list(map(self._worth, self.results))
         width = max([10, *map(len, worth)])
         lines = [f"  {r.question:8}{points:>{width}}   {STATES[r.state]}" for r, points in zip(self.results, worth)]
         return "\n".join([f"[{bar}] {100 * share:.0f} %", *lines, self.message])
@@ -75,13 +78,17 @@ class Summary:
                f'<div style="height: 8px; width: {percent}%; background: {COLORS["passed"]}"></div></div>')
         rows = "".join(
             f'<tr style="background: none"><td style="text-align: left; padding: 2px 16px 2px 0"><b>{html.escape(r.question)}</b></td>'
-            f'<td style="text-align: right; padding: 2px 16px 2px 0">{_points(self.points[r.question], r.reached)}</td>'
+            f'<td style="text-align: right; padding: 2px 16px 2px 0">{self._worth(r)}</td>'
             f'<td style="text-align: left; padding: 2px 0">{_mark(r.state)}{STATES[r.state]}</td></tr>' for r in self.results)
         table = f'<table style="margin: 0; border-collapse: collapse; font-size: inherit; color: inherit">{rows}</table>'
         return _page(f"{bar}{table}<div style=\"margin-top: 6px\">{html.escape(self.message)}</div>")
 
     def _share(self) -> float:
         return sum(map(self._reached, self.results)) / (sum(self.points.values()) or 1)
+
+    def _worth(self, result: Result) -> str:
+        parts = () if result.reached else self.parts.get(result.question, ())
+        return " + ".join(f"{part:g}" for part in parts) + " points" if parts else _points(self.points[result.question], result.reached)
 
     def _reached(self, result: Result) -> float:
         return self.points[result.question] if result.state == "passed" else result.reached
@@ -112,14 +119,23 @@ def check(question: str | None = None) -> None:
     elif not POINTS:
         raise ValueError("there is nothing to check yet: run the first code cell of this notebook.")
     else:
-        _show(Summary(tuple(run(q, names) for q in POINTS), dict(POINTS)))
+        _show(Summary(tuple(run(q, names) for q in POINTS), dict(POINTS), dict(PARTS)))
 
 
-def start(*, seconds: dict[str, float] | None = None, **points: float) -> None:
-    """Says, in the first cell, how many points each question has; seconds: the grader's time for those that need more than 10."""
-    POINTS.clear()
-    SECONDS.clear()
-    POINTS.update(points)
+def start(*, seconds: dict[str, float] | None = None, **points: float | tuple[float, ...]) -> None:
+    """Says, in the first cell, how many points each question has, a tuple where it gives them in parts, each by itself.
+
+    seconds: the grader's time for the questions that need more than 10.
+
+    >>> start(q1=3, q2=(0.1, 0.2))
+    >>> POINTS, PARTS
+    ({'q1': 3, 'q2': 0.3}, {'q2': (0.1, 0.2)})
+    >>> start()
+    """
+    for store in (POINTS, PARTS, SECONDS):
+        store.clear()
+    PARTS.update({question: worth for question, worth in points.items() if isinstance(worth, tuple)})
+    POINTS.update(points | {question: float(sum(Decimal(str(part)) for part in worth)) for question, worth in PARTS.items()})
     SECONDS.update(seconds or {})
 
 

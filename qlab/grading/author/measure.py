@@ -22,7 +22,7 @@ import numpy
 import qlab
 from qlab.grading import hints, mark, values
 from qlab.grading.author import cases, groups, student
-from qlab.grading.check import POINTS, run, start
+from qlab.grading.check import PARTS, POINTS, run, start
 from qlab.grading.check import SECONDS as BUDGETS
 from qlab.grading.sandbox import worker
 
@@ -125,6 +125,10 @@ def _collect(name: str, notebook, questions: list, seed: str, shell) -> tuple[di
                 raise ValueError(f"{where}: there is no {kind} case.")
         with _told(where):
             grouped[question.id] = groups.divide(question.points, functions)
+        parts = sorted(group["points"] for group in grouped[question.id] or ())
+        if question.id in PARTS and sorted(PARTS[question.id]) != parts:
+            stated = " and ".join(f"{part:g}" for part in parts) or "all or nothing"
+            raise ValueError(f"{where}: check.start says that its parts give {PARTS[question.id]} points, and its groups give {stated}.")
         told = run(question.id, shell.user_ns)
         if told.state != "passed":
             why = dict(told.details).get("why") or dict(told.details).get("error") or told.message
