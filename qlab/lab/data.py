@@ -34,6 +34,7 @@ class Split(NamedTuple):
     labels: torch.Tensor
 
 
+@lru_cache(maxsize=8)
 def _read(name: str, folder: Path) -> np.ndarray:
     path = folder / name
     try:
@@ -51,7 +52,10 @@ def _read(name: str, folder: Path) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _load(split: str, folder: Path) -> Split:
     prefix = {"train": "train", "test": "t10k"}[split]
-    pixels, labels = _read(f"{prefix}-images-idx3-ubyte.gz", folder), _read(f"{prefix}-labels-idx1-ubyte.gz", folder)
+    return _normalised(_read(f"{prefix}-images-idx3-ubyte.gz", folder), _read(f"{prefix}-labels-idx1-ubyte.gz", folder))
+
+
+def _normalised(pixels: np.ndarray, labels: np.ndarray) -> Split:
     images = torch.from_numpy(pixels.astype(np.float32)).unsqueeze(1)
     images.mul_(1 / (255 * STD)).sub_(MEAN / STD)
     return Split(images, torch.from_numpy(labels.astype(np.int64)))
@@ -77,8 +81,8 @@ def calibration(n: int = 1024, seed: int = 0) -> Split:
     >>> calibration(256).images.shape
     torch.Size([256, 1, 28, 28])
     """
-    images, labels = load("train")
-    if not 1 <= n <= len(images):
-        raise ValueError(f"n is {n}, and must be from 1 to {len(images)}.")
-    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
-    return Split(images[picked], labels[picked])
+    pixels, labels = _read("train-images-idx3-ubyte.gz", FOLDER), _read("train-labels-idx1-ubyte.gz", FOLDER)
+    if not 1 <= n <= len(pixels):
+        raise ValueError(f"n is {n}, and must be from 1 to {len(pixels)}.")
+    picked = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))[:n].numpy()
+    return _normalised(pixels[picked], labels[picked])  # of these alone: all 60,000 as floats take 188 MB
