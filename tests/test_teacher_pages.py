@@ -119,9 +119,13 @@ def test_a_case_of_another_bundle_is_not_looked_up():
 
 def test_a_group_of_cases_shows_the_case_that_it_failed_on():
     grouped = result("Ada", grading_helpers.cells(q1=FLOOR))
-    grouped["questions"][0] |= {"failed_case": 0, "groups": [{"name": "<edges>", "failed_case": 1}, {"name": "", "failed_case": None}]}
-    headings = Reader(pages.page(grouped, BUNDLE, ())).texts["h3"]
-    assert headings == ["The case that failed first: a public one", "In <edges>: a hidden one"]
+    groups = [{"name": "<edges>", "points": 1.5, "score": 0, "failed_case": 1, "answers_like": "floor & more"},
+              {"name": "", "points": 0.5, "score": 0.5, "failed_case": None, "answers_like": None}]
+    grouped["questions"][0] |= {"failed_case": 0, "groups": groups}
+    page = Reader(pages.page(grouped, BUNDLE, ()))
+    assert page.texts["h3"] == ["The case that failed first: a public one", "In <edges>: a hidden one"]
+    assert "<edges>: 0 of 1.5, as the wrong solution floor & more" in page.texts["p"]
+    assert "the cases without points of their own: 0.5 of 0.5" in page.texts["p"]
 
 
 def test_an_answer_that_lost_its_id_is_found_by_its_function():

@@ -106,9 +106,19 @@ def _question(question: dict, asked: dict, cells: tuple[dict, ...]) -> str:
              f"{question['score']:g} of {question['points']:g}, {escape(question['state'])}</span></div>",
              f"<p>{_text(' '.join([*by_hand(question.get('by_hand')), question['reason']]))}</p>", like,
              f'<p class="soft">{_text(question["note"])}</p>' if question["note"] else "",
+             *(f"<p>{_text(_part(group))}</p>" for group in question.get("groups", ())),
              _code(cell) if cell else '<p class="soft">No cell has this question\'s id or defines its function.</p>']
     parts += [_failed(title, k, question, asked) for title, k in _cases(question).items()]
     return "<section>\n" + "\n".join(parts) + "\n</section>"
+
+
+def _part(group: dict) -> str:
+    like = f", as the wrong solution {group['answers_like']}" if group["answers_like"] else ""
+    return f"{_named(group)}: {group['score']:g} of {group['points']:g}{like}"
+
+
+def _named(group: dict) -> str:
+    return group["name"] or "the cases without points of their own"
 
 
 def _cases(question: dict) -> dict[str, int]:
@@ -116,7 +126,7 @@ def _cases(question: dict) -> dict[str, int]:
     found = {} if question["failed_case"] is None else {"The case that failed first": question["failed_case"]}
     for group in question.get("groups", ()):
         if group["failed_case"] is not None and group["failed_case"] not in found.values():
-            found[f"In {group['name'] or 'the cases without points of their own'}"] = group["failed_case"]
+            found[f"In {_named(group)}"] = group["failed_case"]
     return found
 
 
