@@ -5,6 +5,8 @@ answers of 20 students, right, wrong and blank, are graded by both, one after th
 must give the same marks. Then 300 students are graded by qlab alone. What is stated is the ratio of the two commands' times.
 
 The record is qlab/lab/records/grading.json: the command, the machine, the date and the versions beside the times.
+
+With --sets 02 07, a minute or so, sets of the course are timed instead (module bench_sets), and nothing is written.
 """
 
 import argparse
@@ -152,7 +154,7 @@ def time_qlab(root: Path, students: int, jobs: int | None = None) -> float:
         nbformat.write(answered(blank, k), root / "in" / f"s{k:03}.ipynb")
     command = [sys.executable, "-m", "qlab.cli", "grade", str(root / "in"), "--assignment", "99", "--out", str(root / "out"),
                "--bundle", str(root / "bundles" / f"{NAME}.json.gz"), *(["--jobs", str(jobs)] if jobs else [])]
-    seconds = _timed(command, root)
+    seconds = timed(command, root)
     marks = [json.loads((path).read_text()) for path in sorted((root / "out" / NAME).glob("*.json"))]
     _compare({mark["submission"]["student"]: mark["score"] for mark in marks}, students)
     return seconds
@@ -165,19 +167,19 @@ def time_nbgrader(root: Path, students: int, nbgrader: list[str]) -> float:
     (root / "source" / NAME).mkdir(parents=True)
     nbformat.write(source(ASSERTS, SETUP), root / "source" / NAME / f"{NAME}.ipynb")
     course = f"--CourseDirectory.root={root}"
-    _timed([*nbgrader, "generate_assignment", NAME, "--create", course], root)
+    timed([*nbgrader, "generate_assignment", NAME, "--create", course], root)
     blank = nbformat.read(root / "release" / NAME / f"{NAME}.ipynb", 4)
     for k in range(students):
         (root / "submitted" / f"s{k:03}" / NAME).mkdir(parents=True)
         nbformat.write(answered(blank, k), root / "submitted" / f"s{k:03}" / NAME / f"{NAME}.ipynb")
-    seconds = _timed([*nbgrader, "autograde", NAME, "--create", course], root)
-    _timed([*nbgrader, "export", f"--CsvExportPlugin.to={root / 'grades.csv'}", course], root)
+    seconds = timed([*nbgrader, "autograde", NAME, "--create", course], root)
+    timed([*nbgrader, "export", f"--CsvExportPlugin.to={root / 'grades.csv'}", course], root)
     with open(root / "grades.csv", newline="") as stream:
         _compare({row["student_id"]: float(row["raw_score"]) for row in csv.DictReader(stream)}, students)
     return seconds
 
 
-def _timed(command: list[str], root: Path) -> float:
+def timed(command: list[str], root: Path) -> float:
     private = {name: str(root / "jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     path = os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]])  # nbgrader calls alembic by its name
     start = time.perf_counter()
@@ -211,8 +213,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nbgrader", help="its executable (default: that of this environment)")
     parser.add_argument("--few", type=int, default=20, help="students that both grade (default: 20)")
     parser.add_argument("--many", type=int, default=300, help="students that qlab alone grades (default: 300)")
+    parser.add_argument("--sets", nargs="+", metavar="NN", help="time these sets of the course instead, and write nothing")
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     args = parser.parse_args(argv)
+    if args.sets:
+        from qlab.grading import bench_sets
+
+        return bench_sets.run(args.sets)
     nbgrader = [args.nbgrader] if args.nbgrader else [sys.executable, "-m", "nbgrader"]
     if args.nbgrader and not shutil.which(args.nbgrader):
         raise FileNotFoundError(f"there is no {args.nbgrader}: pip install nbgrader, or name its executable with --nbgrader.")
