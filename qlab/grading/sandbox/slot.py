@@ -13,11 +13,8 @@ from contextlib import contextmanager
 from qlab.grading.sandbox import cgroups
 from qlab.grading.sandbox.drive import START_SECONDS, Run, WorkerFailed
 
-# What a worker has freed it uses again, in large pages: a third of the time of a network was spent on getting memory from the kernel
-# anew for each tensor (GNU C Library, Memory Allocation Tunables).
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0",
-               "GLIBC_TUNABLES": MALLOC}
+               "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Slot:
