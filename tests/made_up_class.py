@@ -29,7 +29,7 @@ STRANGE = (
     "Points Possible", "José Núñez", unicodedata.normalize("NFD", "José Núñez"), "=HYPERLINK(A1)", "+1", "-2+3", "@SUM(A1)", "O'Neill, Jr",
     'Robert "Bobby" Tables', "<b>Bold<b>", "<img src=x onerror=alert(1)>", "&lt;script&gt;", "李小龙", "محمد علي", "שרה", "Ω≈ç√",
     "🎓 Émile", "x" * 90, "ada lovelace", "Ada Lovelace", "Ada  Lovelace", "Null", "4711", "results", "feedback", "LATE",
-    "submission 12", "a;-1;=2", "%s %(name)s {0}", "Student, Test", "tab\tin it", "Participant", "Late Anon", "Dr. Émile Zola-d'Arc III.",
+    "submission 12", "a;-1;=2", "%s %(name)s {0}", "Student, Test", "tab\tin it", "Late Anon", "Dr. Émile Zola-d'Arc III.",
 )
 
 
@@ -165,6 +165,8 @@ def _names(rng: random.Random, platform: str, count: int) -> list[str]:
             name = f"{name} {len(names)}"
         if unique:
             name = re.sub(r"[/\t]", "-", name)
+        if platform == "moodle":  # it takes tags out of names, PARAM_NOTAGS
+            name = re.sub(r"<[^<>]*>", "", name) or "No Tags"
         names.append(name)
     return names
 
