@@ -61,7 +61,7 @@ ATTACKS = {  # name: (cell before the answers, body)
     "forges an answer": ("", FORGED),
     "returns too much": ("", "return list(range(2_000_000))"),
     "never ends": ("", "while True: pass"),
-    "takes all memory": ("", "kept = []\n    while True:\n        kept.append(bytearray(2**26)); kept[-1][::4096] = bytes(2**14)"),
+    "takes all memory": ("", "kept = []\n    while True:\n        kept.append(b'x' * 2**29)"),
 }
 SLOW = ("never ends", "takes all memory", "returns too much")
 
