@@ -1,5 +1,6 @@
 """qlab.quant.log against the paper's formula in NumPy, hand-computed cases and its guarantees."""
 
+import decimal
 import math
 
 import numpy as np
@@ -84,6 +85,29 @@ def test_axis_groups_and_odd_inputs():
     assert log.quantize(torch.zeros(4), 3).dequantize().equal(torch.zeros(4))
     assert log.quantize(torch.empty(0, 3), 3, axis=0).codes.shape == (0, 3)
     assert log.quantize(torch.empty(0), 3).codes.numel() == 0
+
+
+@pytest.mark.parametrize("base", [2.0, 2**0.5, 1.1, 3.0, 10.0, 2.0**450, 2.0**800, 1.7e308])
+@pytest.mark.parametrize("x", [[1e300, 1e-300], [2.0**1000, 2.0**-1000], [1e-300, 1e-310, 5e-324], [1.0, 1e-280, 3e-322]])
+def test_every_level_of_float64_is_the_formula_s(x, base):
+    """In Python's decimals, whose exponents have no end: no ratio of two levels that float64 cannot hold makes a level 0, or another."""
+    q = log.quantize(torch.tensor(x, dtype=torch.float64), 14, base)
+    levels, (low, top) = q.levels(), q.code_range
+    assert (levels.diff() >= 0).all() and levels[top] == 0
+    codes = [*range(1, top + 1, 61), *range(top - 40, top + 1), *(abs(c) for c in q.codes.tolist() if c)]
+    with decimal.localcontext(decimal.Context(prec=40, Emin=-10**7, Emax=10**7)):
+        for code in codes:
+            exact = float(decimal.Decimal(q.scale.item()) * decimal.Decimal(base) ** (code - top))
+            for found in (levels[code - low].item(), -levels[-code - low].item()):
+                assert abs(found - min(exact, torch.finfo(torch.float64).max)) <= 4 * math.ulp(exact)
+
+
+def test_values_at_both_ends_of_float64_stay_within_the_root_of_the_base():
+    x = torch.tensor([1e300, 1e-300, -(2.0**-1022), 2.0**-1060], dtype=torch.float64)
+    q = log.quantize(x, 13)
+    assert q.codes.tolist() == [4095, 4095 - 997 - 997, -(4095 - 997 - 1022), 4095 - 997 - 1060]
+    assert q.dequantize().tolist() == [2.0**997, 2.0**-997, -(2.0**-1022), 2.0**-1060]
+    assert log.quantize(x[:2], 12).dequantize().tolist() == [2.0**997, 2.0**-997]
 
 
 def test_levels():

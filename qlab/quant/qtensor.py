@@ -123,12 +123,13 @@ class QTensor:
         low, top = self.code_range
         if self.scheme == "log":  # in float64: the smallest level's ratio to the largest may be no float32
             code = torch.arange(low, top + 1, device=rows.device)
-            exponent = code.abs() - top
-            near = exponent.clamp(min=math.floor(-900 / math.log2(self.base)))              # a ratio may be too small even for float64
-            table = code.sign() * self.base ** near.double()                                # one entry a code; sign(0) = 0
-            values = table[rows.long() - low] * scale
-            if (exponent < near).any():
-                values *= (self.base ** (exponent - near).double())[rows.long() - low]
+            down = top - code.abs()                                                         # how many ratios below the largest level
+            stride = max(1, math.floor(1020 / math.log2(self.base)))                        # so many at once are a normal number
+            far = down.clamp(max=math.ceil(2100 / math.log2(self.base)))                    # 0 in float64, from the largest number on
+            table = code.sign() * self.base ** -(far % stride).double()                     # one entry a code; sign(0) = 0
+            values, strides = table[rows.long() - low] * scale, far // stride
+            for done in range(int(strides.max())):  # whole strides last: rounded once, for before one what is subnormal becomes 0
+                values = torch.where((strides > done)[rows.long() - low], values / self.base**stride, values)
             return values.clamp_(-limit, limit).to(self.dtype)
         values = rows.to(scale.dtype)
         if self.scheme not in SIGNED:
