@@ -482,3 +482,153 @@ def test_layers_called_by_name_are_layers():
     net, x = Named(), torch.randn(2, 1, 3, 3)
     traced = trace(net)
     assert torch.equal(traced(x), net(x)) and len(calls(traced, "conv", "relu", "add")) == 3
+
+
+# Where the channels are
+
+
+@pytest.mark.parametrize("net, shape, paired", [
+    (lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Linear(4, 2)), (1, 4, 4), False),
+    (lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten(2), nn.Linear(16, 2)), (1, 4, 4), False),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2)), (3, 4), False),
+    (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv2d(4, 2, 1)), (4, 4, 4), False),
+    (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.MaxPool2d(1), nn.Linear(4, 2)), (4, 4, 4), False),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (3, 4), True),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.Flatten(), nn.Linear(5, 2)), (4,), True),
+    (lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)), (1, 4, 4), True),
+    (lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4)), (1, 4, 4), True),
+])
+def test_equalization_pairs_layers_whose_channels_are_at_one_place(net, shape, paired):
+    torch.manual_seed(0)
+    net, x = net(), torch.randn(16, *shape)
+    traced = trace(net)
+    with torch.no_grad():
+        traced.get_submodule("0").weight.mul_(torch.logspace(-2, 2, len(net[0].weight)).view(-1, *[1] * (net[0].weight.dim() - 1)))
+        expected = traced(x)
+        assert bool(equalize.cross_layer_equalize(traced)) == paired
+        torch.testing.assert_close(traced(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_layer_s_filters_are_along_its_last_axis():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False))
+    net[0].weight.data = torch.eye(2)
+    x = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
+    assert not dead.find(net, x)["0"].any.any() and torch.equal(dead.zero(net, dead.find(net, x))(x), x)
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4)), torch.rand(3, 6, 4)
+    net[0].bias.data[2] = -100.0
+    found = dead.find(net, x)
+    assert found["0"].silent.tolist() == [False, False, True, False, False] and torch.equal(dead.zero(net, found)(x), net(x))
+
+
+# What prunes more than it says
+
+
+def test_memory_that_is_shared_is_shared():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight = nn.Parameter(net[0].weight.data)
+    masks = prune.magnitude(net, {"0": 0.5})
+    assert torch.equal(masks["0"], masks["1"])
+    with pytest.raises(ValueError, match="0 shares its weight with 1, which is skipped"):
+        prune.magnitude(net, 0.5, skip=["1"])
+    net[1].weight = nn.Parameter(net[0].weight.data.T)
+    with pytest.raises(ValueError, match="0 and 1 share their weight's memory in two shapes"):
+        prune.magnitude(net, 0.5)
+
+
+def test_float64_weights_are_ranked_as_they_are():
+    net = nn.Sequential(nn.Linear(2, 1)).double()
+    for pair in ([1e300, 1e200], [1 + 1e-12, 1.0], [1e-310, 1e-320]):
+        net[0].weight.data = torch.tensor([pair], dtype=torch.float64)
+        assert prune.magnitude(net, 0.5)["0"].tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_earlier_masks_remove_stays_removed_or_is_refused(scope):
+    net = nn.Sequential(nn.Linear(4, 4))
+    earlier = prune.magnitude(net, 0.5, scope)
+    assert torch.equal(prune.magnitude(net, 0.5, scope, within=earlier)["0"], earlier["0"])
+    with pytest.raises(ValueError, match="within removes 8 weights of 0, and the sparsity is to remove 4"):
+        prune.magnitude(net, 0.25, scope, within=earlier)
+
+
+def test_sensitivity_of_a_forward_of_its_own_and_of_a_normed_bias():
+    net, x = nn.Sequential(nn.Linear(4, 4)), torch.rand(2, 4)
+    torch.nn.utils.weight_norm(net[0], "bias", dim=None)
+    net(x)
+    assert prune.sensitivity(net, lambda model: int((model[0].weight != 0).sum()), [0, 0.5]) == {"0": [16, 8]}
+    net[0].forward = lambda x, given=net[0].forward: 2 * given(x)
+    with pytest.raises(ValueError, match="0 has a forward of its own"):
+        prune.sensitivity(net, len, [0.5])
+
+
+# Doors
+
+
+@pytest.mark.parametrize("quantizer, error, said", [
+    (lambda w: linear.quantize(w[:1], 8, "symmetric"), ValueError, "returns codes of shape .1, 4., and the weight has .4, 4."),
+    (lambda w: linear.quantize(w, 2, "symmetric").dequantize(), TypeError, "the quantizer of 0 returns a Tensor, and must return a QT"),
+    (lambda w: linear.quantize(w * torch.nan), ValueError, "the weight of 0 cannot be quantized: x holds NaN"),
+])
+def test_a_quantizer_s_answer_is_looked_at(quantizer, error, said):
+    with pytest.raises(error, match=said):
+        ptq.quantize_weights(nn.Sequential(nn.Linear(4, 4)), quantizer)
+
+
+@pytest.mark.parametrize("calibration, error, said", [
+    ([None], TypeError, "holds a NoneType"), ([0], TypeError, "holds a int"), (5, TypeError, "calibration is a int"),
+    (torch.tensor(1.0), ValueError, "of shape .., and must hold images"), (torch.zeros(2, 4, dtype=torch.int64), ValueError, "torch.int64"),
+    (torch.zeros(2, 4).to_sparse(), TypeError, "sparse"), (torch.rand(8), ValueError, "cannot take the calibration images"),
+    (torch.zeros(0, 4), ValueError, "no calibration images"), (torch.full((2, 4), torch.nan), ValueError, "the values at input_1 hold NaN"),
+    (torch.zeros(2, 4, dtype=torch.complex64), ValueError, "torch.complex64"),
+])
+def test_calibration_is_refused_in_one_sentence(calibration, error, said):
+    for attempt in (ptq.quantize, qat.prepare):
+        with pytest.raises(error, match=said) as caught:
+            attempt(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), calibration)
+        assert "\n" not in str(caught.value) and "While executing" not in str(caught.value)
+
+
+def test_calibration_may_be_an_array_and_some_batches_empty():
+    net, x = nn.Sequential(nn.Linear(4, 2)), torch.rand(6, 4)
+    expected = ptq.quantize(net, x).model.get_submodule("_0_codes").scale
+    for calibration in (x.numpy(), [x.numpy()[:3], x.numpy()[3:]], [x, x[:0]], x.numpy()[::-1]):
+        assert torch.equal(ptq.quantize(net, calibration).model.get_submodule("_0_codes").scale, expected)
+
+
+def test_shapes_that_are_none():
+    quantized = ptq.quantize(nn.Sequential(nn.Flatten(2), nn.Linear(4, 2)), torch.rand(4, 3, 2, 2))
+    for shape in (5, None, (1, 4, 4.0), "abc", (), (0, 4), (2,)):
+        with pytest.raises(ValueError, match="image_shape is"):
+            integer.convert(quantized, shape)
+    network = integer.convert(quantized, (3, 2, 2))
+    for codes in (torch.zeros(2, 5, dtype=torch.int8), torch.zeros(2, 3, 2, 3, dtype=torch.int8)):
+        with pytest.raises(ValueError, match="cannot take"):
+            network.run(codes)
+    assert torch.equal(network(torch.ones(2, 3, 2, 2).numpy()), network(torch.ones(2, 3, 2, 2)))
+
+
+def test_a_norm_with_impossible_statistics_is_refused_by_name():
+    for name, value in (("running_var", -1.0), ("running_var", float("nan")), ("running_mean", float("inf"))):
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+        getattr(net[1], name)[0] = value
+        with pytest.raises(ValueError, match="the running statistics of 1 hold NaN"):
+            ptq.fold_batch_norm(net)
+
+
+def test_a_maximum_that_returns_places_is_refused():
+    with pytest.raises(ValueError, match="0 returns the places of the maxima too"):
+        trace(nn.Sequential(nn.MaxPool2d(2, return_indices=True)))
+
+
+@pytest.mark.parametrize("images, error, said", [
+    (torch.rand(2, 3, 4, 4), ValueError, "cannot take the images"), (torch.rand(2, 1, 4, 4).double(), ValueError, "cannot take the images"),
+    (torch.zeros(2, 1, 4, 4, dtype=torch.int64), TypeError, "floating-point"), ([1.0], TypeError, "floating-point"),
+])
+def test_images_that_show_nothing_of_dead_filters(images, error, said):
+    net = nn.Sequential(nn.Conv2d(1, 2, 1))
+    with pytest.raises(error, match=said) as caught:
+        dead.find(net, images)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        dead.find(net, torch.rand(2, 1, 4, 4), batch_size=0)

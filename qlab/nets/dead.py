@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from qlab.nets.graph import after, calls, folding_pairs, kind, trace
+from qlab.nets.graph import Walk, after, calls, folding_pairs, kind, trace
 from qlab.nets.plain import plain_copy
 
 
@@ -46,6 +46,10 @@ def find(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> dict[
     >>> found["0"].silent.tolist(), found["2"].starved.tolist()
     ([False, True], [False, True])
     """
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point() or images.dim() == 0:
+        raise TypeError("images must be a tensor of floating-point images, (n, ...).")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, and must be 1 or more.")
     if not len(images):
         raise ValueError("there are no images, and a channel is dead only by what it does on some: a few hundred are enough.")
     if not images.isfinite().all():
@@ -57,24 +61,33 @@ def find(model: nn.Module, images: torch.Tensor, batch_size: int = 128) -> dict[
     if twice := [node.target for node in layers if [other.target for other in layers].count(node.target) > 1]:
         raise ValueError(f"{twice[0]} runs more than once, and has no one input to look at.")
     alive = _alive(traced, images.split(batch_size))
-    return {node.target: Dead(_starved(traced.get_submodule(node.target), ~alive[node.args[0]]), ~alive[after(traced, node)])
-            for node in layers}
+    found = {}
+    for node in layers:
+        axis = 1 if kind(traced, node) == "conv" else -1                                    # where the layer's inputs and outputs are
+        inputs, outputs = ~alive[node.args[0], axis], ~alive[after(traced, node), axis]
+        found[node.target] = Dead(_starved(traced.get_submodule(node.target), inputs), outputs)
+    return found
 
 
-def _alive(traced: fx.GraphModule, batches) -> dict[fx.Node, torch.Tensor]:
-    """bool (channels,) of each node: whether the channel is other than 0 anywhere in any batch; of flat values, each feature."""
-    seen: dict[fx.Node, torch.Tensor] = {}
+def _alive(traced: fx.GraphModule, batches) -> dict[tuple[fx.Node, int], torch.Tensor]:
+    """bool (channels,) of each node, along axis 1 and along axis -1: whether the channel is other than 0 anywhere in any batch."""
+    seen: dict[tuple[fx.Node, int], torch.Tensor] = {}
 
-    class Watch(fx.Interpreter):
+    class Watch(Walk):
         def run_node(self, node):
             result = super().run_node(node)
             if kind(traced, node) != "output":
-                nonzero = (result != 0).flatten(2).any(2).any(0) if result.dim() > 2 else (result != 0).any(0)
-                seen[node] = seen[node] | nonzero if node in seen else nonzero
+                for axis in (1, -1):
+                    nonzero = (result != 0).movedim(axis, 0).flatten(1).any(1)
+                    seen[node, axis] = seen[node, axis] | nonzero if (node, axis) in seen else nonzero
             return result
 
     for batch in batches:
-        Watch(traced).run(batch)
+        try:
+            Watch(traced).run(batch)
+        except (RuntimeError, IndexError) as error:
+            said = str(error).splitlines()[0]
+            raise ValueError(f"the network cannot take the images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
     return seen
 
 

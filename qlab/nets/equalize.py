@@ -13,10 +13,13 @@ Bias correction. Rounded weights W + e move the mean of a layer's output by e * 
 import torch
 from torch import fx, nn
 
-from qlab.nets.graph import calls, kind, only_user
+from qlab.nets.graph import Walk, calls, kind, only_user
 from qlab.nets.plain import LAYERS, users_of
 
 PASSES = ("relu", "maxpool", "mean", "flatten")                                             # pass on a positive factor of a channel
+
+# Where the channels are: "maps", along axis 1 of a convolution's output; "columns", maps flattened, each channel a block of neighbouring
+# columns; "last", along the last axis of a linear layer's output. A convolution reads the first, a linear layer the others.
 
 
 @torch.no_grad()
@@ -50,12 +53,30 @@ def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
              all(len(users[id(p)]) == 1 for p in traced.get_submodule(n.target).parameters(recurse=False))]
     pairs = []
     for node in alone:
-        user = only_user(node)
+        user, how = only_user(node), "maps" if kind(traced, node) == "conv" else "last"
         while user is not None and kind(traced, user) in PASSES:
-            user = only_user(user)
-        if user in alone and _inputs(traced.get_submodule(user.target), traced.get_submodule(node.target).weight.shape[0]) is not None:
+            how, user = _behind(traced, user, how), only_user(user)
+        channels = traced.get_submodule(node.target).weight.shape[0]
+        if user in alone and _reads(traced.get_submodule(user.target), channels, how):
             pairs.append((node.target, user.target))
     return pairs
+
+
+def _behind(traced: fx.GraphModule, node: fx.Node, how: str) -> str:
+    """Where the channels are behind a node of PASSES; "" where it mixes up their places."""
+    what = kind(traced, node)
+    if what == "flatten" and how == "maps":
+        module = traced.get_submodule(node.target)
+        return "columns" if (module.start_dim, module.end_dim) in ((1, -1), (1, 3)) else ""
+    return how if what in ("relu", "flatten") or how == "maps" else ""
+
+
+def _reads(layer: nn.Module, channels: int, how: str) -> bool:
+    """Whether each input of the layer belongs to one channel."""
+    if isinstance(layer, nn.Conv2d):
+        return how == "maps" and _inputs(layer, channels) is not None
+    inputs = layer.weight.shape[1]                                                          # of a flattened vector as many as channels
+    return inputs % channels == 0 if how == "columns" else how == "last" and inputs == channels
 
 
 def _inputs(layer: nn.Module, channels: int) -> torch.Tensor | None:
@@ -90,7 +111,7 @@ def subtract_mean_error(traced: fx.GraphModule, quantized: fx.GraphModule, batch
     """
     error, count = {}, {}
 
-    class Difference(fx.Interpreter):
+    class Difference(Walk):
         def call_module(self, target, args, kwargs):
             layer = self.module.get_submodule(target)
             if isinstance(layer, LAYERS):

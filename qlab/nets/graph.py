@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from qlab.nets.plain import LAYERS, plain_copy, refuse_hooks
 
-__all__ = ["LAYERS", "after", "calls", "folding_pairs", "kind", "maker", "only_user", "points", "trace"]
+__all__ = ["LAYERS", "Walk", "after", "calls", "folding_pairs", "kind", "maker", "only_user", "points", "trace"]
 KINDS = {
     nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm2d: "batchnorm", nn.ReLU: "relu", nn.ReLU6: "relu6",
     nn.MaxPool2d: "maxpool", nn.AvgPool2d: "mean", nn.AdaptiveAvgPool2d: "mean", nn.Flatten: "flatten",
@@ -30,6 +30,14 @@ ADD = (operator.add, torch.add, "add")
 IN_PLACE = {operator.iadd: operator.add, "add_": "add", torch.relu_: F.relu, "relu_": "relu"}  # the result is written over the operand
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)                                           # what does nothing in evaluation
 MAKES = ("conv", "linear", "add", "mean", "input")                                          # what makes values that need a scale
+
+
+class Walk(fx.Interpreter):
+    """Runs a graph node by node; an error is the one that was raised, without fx's notes on where."""
+
+    def __init__(self, traced: fx.GraphModule):
+        super().__init__(traced)
+        self.extra_traceback = False
 
 
 class _Proxy(fx.Proxy):
@@ -181,6 +189,8 @@ def kind(traced: fx.GraphModule, node: fx.Node) -> str:
         return "output"
     if node.op == "call_module":
         module = traced.get_submodule(node.target)
+        if getattr(module, "return_indices", False):
+            raise ValueError(f"{node.target} returns the places of the maxima too (return_indices=True), and may return one tensor.")
         if type(module) in KINDS and len(node.args) == 1 and not node.kwargs:
             return KINDS[type(module)]
         found = f"{node.target}, a {type(module).__name__}"

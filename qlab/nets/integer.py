@@ -11,6 +11,7 @@ per tensor or per output channel. Sums need 32 bits: the products are taken afte
 """
 
 import math
+import operator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qlab.nets.fake import FakeQuantize
-from qlab.nets.graph import MAKES, after, calls, kind
+from qlab.nets.graph import MAKES, Walk, after, calls, kind
 from qlab.nets.plain import refuse_hooks
 from qlab.nets.ptq import Quantized
 from qlab.quant import QTensor
+from qlab.quant.layout import FLOATS, as_tensor
 
 ADD_SHIFT = 20                                                                              # a sum's terms get 20 bits of fraction first
 INT32 = 2**31 - 1
@@ -77,7 +79,8 @@ class IntegerNetwork:
 
         Raises TypeError for integers, ValueError for NaN or infinity, which have no code.
         """
-        if not images.is_floating_point():
+        images = as_tensor(images, "the images")
+        if images.dtype not in FLOATS:
             raise TypeError(f"the images are {images.dtype}, and must be floating point: run(codes) takes int8 codes.")
         if not images.isfinite().all():
             raise ValueError("the images hold NaN or infinity, and must be finite.")
@@ -90,12 +93,17 @@ class IntegerNetwork:
 
     @torch.no_grad()
     def run(self, codes: torch.Tensor) -> torch.Tensor:
-        """int8 codes of images to int8 codes of logits, in integers. Raises TypeError for other codes."""
+        """int8 codes of images to int8 codes of logits, in integers. TypeError for other codes, ValueError for a wrong shape."""
+        codes = as_tensor(codes, "codes")
         if codes.dtype != torch.int8:
             raise TypeError(f"codes are {codes.dtype}, and must be int8: encode(images) gives them.")
         tensors = {self.input: codes}
         for step in self.steps:
-            tensors[step.output] = RUN[step.kind](step, *(tensors[name] for name in step.inputs))
+            try:
+                tensors[step.output] = RUN[step.kind](step, *(tensors[name] for name in step.inputs))
+            except (RuntimeError, IndexError) as error:
+                said = str(error).splitlines()[0]
+                raise ValueError(f"codes have the shape {tuple(codes.shape)}, which {step.name} cannot take ({said}).") from None
         return tensors[self.output]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -241,6 +249,7 @@ def convert(quantized: Quantized, image_shape: tuple[int, ...] = (1, 28, 28)) ->
     """
     if not isinstance(quantized.model, fx.GraphModule) or not any(isinstance(m, FakeQuantize) for m in quantized.model.modules()):
         raise ValueError("the network's activations have no codes: quantize it with ptq.quantize, or prepare, train and convert it by qat.")
+    image_shape = _shape(image_shape)
     refuse_hooks(quantized.model)
     for name, q in quantized.tensors.items():
         weight = quantized.model.get_submodule(name).weight
@@ -270,6 +279,16 @@ def convert(quantized: Quantized, image_shape: tuple[int, ...] = (1, 28, 28)) ->
     return IntegerNetwork(tuple(steps), source, sink, grids[source], grids[sink])
 
 
+def _shape(image_shape) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in image_shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"image_shape is {image_shape!r}, and must be the sizes of one image: (channels, rows, columns), or (values,).")
+    return sizes
+
+
 def _limited(plain: fx.GraphModule, last: fx.Node, grid: Grid) -> Grid:
     """The grid after a ReLU6 ends at the code of 6.0."""
     return replace(grid, high=min(grid.high, grid.zero_point + round(6 / grid.scale))) if kind(plain, last) == "relu6" else grid
@@ -294,7 +313,7 @@ def _map_sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.N
     """The shape of each node's values for one image: pooling over a whole map divides by its size."""
     sizes = {}
 
-    class Shapes(fx.Interpreter):
+    class Shapes(Walk):
         def run_node(self, node):
             result = super().run_node(node)
             sizes[node] = tuple(result.shape)
@@ -304,7 +323,7 @@ def _map_sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.N
     try:
         with torch.no_grad():
             Shapes(plain).run(torch.zeros(1, *image_shape, dtype=dtype))
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({str(error).splitlines()[0]}).") from None
     return sizes
 

@@ -70,7 +70,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     >>> sorted(copied.state_dict()), torch.equal(copied.weight, layer.weight)
     (['bias', 'weight'], True)
     """
-    _refuse_forwards(model)
+    refuse_forwards(model)
     # deepcopy refuses a tensor that was computed from parameters, as old-style reparametrizations leave it in the module.
     computed = {id(t): t.detach().clone() for module in model.modules() for t in [*vars(module).values(), *module._buffers.values()]
                 if isinstance(t, torch.Tensor) and not t.is_leaf}
@@ -119,7 +119,7 @@ def refuse_hooks(model: nn.Module) -> None:
     """ValueError, by name, for a module with a forward hook or pre-hook, or whose forward was replaced on the instance."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise ValueError("a forward hook is registered for all modules, which may change what they compute: remove it first.")
-    _refuse_forwards(model)
+    refuse_forwards(model)
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             hook = next(iter([*module._forward_hooks.values(), *module._forward_pre_hooks.values()]))
@@ -128,8 +128,8 @@ def refuse_hooks(model: nn.Module) -> None:
                              "first (handle.remove()).")
 
 
-def _refuse_forwards(model: nn.Module) -> None:
-    """A copy of the module would go on calling it, and with it the original's weights."""
+def refuse_forwards(model: nn.Module) -> None:
+    """ValueError, by name, for a forward that was put on an instance: a copy would go on calling it, with the original's weights."""
     for name, module in model.named_modules():
         if "forward" in vars(module):
             raise ValueError(f"{_called(name)} has a forward of its own, other than its class's, which would be lost: give it a class.")
@@ -140,7 +140,7 @@ def _called(name: str) -> str:
 
 
 def users_of(model: nn.Module) -> dict[int, list[str]]:
-    """Which modules hold each parameter: names by id(parameter), several where it is shared.
+    """Which modules hold each parameter: names by id(parameter), several where it is shared, or its memory is.
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     >>> net[1].weight = net[0].weight
@@ -148,7 +148,13 @@ def users_of(model: nn.Module) -> dict[int, list[str]]:
     [['0', '1']]
     """
     users: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            users.setdefault(id(parameter), []).append(name)
-    return users
+    held = [(parameter, name) for name, module in model.named_modules() for parameter in module.parameters(recurse=False)]
+    for parameter, name in held:
+        users.setdefault(memory_of(parameter), []).append(name)
+    return {id(parameter): users[memory_of(parameter)] for parameter, _ in held}
+
+
+def memory_of(parameter: torch.Tensor) -> int:
+    """Equal for tensors that lie at one place, whether they are one object or not."""
+    there = not parameter.is_meta and parameter.numel() and not isinstance(parameter, UninitializedParameter)
+    return parameter.data_ptr() if there else -id(parameter)

@@ -11,14 +11,13 @@ A mask is a bool tensor of the weight's shape, True where the weight stays. Mask
 them in fewer bytes, and qlab.nets.channels removes whole channels, so that there is less to compute.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from qlab.nets.plain import LAYERS, refuse_recomputed, users_of
+from qlab.nets.plain import LAYERS, memory_of, plain_copy, refuse_recomputed, users_of
 
 Masks = dict[str, torch.Tensor]
 
@@ -31,8 +30,9 @@ def magnitude(model: nn.Module, sparsity: float | Mapping[str, float], scope: st
     to share (a layer not named keeps all). scope: "layer", each layer alone; "global", one ranking of all weights. Among equal magnitudes
     the first in memory goes first. within: earlier masks; what they remove counts, and stays removed. A weight that two layers share is
     counted once, and both get its mask.
-    Raises ValueError for a sparsity or scope out of range, a name that is no such layer, NaN or infinity among the weights, and, by name,
-    for a weight that is shared with a module that is not pruned, or recomputed in each forward (qlab.nets.plain).
+    Raises ValueError for a sparsity or scope out of range, a sparsity below that of earlier masks, a name that is no such layer, NaN or
+    infinity among the weights, and, by name, for a weight that is shared with a module that is not pruned, or recomputed in each forward
+    (qlab.nets.plain).
 
     >>> net = nn.Sequential(nn.Linear(4, 1))
     >>> net[0].weight.data = torch.tensor([[0.1, -3.0, 2.0, -0.2]])
@@ -50,10 +50,12 @@ def magnitude(model: nn.Module, sparsity: float | Mapping[str, float], scope: st
     groups = _shared(weights)
     scores = [_score(names, weights[names[0]], within) for names in groups]
     if scope == "layer":
-        kept = [_largest(score[None], round(_one(names, shares) * len(score)))[0] for names, score in zip(groups, scores)]
+        counts = [_removed(round(_one(names, shares) * len(score)), score, names) for names, score in zip(groups, scores)]
+        kept = [_largest(score[None], count)[0] for score, count in zip(scores, counts)]
     else:
         everything = torch.cat([score.cpu() for score in scores]) if scores else torch.zeros(0)
-        kept = _largest(everything[None], round(sparsity * len(everything)))[0].split([len(score) for score in scores])
+        count = _removed(round(sparsity * len(everything)), everything, weights)
+        kept = _largest(everything[None], count)[0].split([len(score) for score in scores])
     found = {name: mask.view_as(weights[name]).to(weights[name].device) for names, mask in zip(groups, kept) for name in names}
     return {name: found[name] for name in weights}
 
@@ -127,7 +129,7 @@ def sensitivity(model: nn.Module, evaluate: Callable[[nn.Module], object], spars
     {'0': [16, 8, 4]}
     """
     _weights(model, skip)                                                                   # refuses what has no weight to prune
-    model, sparsities, results = copy.deepcopy(model), list(sparsities), {}
+    model, sparsities, results = plain_copy(model), list(sparsities), {}
     for name, weight in _weights(model, skip).items():
         whole, results[name] = weight.detach().clone(), []
         for share in sparsities:
@@ -187,9 +189,7 @@ def iterative(model: nn.Module, sparsities: Iterable[float | Mapping[str, float]
     """
     masks = None
     for number, share in enumerate(sparsities):
-        before, masks = masks, magnitude(model, share, scope, skip, within=masks)
-        if before and any((mask & ~before[name]).any() for name, mask in masks.items()):
-            raise ValueError(f"round {number} is to remove {share}, less than the round before: sparsities must not fall.")
+        masks = magnitude(model, share, scope, skip, within=masks)
         if rewind_to is not None:
             rewind(model, rewind_to, masks)
         train(model, hold(model, masks), number)
@@ -220,10 +220,14 @@ def _weights(model: nn.Module, skip: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def _shared(weights: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """The names of the layers, those that share one weight together."""
+    """The names of the layers, those that share one weight together. ValueError for one memory in two shapes."""
     groups: dict[int, list[str]] = {}
     for name, weight in weights.items():
-        groups.setdefault(id(weight), []).append(name)
+        groups.setdefault(memory_of(weight), []).append(name)
+    for first, *others in groups.values():
+        for other in others:
+            if weights[other].shape != weights[first].shape or weights[other].stride() != weights[first].stride():
+                raise ValueError(f"{first} and {other} share their weight's memory in two shapes, and no mask fits both: untie them.")
     return list(groups.values())
 
 
@@ -246,11 +250,19 @@ def _one(names: Sequence[str], shares: Mapping[str, float]) -> float:
 
 
 def _score(names: Sequence[str], weight: torch.Tensor, within: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-    score = weight.detach().abs().float().flatten()
+    score = weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32)).flatten()
     for name in names:
         if within and name in within:
             score = score.masked_fill(~within[name].to(score.device).flatten(), -1.0)       # before all that is left, zeros among them
     return score
+
+
+def _removed(count: int, score: torch.Tensor, names: Iterable[str]) -> int:
+    """count, if it is no less than what earlier masks have removed."""
+    if (before := int((score < 0).sum())) > count:
+        raise ValueError(f"within removes {before:,} weights of {', '.join(names)}, and the sparsity is to remove {count:,}: what is "
+                         "removed stays removed, so that sparsities must not fall.")
+    return count
 
 
 def _largest(scores: torch.Tensor, remove: int) -> torch.Tensor:

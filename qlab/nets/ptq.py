@@ -13,16 +13,17 @@ images (calibration). Where scales are needed, qlab.nets.graph tells.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from qlab.nets.equalize import cross_layer_equalize, subtract_mean_error
 from qlab.nets.fake import FakeQuantize
-from qlab.nets.graph import calls, folding_pairs, maker, points, trace
+from qlab.nets.graph import Walk, calls, folding_pairs, maker, points, trace
 from qlab.nets.plain import LAYERS, plain_copy
 from qlab.quant import QTensor, linear
 from qlab.quant import ranges as ranges_of
-from qlab.quant.layout import check_bits
+from qlab.quant.layout import FLOATS, as_tensor, check_bits
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -43,13 +44,19 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     pairs = folding_pairs(trace(model))
     model = plain_copy(model).eval()
     norms = [model.get_submodule(bn.target) for _, bn in pairs]
-    for (conv, _), bn in zip(pairs, norms):
+    for (conv, node), bn in zip(pairs, norms):
+        _check_statistics(bn, node.target)
         _fold(model.get_submodule(conv.target), bn)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):                                   # under all of its names, if it has several
             if child in norms:
                 setattr(parent, name, nn.Identity())
     return model
+
+
+def _check_statistics(bn: nn.BatchNorm2d, name: str) -> None:
+    if not (bn.running_mean.isfinite().all() and bn.running_var.isfinite().all() and (bn.running_var >= 0).all()):
+        raise ValueError(f"the running statistics of {name} hold NaN, infinity or a negative variance, and must be finite.")
 
 
 @torch.no_grad()
@@ -112,7 +119,8 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     quantizer: one function for all, or one for each layer by its name. Biases stay as they are, the model given is not changed. Layers
     that share a weight share its codes, unless their functions differ; a skipped layer, or an embedding, that shares it keeps its floats,
     and both are counted. A weight that is recomputed in each forward (qlab.nets.plain) is quantized as what it comes to.
-    Raises ValueError for a layer that has no function, or a name that is no such layer.
+    Raises ValueError for a layer that has no function, a name that is no such layer, and, with the layer's name, whatever its function
+    refuses (NaN, say) or a QTensor of another shape than the weight's; TypeError for a function that returns no QTensor.
 
     >>> from qlab.quant import linear
     >>> q = quantize_weights(nn.Linear(100, 10), lambda w: linear.quantize(w, 4, "symmetric", axis=0))
@@ -132,7 +140,7 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     for name, layer in layers.items():
         if name in skip:
             continue
-        weight, q = layer.weight, by_name[name](layer.weight)
+        weight, q = layer.weight, _codes(by_name[name], layer.weight, name)
         of_weight = made.setdefault(weight, [])
         tensors[name], layer.weight = next(((known, decoded) for known, decoded in of_weight if known.equal(q)), (q, _decoded(q, weight)))
         if tensors[name] is q:
@@ -141,6 +149,19 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     rest = {id(t): t for t in [*quantized.parameters(), *quantized.buffers()] if id(t) not in decoded}
     nbytes = sum(q.nbytes for same in made.values() for q, _ in same) + sum(t.numel() * t.element_size() for t in rest.values())
     return Quantized(quantized, tensors, nbytes)
+
+
+def _codes(quantizer: Callable[[torch.Tensor], QTensor], weight: nn.Parameter, name: str) -> QTensor:
+    try:
+        q = quantizer(weight)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"the weight of {name or 'the network'} cannot be quantized: {error}") from None
+    if not isinstance(q, QTensor):
+        raise TypeError(f"the quantizer of {name or 'the network'} returns a {type(q).__name__}, and must return a QTensor.")
+    if q.shape != weight.shape:
+        raise ValueError(f"the quantizer of {name or 'the network'} returns codes of shape {tuple(q.shape)}, and the weight has "
+                         f"{tuple(weight.shape)}.")
+    return q
 
 
 @torch.no_grad()
@@ -200,12 +221,25 @@ def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:
 
 
 def batches_of(calibration: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    batches = list(calibration.split(128)) if isinstance(calibration, torch.Tensor) else list(calibration)
-    if wrong := next((batch for batch in batches if not isinstance(batch, torch.Tensor)), None):
-        raise TypeError(f"calibration holds a {type(wrong).__name__}, and must hold tensors of images, (n, ...).")
+    """Batches of images, as tensors; TypeError or ValueError, in one sentence, for what is none."""
+    if isinstance(calibration, (torch.Tensor, np.ndarray)):
+        batches = list(_images(calibration).split(128))
+    elif isinstance(calibration, Iterable):
+        batches = [_images(batch) for batch in calibration]
+    else:
+        raise TypeError(f"calibration is a {type(calibration).__name__}, and must be a tensor of images, (n, ...), or batches of them.")
     if not sum(len(batch) for batch in batches):
         raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
     return batches
+
+
+def _images(batch) -> torch.Tensor:
+    if not isinstance(batch, (torch.Tensor, np.ndarray)):
+        raise TypeError(f"calibration holds a {type(batch).__name__}, and must hold tensors of images, (n, ...).")
+    batch = as_tensor(batch, "calibration")
+    if batch.dtype not in FLOATS or batch.dim() == 0:
+        raise ValueError(f"calibration holds {batch.dtype} of shape {tuple(batch.shape)}, and must hold images (n, ...) in floating point.")
+    return batch
 
 
 @torch.no_grad()
@@ -216,17 +250,17 @@ def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bi
     """
     wanted = {node: _Seen(node.name, ranges) for node in points(traced)}
 
-    class Observer(fx.Interpreter):
+    class Observer(Walk):
         def run_node(self, node):
             result = super().run_node(node)
             if node in wanted:
                 wanted[node].update(result)
             return result
 
-    for batch in batches:
+    for batch in (batch for batch in batches if len(batch)):
         try:
             Observer(traced).run(batch)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             said = str(error).splitlines()[0]
             own = next((f", a network of {p.dtype}," for p in traced.parameters() if p.dtype != batch.dtype), "")
             raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
