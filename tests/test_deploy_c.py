@@ -129,6 +129,17 @@ class Odd(nn.Module):
         return self.last(torch.flatten(self.mean(y), 1))
 
 
+class FlattenedSum(nn.Module):
+    """A sum of two flattened maps, and all that may follow it where it is the output."""
+
+    def __init__(self, *after):
+        super().__init__()
+        self.a, self.b, self.after = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), nn.Sequential(*after)
+
+    def forward(self, x):
+        return self.after(self.a(x).flatten(1) + self.b(x).flatten(1))
+
+
 def seq(*layers):
     return lambda: nn.Sequential(*(layer() for layer in layers))
 
@@ -146,6 +157,14 @@ SMALL = {
     "vector": (seq(lambda: nn.Linear(7, 9), nn.ReLU, lambda: nn.Linear(9, 3, bias=False)), (7,)),
     "map out": (conv(2, 5, 3, stride=(2, 1), padding=(0, 2)), (2, 6, 5)),
     "flat out": (seq(conv(2, 5, 3), nn.ReLU, nn.Flatten), (2, 6, 5)),
+    "flat ReLU out": (seq(conv(3, 4, 1), nn.Flatten, nn.ReLU), (3, 4, 4)),
+    "flat second ReLU out": (seq(conv(3, 4, 1), nn.ReLU, nn.Flatten, nn.ReLU, nn.ReLU, nn.Flatten), (3, 3, 5)),
+    "flat ReLU of the image": (seq(nn.Flatten, nn.ReLU), (3, 2, 4)),
+    "flat pooling out": (seq(lambda: nn.MaxPool2d(2), nn.Flatten, nn.ReLU), (3, 4, 6)),
+    "flat mean out": (seq(lambda: nn.AvgPool2d(2), nn.Flatten, nn.ReLU), (3, 4, 6)),
+    "flat sum out": (FlattenedSum, (1, 2, 2)),
+    "flat sum, ReLU out": (lambda: FlattenedSum(nn.ReLU()), (1, 3, 2)),
+    "flat sum, two ReLUs out": (lambda: FlattenedSum(nn.ReLU(), nn.ReLU()), (1, 3, 2)),
     "flat twice": (seq(conv(2, 5, 3), nn.Flatten, nn.ReLU, nn.Flatten, lambda: nn.Linear(60, 4)), (2, 6, 5)),
     "depthwise": (seq(conv(7, 7, (3, 2), groups=7, padding=(2, 1), dilation=(2, 1), stride=2), nn.ReLU), (7, 9, 6)),
     "two for each": (conv(3, 6, 3, groups=3, padding=1), (3, 5, 4)),

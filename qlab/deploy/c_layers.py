@@ -19,8 +19,8 @@ PATCH, NONE = "(patch)", "(none)"                                               
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a kernel. shape_in, shape_out: (rows, columns, channels) or (values,); products: multiplications for one image;
-    weight_bytes: what it stores, 0 where it shares another layer's weights.
+    """One call of a kernel. shape_in, shape_out: (rows, columns, channels), for a ReLU or a sum of flattened maps too, or (values,);
+    products: multiplications for one image; weight_bytes: what it stores, 0 where it shares another layer's weights.
 
     prefix: of the layer's C names; struct: the layer's constants as C text, "" for none; call: the call with {0}, {1}, .. for the
     tensors; patch: bytes of scratch memory.
@@ -81,6 +81,10 @@ class Place:
     shape: tuple[int, ...]
     root: str
     map: tuple[int, ...] | None = None
+
+    def as_map(self) -> "Place":
+        """The same bytes before they were flattened: their order is the map's still."""
+        return Place(self.map or self.shape, self.root)
 
     def __str__(self):
         return " x ".join(str(n) for n in self.shape)
@@ -256,12 +260,12 @@ def _add(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
     zeros = f".a_zero = {step.grids[0].zero_point}, .b_zero = {step.grids[1].zero_point}"
     m, n = (", ".join(map(str, part.tolist())) for part in (step.m, step.n))
     fields = [f".count = {math.prod(out.shape)}, {zeros}, {_limits(step)}", f".m = {{{m}}}, .n = {{{n}}}"]
-    _layer(program, step, "add", "sum", a, out, "Add", fields, (a.root, b.root, out.root))
+    _layer(program, step, "add", "sum", a.as_map(), out.as_map(), "Add", fields, (a.root, b.root, out.root))
 
 
 def _relu(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
     fields = [str(math.prod(out.shape)), str(step.grids[0].zero_point)]
-    _layer(program, step, "relu", "ReLU", inputs[0], out, "", fields, (inputs[0].root, out.root))
+    _layer(program, step, "relu", "ReLU", inputs[0].as_map(), out.as_map(), "", fields, (inputs[0].root, out.root))
 
 
 LOWER = {"conv": _conv, "linear": _linear, "mean": _mean, "maxpool": _maxpool, "add": _add, "relu": _relu, "flatten": None}
