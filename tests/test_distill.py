@@ -1,6 +1,7 @@
 """qlab.nets.distill against torch's own divergence, the paper's formulas in NumPy, autograd and brute force; and the committed record."""
 
 import copy
+import decimal
 import math
 
 import numpy as np
@@ -193,6 +194,48 @@ def test_at_high_temperatures_the_gradient_is_that_of_matching_centred_logits():
     assert distill.distillation_loss(z, v, None, 10_000, 1.0).item() == pytest.approx(centred.item(), rel=1e-2)
 
 
+def in_decimals(z, v, temperature):
+    """T^2 KL, the mean over the rows, and its gradient for z, in 500 digits."""
+    with decimal.localcontext(decimal.Context(prec=500, Emin=-10**7, Emax=10**7)):
+        t, total, gradient = decimal.Decimal(temperature), decimal.Decimal(0), []
+        for rows in zip(z.tolist(), v.tolist()):
+            e = [[(decimal.Decimal(x) / t).exp() if x > -math.inf else decimal.Decimal(0) for x in row] for row in rows]
+            q, p = ([x / sum(row) for x in row] for row in e)
+            total += sum(a * (a / b).ln() for a, b in zip(p, q) if a)
+            gradient.append([float(t * (b - a) / len(z)) for a, b in zip(p, q)])
+        return float(t * t * total / len(z)), torch.tensor(gradient, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype, rel", [(torch.float32, 2e-7), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("temperature", [30.0, 1e3, 1e4, 1e8, 1e20, 1e100, 1e200])
+@pytest.mark.parametrize("masked", ["none", "both", "teacher"])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 300.0])
+def test_no_temperature_loses_the_loss_or_its_gradient(temperature, dtype, rel, masked, scale):
+    z, v = logits(3, 4, 1, scale).to(dtype), logits(3, 4, 2, scale).to(dtype)
+    v[1] = z[1]
+    if masked != "none":
+        v[:, 1] = -math.inf
+        z[:, 1] = -math.inf if masked == "both" else z[:, 1]
+    expected, gradient = in_decimals(z, v, temperature)
+    z.requires_grad_()
+    loss = distill.distillation_loss(z, v, None, temperature, 1.0)
+    loss.backward()
+    if expected > torch.finfo(dtype).max:  # the student has a share for what the teacher masks
+        assert loss.item() == math.inf and masked == "teacher"
+    else:
+        assert loss.item() == pytest.approx(expected, rel=rel)
+        assert (z.grad - gradient).abs().max() <= 3 * rel * gradient.abs().max()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-12, 1e-18, 1e-25, 1e-30])
+def test_a_temperature_near_zero_leaves_the_largest_logits(temperature):
+    z, v = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True), torch.tensor([[4.0, 2.0, 3.0]])
+    loss = distill.distillation_loss(z, v, None, temperature, 1.0)                          # T^2 (z_2 - z_0) / T
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * temperature, rel=1e-6, abs=0)
+    assert z.grad[0].tolist() == pytest.approx([-temperature, 0, temperature], rel=1e-6, abs=0)
+
+
 def test_without_the_square_the_gradient_falls_as_one_over_the_square():
     z, v = logits(seed=7), logits(seed=8)
     with_it = [soft_gradient(z, v, t).norm().item() for t in (20, 40, 80)]
@@ -340,8 +383,17 @@ def test_loss_refuses_what_makes_no_sense():
         distill.distillation_loss(z[:0], v[:0], y[:0])
     with pytest.raises(ValueError, match="require a gradient"):
         distill.distillation_loss(z, v.requires_grad_(), y)
+    v = logits(seed=1)
     with pytest.raises(ValueError, match="labels is None and alpha is 0.5"):
-        distill.distillation_loss(z, logits(seed=1), None, alpha=0.5)
+        distill.distillation_loss(z, v, None, alpha=0.5)
+    for low, high in ((0, 10), (-1, 3), (-100, 0)):                                         # torch leaves -100 out without a word
+        with pytest.raises(ValueError, match=f"labels go from {low} to {high}, and must be classes from 0 to 9"):
+            distill.distillation_loss(z, v, torch.tensor([low] + [high] * 15))
+        with pytest.raises(ValueError, match=f"labels go from {low} to {high}"):
+            distill.best_bias(z, torch.tensor([low] + [high] * 15), 1)
+    for wrong in (y[:15], y[:, None], y.float(), y.int(), y.bool()):
+        with pytest.raises(ValueError, match=r"labels are torch.\w+ of shape .*, and must be int64, one for each of the 16 images"):
+            distill.distillation_loss(z, v, wrong)
 
 
 def test_training_refuses_a_teacher_that_is_not_ready(problem):
@@ -366,6 +418,11 @@ def test_training_refuses_what_does_not_fit(problem):
         distill.distill(small(), cached[:95], images, labels, 1, 0.1)
     with pytest.raises(ValueError, match="96 images and 95 labels"):
         distill.distill(small(), cached, images, labels[:95], 1, 0.1)
+    for teaching in (cached, teacher):
+        student = small()
+        with pytest.raises(ValueError, match="labels go from 0 to 4, and must be classes from 0 to 3"):
+            distill.distill(student, teaching, images, labels + (labels == 3), 1, 0.1, batch_size=8)
+        assert same(student, small())
     with pytest.raises(ValueError, match="augment would change"):
         distill.distill(small(), cached, images, labels, 1, 0.1, augment=lambda x, generator: x)
     with pytest.raises(ValueError, match="student's logits"):
@@ -395,8 +452,9 @@ def test_hints_refuse_layers_that_do_not_fit(problem):
 
 def test_best_bias_refuses_what_makes_no_sense():
     z, y = logits(), torch.zeros(16, dtype=torch.long)
-    with pytest.raises(ValueError, match="missing is 10, and must be a class from 0 to 9"):
-        distill.best_bias(z, y, 10)
+    for missing in (10, -1, 1.5, 1.0, True, "1", None):
+        with pytest.raises(ValueError, match=f"missing is {missing!r}, and must be a class from 0 to 9"):
+            distill.best_bias(z, y, missing)
     with pytest.raises(ValueError, match=r"\(16, 10\) for 15 labels"):
         distill.best_bias(z, y[:15], 0)
 

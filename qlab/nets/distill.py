@@ -16,6 +16,7 @@ A class that the teacher masks has the logit -infinity and the share 0, and adds
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor
     alpha = 1 needs no label. A teacher's logit may be -infinity: a class that it masks.
     Raises ValueError for logits of different or other shapes or of no image, teacher logits that require a gradient, or that hold NaN,
     +infinity or a row of -infinity alone (where alpha is above 0), a temperature that is not a finite number above 0, an alpha outside
-    0 to 1, or no labels where alpha is below 1.
+    0 to 1, or, where alpha is below 1, no labels, or labels that are not a class for each image.
 
     >>> v = torch.tensor([[4.0, 2.0, -6.0]])
     >>> distillation_loss(v, v, None, alpha=1.0)
@@ -66,24 +67,64 @@ def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor
                          f"{tuple(teacher_logits.shape)}: both must be the same (n, classes), none of them 0.")
     if teacher_logits.requires_grad:
         raise ValueError("the teacher's logits require a gradient: compute them under torch.no_grad(), or call detach().")
+    if alpha < 1:
+        _check_labels(labels, *student_logits.shape)
     student_logits, teacher_logits, loss = wide(student_logits), wide(teacher_logits), 0.0
     if alpha > 0:
-        loss = loss + alpha * temperature**2 * _divergence(student_logits, teacher_logits, temperature)
+        loss = loss + _soft_loss(student_logits, teacher_logits, temperature, alpha)
     if alpha < 1:
         loss = loss + (1 - alpha) * cross_entropy(student_logits, labels)
     return loss
 
 
-def _divergence(z: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student), the mean over the images."""
-    log_q, log_p = log_softmax(z / temperature, 1), log_softmax(v / temperature, 1)
-    kl = kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    if kl.isfinite():                                                                       # one number to look at, in ordinary training
-        return kl
+USUAL = 1e-15, 30.0                                                                         # below T^2 is, above KL, lost in float32
+
+
+def _soft_loss(z: torch.Tensor, v: torch.Tensor, temperature: float, alpha: float) -> torch.Tensor:
+    """alpha T^2 KL(teacher || student), the mean over the images."""
+    usual = USUAL[0] < temperature < USUAL[1]
+    if usual:
+        log_q, log_p = log_softmax(z / temperature, 1), log_softmax(v / temperature, 1)
+        kl = kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        if kl.isfinite():                                                                   # one number to look at, in ordinary training
+            return alpha * temperature**2 * kl
     _check_logits("the teacher's logits", v)
-    log_q, log_p = (log_softmax(_from_the_top(logits) / temperature, 1) for logits in (z, v))
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum() / len(z)                      # 0 times infinity is NaN, and its limit 0
+    if usual:
+        log_q, log_p = (log_softmax(_from_the_top(logits) / temperature, 1) for logits in (z, v))
+        p = log_p.exp()
+        kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum() / len(z)                    # 0 times infinity is NaN, and its limit 0
+        if kl.isfinite():
+            return alpha * temperature**2 * kl
+    return alpha * _careful(z.double(), v.double(), temperature).to(z.dtype)
+
+
+def _careful(z: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL, the mean over the images, where T^2, z / T or a difference of logarithms would lose it; float64.
+
+    With r = log(q / p), which is small where T is large, and sum p (e^r - 1) = 0, KL = sum p (e^r - 1 - r), and nothing cancels in
+    e^r - 1 - r = r^2 / 2 + r^3 / 6 + ... Over the classes that the teacher does not mask; the student's share m of the others makes
+    q larger on these by 1 / (1 - m), and adds -log(1 - m).
+    """
+    z, v = _from_the_top(z), _from_the_top(v)
+    p, seen = torch.softmax(v / temperature, 1), v.isfinite()
+    apart = torch.where(seen, z - torch.where(seen, v, 0.0), 0.0)
+    apart = apart - (p * apart).sum(1, keepdim=True)                                        # T log(q / p), but for a constant
+    near = (apart.abs() < temperature / 4).all(1)
+    total = _far(z[~near], v[~near], temperature)
+    apart, p, seen = apart[near], p[near], seen[near]
+    t_r = apart - temperature * (p * torch.expm1(apart / temperature)).sum(1, keepdim=True).log1p()
+    r = t_r / temperature
+    series = sum(r**k / math.factorial(k + 2) for k in range(14))                           # |r| < 1/2: exact in float64
+    masked = (torch.softmax(z[near] / temperature, 1) * ~seen).sum(1)
+    masked = masked[masked > 0]                                                             # T^2 may be infinite, times 0 NaN
+    return (total + (p * t_r**2 * series).sum() - (temperature * (temperature * torch.log1p(-masked))).sum()) / len(z)
+
+
+def _far(z: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL, the sum over the rows, from T log p and T log q: finite however small T is. The largest logit of a row is 0."""
+    t_log_q, t_log_p = (x - temperature * torch.logsumexp(x / temperature, 1, keepdim=True) for x in (z, v))
+    p = torch.softmax(v / temperature, 1)
+    return temperature * torch.where(p > 0, p * (t_log_p - t_log_q), 0.0).sum()
 
 
 def teacher_logits(teacher: nn.Module, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
@@ -133,7 +174,10 @@ def distill(student: nn.Module, teacher: nn.Module | torch.Tensor, images: torch
     def loss(student: nn.Module, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             v = teacher[index] if cached else teacher(x)
-        return distillation_loss(student(x), v, None if labels is None else labels[index], temperature, alpha)
+        z = student(x)
+        if alpha < 1:  # all of them, not the batch's alone: before a first step is taken
+            _check_labels(labels, len(images), z.shape[-1])
+        return distillation_loss(z, v, None if labels is None else labels[index], temperature, alpha)
 
     index = torch.arange(len(images), device=images.device)  # fit hands each batch the numbers of its images in place of labels
     return fit(student, images, index, epochs, max_lr, seed=seed, augment=augment, loss=loss, name=name, **options)
@@ -214,7 +258,7 @@ def best_bias(logits: torch.Tensor, labels: torch.Tensor, missing: int) -> float
     nearest to 0. logits: (n, classes); labels: int64 (n,), of held-out images, never the test set's.
 
     Raises ValueError if logits are not (n, classes) with n labels and two classes or more, or hold NaN, +infinity or a row of -infinity
-    alone (a masked class is -infinity), or missing is no class. 0.0 where no number changes an answer.
+    alone (a masked class is -infinity), or missing or a label is no class. 0.0 where no number changes an answer.
 
     >>> logits = torch.tensor([[2.0, 0.0], [2.0, 1.0], [2.0, -1.0]])             # class 1 is behind by 2, 1 and 3
     >>> best_bias(logits, torch.tensor([1, 1, 0]), missing=1)                    # right for all if 2 < bias < 3
@@ -222,8 +266,9 @@ def best_bias(logits: torch.Tensor, labels: torch.Tensor, missing: int) -> float
     """
     if logits.ndim != 2 or not len(logits) == len(labels) > 0 or logits.shape[1] < 2:
         raise ValueError(f"logits have the shape {tuple(logits.shape)} for {len(labels)} labels, and must be (n, classes), a label each.")
-    if not 0 <= missing < logits.shape[1]:
-        raise ValueError(f"missing is {missing}, and must be a class from 0 to {logits.shape[1] - 1}.")
+    if isinstance(missing, bool) or not isinstance(missing, Integral) or not 0 <= missing < logits.shape[1]:
+        raise ValueError(f"missing is {missing!r}, and must be a class from 0 to {logits.shape[1] - 1}.")
+    _check_labels(labels, *logits.shape)
     _check_logits("the logits", logits)
     logits, labels = logits.detach().double().cpu(), labels.cpu()
     others = logits.clone()
@@ -265,6 +310,14 @@ def _check_loss(temperature: float, alpha: float, labels: torch.Tensor | None) -
         raise ValueError(f"alpha is {alpha}, and must be from 0 to 1.")
     if labels is None and alpha < 1:
         raise ValueError(f"labels is None and alpha is {alpha}: without labels alpha must be 1.")
+
+
+def _check_labels(labels: torch.Tensor, n: int, classes: int) -> None:
+    if labels.shape != (n,) or labels.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}, and must be int64, one for each of the {n} images.")
+    low, high = labels.aminmax()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels go from {int(low)} to {int(high)}, and must be classes from 0 to {classes - 1}.")
 
 
 def _check_teacher(teacher: nn.Module) -> None:
