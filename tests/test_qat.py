@@ -1,6 +1,7 @@
 """Quantization-aware training against torch's own quantized training module, its deployed form, and post-training quantization."""
 
 import copy
+import math
 
 import integer_reference
 import pytest
@@ -108,6 +109,58 @@ def test_a_moving_range_is_the_average_of_the_batches_extremes():
     torch.testing.assert_close(module.scale, q.scale)
     assert module.zero_point == q.zero_point
     torch.testing.assert_close(module.eval()(batch), q.dequantize())
+
+
+@pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.nan, math.inf], [3e38, -3e38], []])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_without_a_finite_range_moves_none(bad, dtype):
+    module, twin = (qat.AveragedActivations(4, -1.0, 2.0, momentum=0.9).train() for _ in range(2))
+    good = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for i, batch in enumerate(good):
+        if i == 1:
+            odd = torch.cat([batch.flatten(), torch.tensor(bad, dtype=dtype)]) if bad else batch[:0]
+            assert module(odd).shape == odd.shape
+        module(batch), twin(batch)
+    assert all(torch.equal(a, b) for a, b in zip(module.buffers(), twin.buffers())) and module.range.isfinite().all()
+
+
+@pytest.mark.parametrize("learned, moving", [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_empty_batch_gives_empty_results_and_moves_nothing(learned, moving, mode):
+    x, _ = task()
+    for net, images in ((small_net(), x), (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x), (nn.Linear(8, 3), x[:, 0, 0])):
+        prepared = qat.prepare(net, images, learned=learned, moving=moving).train(mode)
+        before = copy.deepcopy(prepared.state_dict())
+        y = prepared(images[:0])
+        assert y.shape == (0, 3) and y.shape == ptq.quantize(net, images).model(images[:0]).shape
+        y.sum().backward()
+        assert all(torch.equal(before[key], tensor) for key, tensor in prepared.state_dict().items())
+        assert all(p.grad is None or (p.grad == 0).all() for p in prepared.parameters())
+
+
+@pytest.mark.parametrize("said", ["input_1_codes.scale", "_7_codes.scale", "0.layer.weight", "3.layer.bias", "3.bn.running_var",
+                                  "0.bn.weight", "7.layer.bias", "7.quantizer.scale"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_converted(said, bad):
+    prepared = qat.prepare(small_net(), task()[0])
+    prepared.state_dict()[said].view(-1)[0] = bad
+    with pytest.raises(ValueError, match=f"^{said} holds NaN or infinity, and must be finite: prepare the network again"):
+        qat.convert(prepared)
+
+
+def test_what_is_not_finite_once_it_is_folded_is_not_converted():
+    for change, said in ((lambda bn: bn.weight.data.fill_(3e38), "0.folded weight holds NaN or infinity"),
+                         (lambda bn: (bn.weight.data.fill_(1e30), bn.running_mean.fill_(3e38)), "the bias of 0, with batch norm folded")):
+        prepared = qat.prepare(small_net(), task()[0])
+        change(prepared.get_submodule("0").bn)
+        with pytest.raises(ValueError, match=said):
+            qat.convert(prepared)
+
+
+def test_a_learned_scale_that_has_reached_0_converts_to_what_training_rounded_with():
+    prepared, x = qat.prepare(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), task()[0]), task()[0]
+    prepared.get_submodule("input_1_codes").scale.data.fill_(0)
+    torch.testing.assert_close(qat.convert(prepared).model(x), prepared(x))
 
 
 def test_the_gradient_of_a_scale_is_balanced():

@@ -29,6 +29,8 @@ from qlab.quant import linear
 from qlab.quant.layout import check_bits
 from qlab.quant.settled import Settled
 
+SMALLEST = 1e-12                                                                            # no scale in training is below
+
 
 class _Slower(torch.autograd.Function):
     """The identity, with a gradient that is a factor smaller: LSQ's balance between a scale, which many values pull, and a weight."""
@@ -62,7 +64,7 @@ class WeightQuantizer(Settled):
         if learned:  # starts at 2 mean|w| / sqrt(largest code), Esser et al. 2020, section 2.1: a few huge weights hardly move it
             size = wide(weight.detach()).abs()
             mean = size.mean() if axis is None else size.flatten(1).mean(1)
-            self.scale = nn.Parameter((2 * mean / math.sqrt(self.top)).clamp(min=1e-12).float())
+            self.scale = nn.Parameter((2 * mean / math.sqrt(self.top)).clamp(min=SMALLEST).float())
             per_scale = weight.numel() // self.scale.numel()
             self.factor = 1 / math.sqrt(per_scale * self.top)
 
@@ -71,10 +73,10 @@ class WeightQuantizer(Settled):
 
     def current_scale(self, weight: torch.Tensor) -> torch.Tensor:
         if self.scale is not None:
-            return _Slower.apply(self.scale, self.factor).abs().clamp(min=1e-12)
+            return _Slower.apply(self.scale, self.factor).abs().clamp(min=SMALLEST)
         size = wide(weight.detach()).abs()
         largest = size.max() if self.axis is None else size.flatten(1).amax(1)
-        return (largest / self.top).clamp(min=1e-12)
+        return (largest / self.top).clamp(min=SMALLEST)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         scale = self.current_scale(weight)
@@ -117,7 +119,8 @@ class QuantizedLayer(nn.Module):
             return self._run(x, self.quantizer(self.layer.weight), self.layer.bias)
         factor = self.factor()
         y = (self._run(x, self.quantizer(self.layer.weight * factor.view(-1, 1, 1, 1)), None) / factor.view(1, -1, 1, 1)).to(x.dtype)
-        return self.bn(y if self.layer.bias is None else y + self.layer.bias.view(1, -1, 1, 1))
+        y = y if self.layer.bias is None else y + self.layer.bias.view(1, -1, 1, 1)
+        return self.bn(y) if len(y) else y                                                  # the mean of no images is NaN, for good
 
     def _run(self, x, weight, bias):
         weight = weight.to(x.dtype) if x.dtype in HALVES else weight                        # of half activations: products in half
@@ -136,13 +139,16 @@ class LearnedActivations(FakeQuantize):
         self.scale = nn.Parameter(scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        factor = 1 / math.sqrt(x[0].numel() * self.top)
-        scale = _Slower.apply(self.scale, factor).abs().clamp(min=1e-12)
+        factor = 1 / math.sqrt(max(x.shape[1:].numel(), 1) * self.top)
+        scale = _Slower.apply(self.scale, factor).abs().clamp(min=SMALLEST)
         return fake_quantize(x, scale, self.zero_point, 0, self.top)
 
 
 class AveragedActivations(FakeQuantize):
-    """A fake quantizer whose range follows the batches' extremes in training: momentum * range + (1 - momentum) * new."""
+    """A fake quantizer whose range follows the batches' extremes in training: momentum * range + (1 - momentum) * new.
+
+    A batch that is empty, or holds NaN or infinity, leaves the range where it is: a mean that once took one in would keep it for good.
+    """
 
     def __init__(self, bits: int, x_min, x_max, momentum: float = 0.99):
         super().__init__(bits, x_min, x_max)
@@ -150,11 +156,13 @@ class AveragedActivations(FakeQuantize):
         self.register_buffer("range", torch.stack([torch.as_tensor(x_min), torch.as_tensor(x_max)]).float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
+        if self.training and x.numel():
             with torch.no_grad():
-                self.range.lerp_(torch.stack(x.aminmax()).to(self.range.dtype), 1 - self.momentum)
+                new = torch.stack(x.aminmax()).to(self.range.dtype)
+                finite = (new[1] - new[0]).isfinite()                                       # a number on the device: no GPU waits for it
+                self.range.lerp_(torch.where(finite, new, self.range), 1 - self.momentum)
                 low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)          # affine_parameters, without its checks:
-                self.scale.copy_(((high - low) / self.top).clamp(min=1e-12))                # each would make a GPU wait
+                self.scale.copy_(((high - low) / self.top).clamp(min=SMALLEST))                # each would make a GPU wait
                 self.zero_point.copy_((-low / self.scale).round())
         return super().forward(x)
 
@@ -225,19 +233,40 @@ def convert(prepared: fx.GraphModule) -> Quantized:
     """The trained network as ptq.quantize would return it: batch norm folded for good, weights as codes, activation scales fixed.
 
     Its logits are those of the prepared network in evaluation mode, up to rounding; qlab.nets.integer.convert takes it from here.
-    Raises ValueError, by name, for a forward hook, which would be lost.
+    Raises ValueError, by name, for a forward hook, which would be lost, and for a weight, a bias or a scale that is not finite.
     """
     refuse_hooks(prepared)
+    _check_trained(prepared)
     model = copy.deepcopy(prepared).eval().requires_grad_(False)
     encoders = {}  # layer name -> its encoder
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         if isinstance(module, QuantizedLayer):
             layer = module.layer if module.bn is None else fold_batch_norm(nn.Sequential(module.layer, module.bn))[0]
+            if layer.bias is not None:
+                _check_finite(f"the bias of {name}, with batch norm folded into it,", layer.bias)
             setattr(model.get_submodule(parent), child, layer)
             encoders[name] = module.quantizer.encode
         elif isinstance(module, FakeQuantize):
             fixed = FakeQuantize(module.bits, 0.0, 1.0)
-            fixed.scale, fixed.zero_point = module.scale.detach().abs().clone(), module.zero_point.clone()
+            scale = module.scale.detach().abs()
+            fixed.scale = scale.clamp(min=SMALLEST) if isinstance(module, LearnedActivations) else scale
+            fixed.zero_point = module.zero_point.clone()
             setattr(model.get_submodule(parent), child, fixed)
     return quantize_weights(model, encoders)
+
+
+def _check_trained(prepared: fx.GraphModule) -> None:
+    """ValueError for numbers that training has made infinite, or NaN: no code stands for them."""
+    for name, module in prepared.named_modules():
+        if isinstance(module, QuantizedLayer):
+            for key, tensor in (module.state_dict() | {"folded weight": module.folded()}).items():
+                _check_finite(f"{name}.{key}", tensor)
+        elif isinstance(module, FakeQuantize):
+            _check_finite(f"{name}.scale", module.scale)
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinity, and must be finite: prepare the network again, and train it at a smaller "
+                         "learning rate.")
