@@ -130,6 +130,112 @@ def test_7_bit_activations_fit_16_bits(exported):
     assert 2 * 127 * 128 < 2**15 < 2 * 255 * 127
 
 
+# Layers that run twice, and networks that write on what they get
+
+
+class Basic(nn.Module):
+    """The block of a ResNet 18, as torchvision writes it: one ReLU that runs twice, over its input."""
+
+    def __init__(self, into, out, stride=1, inplace=True):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace)
+        self.down = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.down(x)
+        return self.relu(y)
+
+
+class Bottleneck(nn.Module):
+    """The block of a ResNet 50: its ReLU runs three times."""
+
+    def __init__(self, width, inner):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3, self.relu = nn.Conv2d(inner, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        return self.relu(self.bn3(self.conv3(y)) + x)
+
+
+class Twice(nn.Module):
+    """A convolution, a pooling and a linear layer that run twice; a name that a second call's copy might take."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.conv_1_again, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU6(), nn.AvgPool2d(2, 1)
+        self.square, self.last = nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.pool(self.pool(self.conv_1_again(self.conv(torch.relu(self.conv(x))))))
+        x = x.flatten(1)
+        return self.last(self.square(self.square(x)) + x)
+
+
+class Over(nn.Module):
+    """A sum that is written over the images, which another layer reads afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(48, 5)
+
+    def forward(self, x):
+        y = self.b(x)
+        x += self.a(x)
+        return self.last((x + y).flatten(1))
+
+
+def head(width):
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)
+
+
+HANDED_ON = {
+    "basic": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Basic(4, 4), Basic(4, 6, stride=2), *head(6)),
+    "basic, not in place": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Basic(4, 4, inplace=False), *head(4)),
+    "bottleneck": lambda: nn.Sequential(nn.Conv2d(3, 8, 1), Bottleneck(8, 4), Bottleneck(8, 4), *head(8)),
+    "twice": Twice,
+    "images in place": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 3)),
+    "images written over": Over,
+}
+
+
+@pytest.mark.parametrize("kind", pytorch.KINDS)
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_layers_that_run_twice_and_nothing_given_is_changed(name, kind, tmp_path):
+    """Against the float network, within a few 255ths of its range of logits."""
+    torch.manual_seed(0)
+    net = HANDED_ON[name]()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 2), nn.init.uniform_(norm.weight, 0.5, 1.5)
+    net.eval()
+    images = torch.randn(128, 3, 4, 4)
+    given, state = images.clone(), {key: value.clone() for key, value in net.state_dict().items()}
+    pytorch.export(net, tmp_path / "x.pt2", given, kind, image_shape=(3, 4, 4))
+    assert torch.equal(given, images) and all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    with torch.no_grad():
+        exact = net(images.clone())
+    run = pytorch.load(tmp_path / "x.pt2", trust=True)
+    logits, of_array = run(given), run(given.numpy())
+    assert torch.equal(given, images) and torch.equal(logits, of_array)
+    assert (logits - exact).abs().max() <= (0 if kind == "float" else 8) / 255 * (exact.max() - exact.min()) + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["float", "document", "static"])
+def test_logits_are_not_the_images(kind, tmp_path):
+    pytorch.export(nn.Flatten(), tmp_path / "x.pt2", torch.rand(8, 1, 2, 2), kind, image_shape=(1, 2, 2))
+    images = torch.rand(3, 1, 2, 2)
+    kept = images.clone()
+    pytorch.run(tmp_path / "x.pt2", images, trust=True).zero_()
+    assert torch.equal(images, kept)
+
+
 # The document's listing, and what has become of it
 
 
@@ -344,6 +450,18 @@ def test_compare_measures_every_kind():
     assert all(len(row.right) == 50 and set(row.ms) == {(1, 1), (1, 10)} and min(row.ms.values()) > 0 and row.operators for row in rows)
     lines = side_by_side.table(rows).splitlines()
     assert len(lines) == 2 + len(rows) and lines[2].startswith("float")
+
+
+def test_a_runtime_may_write_on_its_images():
+    images, seen = torch.ones(4, 2), []
+
+    def writes(x):
+        seen.append(x.sum().item())
+        return x.zero_()
+
+    side_by_side.right(writes, images, torch.zeros(4, dtype=torch.int64))
+    side_by_side.times({"a": writes, "b": writes}, images, repeats=1)
+    assert seen == [8] * 9 and torch.equal(images, torch.ones(4, 2))
 
 
 def test_times_take_turns():

@@ -39,6 +39,7 @@ from qlab.deploy import files
 from qlab.deploy.checks import as_images, calibration_batches, float_network, quiet, read
 from qlab.deploy.pt2 import is_pickled_module, refuse_code
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
+from qlab.nets.graph import trace
 
 KINDS = ("float", "document", "weight-only", "dynamic", "static", "static-8bit")
 COMPILED = {kind: f"{kind}, compiled" for kind in ("float", "static", "static-8bit")}        # more rows of compare
@@ -54,8 +55,9 @@ def export(model: nn.Module, path: str | os.PathLike, calibration=None, kind: st
     """Write the network in one file, a .pt2 archive or ("document") a pickled module, and its description beside it (NAME.json).
 
     model: the float network; its batch norms are folded. calibration: training images (n, ...) or batches, needed for the static kinds.
-    The file takes batches of any size. Raises TypeError or ValueError, in one sentence, for what does not fit, ImportError with what
-    to install, OSError where it cannot write; no file is left half-written.
+    The static kinds give each call of a layer ranges of its own. The file takes batches of any size, and neither the model nor the
+    images are changed. Raises TypeError or ValueError, in one sentence, for what does not fit, ImportError with what to install, OSError
+    where it cannot write; no file is left half-written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, and must be one of {', '.join(KINDS)}.")
@@ -102,7 +104,7 @@ def static(model: nn.Module, batches: list[torch.Tensor], reduce_range: bool = T
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range))
-    prepared = prepare_pt2e(_program(model, tuple(batches[0].shape[1:])).module(), quantizer)
+    prepared = prepare_pt2e(_program(_a_module_for_each_call(model), tuple(batches[0].shape[1:])).module(), quantizer)
     with torch.no_grad():
         for batch in batches:
             prepared(batch)
@@ -113,6 +115,26 @@ def static(model: nn.Module, batches: list[torch.Tensor], reduce_range: bool = T
             parent, _, leaf = name.rpartition(".")
             delattr(converted.get_submodule(parent), leaf)
     return converted
+
+
+def _a_module_for_each_call(model: nn.Module) -> nn.Module:
+    """The network as a graph in which no module runs twice and nothing is computed in place; a module's copies share its parameters.
+
+    The quantizer takes all operations of one module for one layer, and refuses it where it runs twice. What is written over a tensor
+    would be written over its codes alone, where it has some, and whoever else reads the tensor would miss it.
+    """
+    traced, seen = trace(model), set()
+    for node in traced.graph.nodes:
+        node.meta.pop("nn_module_stack", None)                                              # the modules as they were called before
+        if node.op == "call_module" and node.target in seen:
+            name, module = f"{node.name}_again", traced.get_submodule(node.target)
+            while hasattr(traced, name):
+                name += "_"
+            traced.add_submodule(name, copy.deepcopy(module, {id(t): t for t in module.parameters()}))
+            node.target = name
+        seen.add(node.target)
+    traced.recompile()
+    return traced
 
 
 def _torchao() -> None:
@@ -166,7 +188,7 @@ def load(path: str | os.PathLike, trust: bool = False, compile: bool = False) ->
     compiled_for = set()
 
     def logits(x) -> torch.Tensor:
-        images = as_images(x, image_shape)
+        images = as_images(x, image_shape).clone()                                          # a network may write on them, or return them
         with torch.no_grad(), contextlib.ExitStack() as compiling:
             if compile and len(images) not in compiled_for:
                 compiling.enter_context(quiet())

@@ -43,20 +43,23 @@ def all_threads() -> tuple[int, ...]:
 def right(runtime: Runtime, images: torch.Tensor, labels: torch.Tensor, batch: int = 100) -> torch.Tensor:
     """Whether the largest logit is the label's, bool (n,); an image with a NaN among its logits is wrong.
 
+    The runtime gets copies of the images, and may write on them.
+
     >>> right(lambda x: x, torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor([ True, False])
     """
-    logits = torch.cat([runtime(x) for x in images.split(batch)])
+    logits = torch.cat([runtime(x.clone()) for x in images.split(batch)])
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
 def times(runtimes: Mapping[str, Runtime], images: torch.Tensor, repeats: int = 20) -> dict[str, float]:
-    """Median milliseconds an image of each runtime, on this batch of images, in turns after three that do not count."""
+    """Median milliseconds an image of each runtime, on copies of this batch of images, in turns after three that do not count."""
     samples = {name: [] for name in runtimes}
     for turn in range(3 + repeats):
         for name, runtime in runtimes.items():
+            own = images.clone()                                                            # the next one gets what this one got
             started = time.perf_counter_ns()
-            runtime(images)
+            runtime(own)
             if turn >= 3:
                 samples[name].append(time.perf_counter_ns() - started)
     return {name: statistics.median(taken) / 1e6 / len(images) for name, taken in samples.items()}
