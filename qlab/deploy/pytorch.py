@@ -125,13 +125,13 @@ def _a_module_for_each_call(model: nn.Module) -> nn.Module:
     """
     traced, seen = trace(model), set()
     for node in traced.graph.nodes:
-        node.meta.pop("nn_module_stack", None)                                              # the modules as they were called before
         if node.op == "call_module" and node.target in seen:
             name, module = f"{node.name}_again", traced.get_submodule(node.target)
             while hasattr(traced, name):
                 name += "_"
             traced.add_submodule(name, copy.deepcopy(module, {id(t): t for t in module.parameters()}))
             node.target = name
+            node.meta.pop("nn_module_stack", None)                                          # it names the module that it was
         seen.add(node.target)
     traced.recompile()
     return traced
