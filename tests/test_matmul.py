@@ -448,12 +448,22 @@ def test_the_layer_survives_saving(tmp_path):
     (lambda _: Int8Linear.from_float(nn.Linear(2, 2), (0.1, 0.5)), ValueError, "activations is (0.1, 0.5)"),
     (lambda _: Int8Linear.from_float(nn.Linear(2, 2), "row"), ValueError, "activations is 'row'"),
     (lambda _: Int8Linear.from_float(nn.Linear(2**16, 1)), ValueError, "in_features is 65,536, and must be below 65,536"),
-    (lambda _: Int8Linear.from_float(nan_layer()), ValueError, "NaN"),
+    (lambda _: Int8Linear.from_float(nan_layer()), ValueError, "the layer's weight holds NaN or infinity, and must be finite everywhere."),
+    (lambda _: Int8Linear.from_float(filled(1e300)), ValueError,
+     "the layer's weight is torch.float64 and as large as 1e+300, and must be below 3.403e+38, float32's largest number."),
+    (lambda _: Int8Linear.from_float(filled(math.inf)), ValueError, "the layer's weight holds NaN or infinity"),
+    (lambda _: Int8Linear.from_float(nn.Linear(2, 2, device="meta")), ValueError, "its weight is on the meta device, without values."),
 ])
 def test_bad_layers_and_inputs(call, kind, sentence):
     with pytest.raises(kind) as caught:
         call(Int8Linear.from_float(float_layer()).cpu())
     assert sentence in str(caught.value)
+
+
+def filled(value):
+    layer = nn.Linear(2, 2).double()
+    nn.init.constant_(layer.weight, value)
+    return layer
 
 
 def nan_layer():

@@ -57,12 +57,21 @@ class Int8Linear(settled.Settled):
 
     @classmethod
     def from_float(cls, layer: nn.Linear, activations="token", relu: bool = False, backend: str = "auto") -> "Int8Linear":
-        """The INT8 layer of a float one. Raises TypeError if it is no nn.Linear; ValueError if its weights are not finite or too long, or
-        do not say all of what it computes: it has hooks or a forward of its own, or its weight is made anew in each forward."""
+        """The INT8 layer of a float one. Raises TypeError if it is no nn.Linear; ValueError if its weights are not finite in float32, too
+        long or on the meta device, or do not say all of what it computes: it has hooks or a forward of its own, or its weight is made
+        anew in each forward."""
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"layer is {type(layer).__name__}, and must be torch.nn.Linear.")
         if why := _why_other(layer):
             raise ValueError(f"the layer cannot be made INT8: {why}.")
+        if layer.weight.is_meta:
+            raise ValueError("the layer cannot be made INT8: its weight is on the meta device, without values.")
+        if not layer.weight.isfinite().all():
+            raise ValueError("the layer's weight holds NaN or infinity, and must be finite everywhere.")
+        if not layer.weight.float().isfinite().all():
+            largest = layer.weight.detach().abs().max().item()
+            raise ValueError(f"the layer's weight is {layer.weight.dtype} and as large as {largest:.4g}, and must be below "
+                             f"{torch.finfo(torch.float32).max:.4g}, float32's largest number.")
         q = linear.quantize(layer.weight.detach().float(), 8, "symmetric", axis=0)
         bias = None if layer.bias is None else layer.bias.detach().clone()
         return cls(q.codes.to(torch.int8).contiguous(), q.scale.reshape(-1).float().contiguous(), bias, activations, relu, backend)
