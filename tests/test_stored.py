@@ -236,6 +236,11 @@ def test_what_cannot_be_saved_is_named(q, tmp_path):
         hooked.save(tmp_path / "net")
     with pytest.raises(ValueError, match="stem.0.weight is on the meta device, and has no values to save"):
         dataclasses.replace(q, model=copy.deepcopy(q.model).to("meta")).save(tmp_path / "net")
+    for scale in (math.nan, math.inf, 0.0):
+        sick = copy.deepcopy(q)
+        sick.model.x_codes.scale.fill_(scale)
+        with pytest.raises(ValueError, match=rf"^x_codes cannot be saved: its scale is {scale}, and must be a finite number above 0"):
+            sick.save(tmp_path / "net")
     network = integer.convert(q, (1, 6, 6))
     with pytest.raises(ValueError, match="nothing makes the output 'y'"):
         dataclasses.replace(network, output="y").save(tmp_path / "net")
@@ -356,6 +361,13 @@ def rename(old, new):
     return change
 
 
+def flattened(start, end):
+    def change(told, _):
+        step = next(step for step in told["steps"] if step["kind"] == "flatten")
+        step["options"] = {"start_dim": start, "end_dim": end}
+    return change
+
+
 CODE = 'fc"); __import__("os").abort(); ("'
 
 
@@ -401,6 +413,10 @@ def test_hostile_graphs(saved, tmp_path, change, said):
     (lambda told, tensors: tensors["0.n"].fill_(99), "multiplier .* out of range"), (set_in("steps", 0, "extra", value=1), "extra"),
     (lambda told, tensors: tensors["0.m"].fill_(5), "multiplier .* out of range"),
     (lambda told, _: told["steps"].reverse(), "has the inputs"),
+    *((set_in(grid, "scale", value=scale), "a grid without a float32 scale above 0") for grid in ("grid_in", "grid_out")
+      for scale in (10**29, 10**400, 1, True, 1e39, 1e-60, "1")),
+    *((flattened(start, end), f"'flatten', flatten, cannot take .* start_dim {start} and end_dim {end} of 4 dimensions")
+      for start, end in ((0, -1), (0, 0), (0, 1), (1, 0), (2, 1), (-1, -1), (4, -1), (-5, -1), (1, 4))),
 ])
 def test_hostile_steps(saved, tmp_path, change, said):
     path = tmp_path / "net"

@@ -170,7 +170,10 @@ def _told(model: fx.GraphModule) -> dict | None:
             module = model.get_submodule(node.target)
             if type(module) not in LAYERS or not _PATH.fullmatch(target):
                 return None
-            modules[target] = [type(module).__name__, _options(module)]
+            try:
+                modules[target] = [type(module).__name__, _options(module)]
+            except ValueError as error:
+                raise ValueError(f"{target} cannot be saved: {error}.") from None
         elif node.op in ("call_function", "call_method"):
             target = next((name for name, call in SUMS.items() if call == node.target), None)
         if target is None or node.kwargs or len(inputs) != len(node.args) or node.op not in _INPUTS or len(inputs) != _INPUTS[node.op]:
@@ -184,10 +187,14 @@ def _options(module: nn.Module) -> dict:
     options = {name: getattr(module, name) for name in LAYERS[type(module)]}
     if type(module) is FakeQuantize:
         if options["scale"].dtype != torch.float32 or options["zero_point"].dtype != torch.uint8:
-            raise ValueError(f"a FakeQuantize has a scale of {options['scale'].dtype}, and must have float32: quantize the network again.")
+            raise ValueError(f"its scale is {options['scale'].dtype}, and must be float32: quantize the network again")
+        if not 0 < options["scale"].item() < math.inf:
+            raise ValueError(f"its scale is {options['scale'].item()}, and must be a finite number above 0: quantize the network again")
         return options | {"scale": options["scale"].item(), "zero_point": int(options["zero_point"])}
     if "bias" in options:
         options["bias"] = module.bias is not None
+    for name, value in options.items():
+        check_option(name, list(value) if isinstance(value, tuple) else value)
     defaults = {name: parameter.default for name, parameter in inspect.signature(type(module)).parameters.items()}
     pairs = type(module) is nn.Conv2d                                                       # whose constructor makes pairs of numbers
     return {name: value for name, value in options.items() if value != defaults[name] and not (pairs and value == (defaults[name],) * 2)}
@@ -259,7 +266,7 @@ def check_option(name: str, value):
     elif name == "padding_mode":
         right = value in ("zeros", "reflect", "replicate", "circular")
     elif name in ("eps", "momentum"):
-        right = value is None or isinstance(value, (int, float)) and 0 <= value < math.inf
+        right = value is None or isinstance(value, (int, float)) and 0 <= value <= torch.finfo(torch.float64).max
     elif name in ("divisor_override", "output_size") and value is None or name == "padding" and value in ("same", "valid"):
         right = True
     else:

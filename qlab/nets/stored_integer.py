@@ -59,8 +59,8 @@ def _check(network: IntegerNetwork) -> None:
     made = {network.input}
     for grid in (network.grid_in, network.grid_out, *(grid for step in network.steps for grid in step.grids)):
         low, high = whole(grid.low, -128, 127), whole(grid.high, -128, 127)
-        if not isinstance(grid.scale, (int, float)) or not 0 < grid.scale < math.inf or low > high:
-            raise ValueError(f"the grid {grid} has no codes")
+        if not isinstance(grid.scale, float) or not 0 < torch.tensor(grid.scale, dtype=torch.float32) < math.inf or low > high:
+            raise ValueError(f"a grid without a float32 scale above 0, or with its ends out of order, has no codes: {grid}")
         whole(grid.zero_point, -128, 127)
     for step in network.steps:
         terms = 2 if step.kind == "add" else 1
@@ -79,6 +79,66 @@ def _check(network: IntegerNetwork) -> None:
         _check_tensors(step)
     if network.output not in made:
         raise ValueError(f"nothing makes the output {network.output!r}")
+    refused = [_misfit(network, rank) for rank in range(2, 7)]  # the file does not say how many dimensions images have
+    if all(refused):
+        raise ValueError(next(filter(None, reversed(refused[:3]))))
+
+
+def _misfit(network: IntegerNetwork, rank: int) -> str:
+    """Why no images of that many dimensions can run through the steps, or "". A size that depends on the images' is None."""
+    sizes = {network.input: (None,) * rank}
+    for step in network.steps:
+        given = [sizes[name] for name in step.inputs]
+        try:
+            sizes[step.output] = SIZES[step.kind](step, *given)
+        except ValueError as error:
+            return f"step {step.name!r}, {step.kind}, cannot take what it is given: {error}"
+    return ""
+
+
+def _convolved(step: Step, x: tuple) -> tuple:
+    _need(len(x) == 4, f"{len(x)} dimensions instead of 4")
+    _need(x[1] in (None, step.weight.shape[1] * step.options["groups"]), f"{x[1]} channels")
+    _need(step.options["padding"] != "same" or step.options["stride"] == (1, 1), "padding 'same' has no stride")
+    return (x[0], len(step.weight), None, None)
+
+
+def _multiplied(step: Step, x: tuple) -> tuple:
+    _need(x[-1] in (None, step.weight.shape[1]) and len(x) > 1, f"{x[-1]} features")
+    return (*x[:-1], len(step.weight))
+
+
+def _pooled(step: Step, x: tuple) -> tuple:
+    _need(len(x) == 4 or len(x) == 3 and step.kind == "maxpool", f"{len(x)} dimensions instead of 4")
+    if step.kind == "maxpool":
+        options = (step.options[name] for name in ("kernel_size", "padding", "dilation"))
+        kernel, padding, dilation = (value if isinstance(value, tuple) else (value, value) for value in options)
+        _need(all(2 * p <= (k - 1) * d + 1 for k, p, d in zip(kernel, padding, dilation)), f"padding {padding} of a window of {kernel}")
+    return (*x[:-2], None, None)
+
+
+def _flattened(step: Step, x: tuple) -> tuple:
+    start, end = (at + len(x) if at < 0 else at for at in (step.options["start_dim"], step.options["end_dim"]))
+    _need(0 < start <= end < len(x) and (start < end or len(x) == 2), f"start_dim {step.options['start_dim']} and end_dim "
+          f"{step.options['end_dim']} of {len(x)} dimensions, the first of which is the images'")
+    flat = x[start:end + 1]
+    return (*x[:start], None if None in flat else math.prod(flat), *x[end + 1:])
+
+
+def _added(step: Step, a: tuple, b: tuple) -> tuple:
+    longest = max(len(a), len(b))
+    a, b = ((1,) * (longest - len(x)) + x for x in (a, b))
+    _need(all(None in (m, n) or 1 in (m, n) or m == n for m, n in zip(a, b)), f"{a} and {b}")
+    return tuple(None if None in (m, n) else max(m, n) for m, n in zip(a, b))
+
+
+SIZES = {"conv": _convolved, "linear": _multiplied, "mean": _pooled, "maxpool": _pooled, "flatten": _flattened, "add": _added,
+         "relu": lambda step, x: x}
+
+
+def _need(right: bool, what: str) -> None:
+    if not right:
+        raise ValueError(what)
 
 
 def _check_tensors(step: Step) -> None:
