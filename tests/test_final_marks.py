@@ -90,7 +90,10 @@ def test_a_row_that_is_taken_out_no_longer_counts_and_the_file_is_left_alone(tmp
     "\ufeffstudent;question;points;comment\r\nAda;q1;1,5;a, b\r\n", "sep=;\nstudent;question;points;comment\nAda;q1;1.5;a, b\n",
     "Comment\tStudent\tQuestion\tPoints\na, b\t  ada  \tq1\t1.50\n".encode("utf-16"),
     'student,question,points,comment\r"Ada",q1,1.5,"a, b"\r',
-    "note,student,question,points,comment\nmine,Ada,q1,1.5,\"a, b\"\n\n,,,,\n"])
+    "note,student,question,points,comment\nmine,Ada,q1,1.5,\"a, b\"\n\n,,,,\n",
+    '\ufeff"sep=;"\r\nstudent;question;points;comment\r\nAda;q1;1,5;a, b\r\n', "sep=;\rstudent;question;points;comment\rAda;q1;1,5;a, b\r",
+    '\r\nstudent,question,points,comment\r\nAda,q1,1.5,"a, b"\r\n', "\n;;;\nsep=;\nstudent;question;points;comment\nAda;q1;1,5;a, b\n",
+    'sep=,,,,\nstudent,question,points,comment\nAda,q1,"1,5","a, b"\n'])
 def test_any_spreadsheets_csv_is_read(tmp_path, content):
     (ada,) = adjusted(tmp_path, [result("Ada", q1=False)], content)
     assert ada["score"] == 4.5 and ada["questions"][0]["by_hand"]["comment"] == "a, b"
@@ -106,6 +109,12 @@ def test_any_spreadsheets_csv_is_read(tmp_path, content):
     ("Ada,q1,1e0,\n", "line 2: points are '1e0', and must be a number like 2 or 2.5."),
     ("Ada,q1,\u0661,\n", "line 2: points are '\u0661', and must be a number like 2 or 2.5."),
     ("Ada,q1,,\n", "line 2: it gives neither points nor a comment."),
+    ("Ada,q1,1,5\n", 'line 2: points are 1 and the comment is 5: write 1.5 with a point, or "1,5" in double quotes; a comment needs more '
+                     "than digits."),
+    ("Ada,,4,25,\n", 'line 2: points are 4 and the comment is 25: write 4.25 with a point, or "4,25" in double quotes; a comment needs '
+                     "more than digits."),
+    ("Ada,q1,+1, 50 \n", 'line 2: points are +1 and the comment is 50: write +1.50 with a point, or "+1,50" in double quotes; a comment '
+                         "needs more than digits."),
     (",q1,1,\n", "line 2: it names no student."),
     ("\nAda,q1,1,\nada,q1,2,\n", "line 4: 'ada' has a row for q1 already, in line 3."),
     ("Ada,q1,1,\nAda,,2,\n", "line 3: points of the whole assignment and of a question of it, in line 2: give one or the other."),
@@ -285,9 +294,9 @@ def written(folder, text):
 
 
 def test_an_extension_is_the_students_deadline(tmp_path):
-    until = deadlines.read(DUE, written(tmp_path, "Ada,2026-11-25T18:00+01:00\nbob@x,2026-11-20 12:00 Europe/Berlin\n"))
+    until = deadlines.read(DUE, written(tmp_path, "Ada,2026-11-25T18:00+01:00\nbob@x,2026-11-24 12:00 Europe/Berlin\n"))
     assert until.of("ADA", "17", None) == (DUE + timedelta(days=2), True) and until.of("Cyd", "", "c@x") == (DUE, False)
-    assert until.of("Bob", "", "bob@x")[0] == datetime(2026, 11, 20, 11, tzinfo=UTC) and until.last() == DUE + timedelta(days=2)
+    assert until.of("Bob", "", "bob@x")[0] == datetime(2026, 11, 24, 11, tzinfo=UTC) and until.last() == DUE + timedelta(days=2)
     owner = Owner((), "Ada", late=True)  # Canvas marks who is later than Canvas's deadline
     assert is_late(owner, DUE) is True and is_late(owner, DUE + timedelta(days=2), extended=True) is None
     page = feedback.page(result("Ada", deadline="2026-11-25T18:00:00+01:00", extended=True))
@@ -301,7 +310,12 @@ def test_an_extension_is_the_students_deadline(tmp_path):
 @pytest.mark.parametrize("text, told", [
     ("Ada,soon\n", "line 2: 'soon' is no date and time: write it like 2026-11-23T18:00 or 2026-11-23T18:00+01:00."),
     (",2026-11-23T18:00\n", "line 2 names no student."),
-    ("Ada,2026-11-23T18:00\nada,2026-11-24T18:00\n", "line 3 gives 'ada' a second deadline, after line 2: each student has one."),
+    ("Ada,2026-11-23T18:00Z\nada,2026-11-24T18:00Z\n", "line 3 gives 'ada' a second deadline, after line 2: each student has one."),
+    ("Bob,2026-11-23T18:00+01:00\nAda,2025-11-25T18:00Z\n",
+     "line 3 gives 'Ada' until 2025-11-25 18:00, UTC, and must give no less than all have, until 2026-11-23 18:00, UTC+01:00."),
+    ("Ada,2026-11-23T17:59:59+01:00\n", "line 2 gives 'Ada' until 2026-11-23 17:59:59, UTC+01:00, and must give no less than all have, until "
+                                        "2026-11-23 18:00, UTC+01:00."),
+    ("Ada,9999-12-31T23:59\n", "line 2: '9999-12-31T23:59' is no date and time: it must be from 2000 to 2199."),
 ])
 def test_a_wrong_extension_is_one_sentence(tmp_path, text, told):
     path = written(tmp_path, text)

@@ -5,7 +5,7 @@
     bob@example.edu,2026-11-30 12:00 Europe/Berlin
 
 A student is named as in the gradebook: by number, e-mail or name. An extension counts for lateness, and for which of several notebooks of
-one student is the last in time.
+one student is the last in time. It is never earlier than the deadline of all.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 
 from qlab.grading.handed_in import table
-from qlab.grading.handed_in.times import parse_time
+from qlab.grading.handed_in.times import parse_time, stated
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ def read(common: datetime | None, path: Path | None, zone: tzinfo | None = None)
         if (first := seen.setdefault(table.same(row["student"]), line)) != line:
             raise ValueError(f"{path}: line {line} gives {row['student']!r} a second deadline, after line {first}: each student has one.")
         try:
-            extended.append((line, row["student"], parse_time(row["deadline"], zone)))
+            when = parse_time(row["deadline"], zone)
         except ValueError as error:
             raise ValueError(f"{path}: line {line}: {error}") from None
+        if common and when < common:
+            raise ValueError(f"{path}: line {line} gives {row['student']!r} until {stated(when)}, and must give no less than all have, "
+                             f"until {stated(common)}.")
+        extended.append((line, row["student"], when))
     return Deadlines(common, tuple(extended), str(path or ""))

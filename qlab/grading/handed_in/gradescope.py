@@ -52,8 +52,8 @@ def _member(member: dict, created) -> dict:
     try:
         spaced = re.sub(r" (Z|[+-]\d\d:?\d\d)$", r"\1", _text(created).strip())
         return {**told, "time": parse_time(spaced, UTC).timestamp()}
-    except (ValueError, OverflowError):
-        return {**told, "time": None}
+    except ValueError as error:
+        return {**told, "time": None} | ({"note": f"when it came is not known: {error}".rstrip(".")} if created else {})
 
 
 def _text(value) -> str:

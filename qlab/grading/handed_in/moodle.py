@@ -20,7 +20,7 @@ from pathlib import Path
 from qlab.grading.handed_in import table
 from qlab.grading.handed_in.files import shown
 from qlab.grading.handed_in.table import same
-from qlab.grading.handed_in.times import in_zone, parse_time
+from qlab.grading.handed_in.times import in_zone, parse_time, possible
 
 # lang/XX/assign.php, lastmodifiedsubmission, of the language packs
 SUBMITTED = {"last modified (submission)", "zuletzt geändert (abgabe)", "zuletzt geändert (einreichung)",
@@ -120,4 +120,6 @@ def _time(text: str, zone: tzinfo | None) -> float | None:
         when = datetime(*numbers, hour, minute, second)
     else:
         raise ValueError
-    return in_zone(when, zone).timestamp()
+    if not possible(seconds := in_zone(when, zone).timestamp()):
+        raise ValueError
+    return seconds

@@ -1,7 +1,8 @@
 """A table that a teacher wrote: CSV as any spreadsheet saves it, read whole or refused with the line that is wrong.
 
 UTF-8 with or without the mark that Excel puts first, or UTF-16 with its mark; fields apart by comma, semicolon or tab, as the first line
-shows, which names the columns in any order; Excel's own line "sep=;" may come before it. Columns that nobody asks for are left alone.
+shows, which names the columns in any order; Excel's own line "sep=;", in quotes or not, and empty lines may come before it. Columns that
+nobody asks for are left alone.
 """
 
 import codecs
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SEPARATORS = ",;\t"
+BEFORE = re.compile(r'("?)sep=[^\r\n]?\1[ \t,;]*(?:\r\n?|\n|$)|(?:[ \t,;]|"")*(?:\r\n?|\n)', re.IGNORECASE)
 
 
 def read(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
@@ -59,9 +61,9 @@ def rows_of(path: Path, fits=lambda head: True) -> tuple[str | None, list[tuple[
         raise FileNotFoundError(f"there is no file {path}.") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder, and must be a table (CSV).") from None
-    said = text[:5].lower().startswith("sep=") and text[5:6] in "\r\n"
-    if said:
-        text = text.partition("\n")[2]
+    before = 0  # lines before the one that names the columns
+    while match := BEFORE.match(text):
+        text, before = text[match.end():], before + 1
     first = re.split("[\r\n]", text, maxsplit=1)[0][:10_000]
     for separator in SEPARATORS:
         head = next(csv.reader([first], delimiter=separator), [])
@@ -69,14 +71,14 @@ def rows_of(path: Path, fits=lambda head: True) -> tuple[str | None, list[tuple[
             break
     else:
         head = next(csv.reader([first], delimiter=max(SEPARATORS, key=first.count)), [])
-        return None, [(1 + said, head)] if text.strip() else []
+        return None, [(1 + before, head)] if text.strip() else []
     reader, rows, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1
     try:
         for fields in reader:
-            rows.append((line + said, fields))
+            rows.append((line + before, fields))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}: line {line + said} is no row of a table ({error}): a double quote in a field must be doubled, "
+        raise ValueError(f"{path}: line {line + before} is no row of a table ({error}): a double quote in a field must be doubled, "
                          "and the field stand in double quotes.") from None
     return separator, rows
 

@@ -1,10 +1,26 @@
-"""Times that somebody wrote down, read with their zone."""
+"""Times that somebody wrote down, read with their zone: a time before 2000 or after 2199 is none, whoever wrote it.
+
+Python's calendar ends with the year 9999, so a time close to it cannot be told in every zone; and no hand-in is of such a year.
+"""
 
 import re
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo
 
 from qlab.grading.handed_in.files import shown
+
+
+YEARS = range(2000, 2200)
+FIRST, LAST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (YEARS.start, YEARS.stop))
+
+
+def possible(seconds: float | None) -> bool:
+    """Whether a time in POSIX seconds is from 2000 to 2199.
+
+    >>> possible(1795629600.0), possible(253402300799.0), possible(0), possible(None), possible(float("nan"))
+    (True, False, False, False, False)
+    """
+    return seconds is not None and FIRST <= seconds < LAST
 
 
 def zone(name: str | None) -> tzinfo | None:
@@ -51,11 +67,15 @@ def parse_time(text: str, default: tzinfo | None = None) -> datetime:
     day, name = text, None
     if (words := text.rsplit(" ", 1))[-1][:1].isalpha() and len(words) == 2:
         day, name = words
+    given = shown(text)[:60]
     try:
         when = datetime.fromisoformat(re.sub(r"\.(\d{1,6})\d*", lambda m: "." + m[1].ljust(6, "0"), day))
         if not re.search(r"[T ]", day):
             raise ValueError("a date alone would be its first minute")
-        return when.replace(tzinfo=zone(name)) if name else in_zone(when, default)
+        when = when.replace(tzinfo=zone(name)) if name else in_zone(when, default)
+        seconds = when.timestamp()
     except (ValueError, OverflowError):
-        given = shown(text)[:60]
         raise ValueError(f"{given!r} is no date and time: write it like 2026-11-23T18:00 or 2026-11-23T18:00+01:00.") from None
+    if not possible(seconds):
+        raise ValueError(f"{given!r} is no date and time: it must be from {YEARS.start} to {YEARS.stop - 1}.")
+    return when

@@ -64,6 +64,9 @@ def _points(fields: dict[str, str], most: dict[str, float]) -> Fraction | None:
         return None
     if not re.fullmatch(r"[+-]?[0-9]+([.,][0-9]{1,9})?", points):
         raise ValueError(f"points are {points[:60]!r}, and must be a number like 2 or 2.5.")
+    if re.fullmatch("[+-]?[0-9]+", points) and re.fullmatch("[0-9]+", fields["comment"]):  # 2,5 in a table whose fields are apart by commas
+        raise ValueError(f"points are {points} and the comment is {fields['comment']}: write {points}.{fields['comment']} with a point, or "
+                         f'"{points},{fields["comment"]}" in double quotes; a comment needs more than digits.')
     value = Fraction(points.replace(",", "."))
     if not 0 <= value <= exact(most[question]):
         raise ValueError(f"points are {points}, and must be between 0 and {most[question]:g}.")
