@@ -380,6 +380,8 @@ CODE = 'fc"); __import__("os").abort(); ("'
     (set_in("graph", "nodes", 1, 3, 0, value=CODE), "no entry"), (set_in("graph", "nodes", 1, 1, value=CODE), "is no name"),
     (set_in("graph", "nodes", 0, 2, value="x=__import__('os').abort()"), "is no name"),
     (set_in("graph", "nodes", 1, 1, value="class"), "the name 'class' is taken"),
+    *((set_in("graph", "modules", "flatten", value=["Flatten", {"start_dim": start, "end_dim": end}]), "which comes before it")
+      for start, end in ((1, 0), (3, 2), (-1, -2))),
     (rename("fc", CODE), "is no name"), (rename("fc", "forward"), "already exists"), (rename("fc", "elsewhere"), "lacks"),
     (set_in("graph", "modules", "x_codes", 1, "scale", value=math.nan), "a scale is nan"),
     (set_in("graph", "modules", "x_codes", 1, "scale", value=-1.0), "a scale is -1.0"),

@@ -254,6 +254,9 @@ def _layer(kind: str, options: dict) -> nn.Module:
         if not 0 < fake.scale.item() < math.inf:
             raise ValueError(f"a scale is {options['scale']!r}")
         return fake
+    start, end = options.get("start_dim", 1), options.get("end_dim", -1)
+    if made is nn.Flatten and __is_whole(start) and __is_whole(end) and (start < 0) == (end < 0) and start > end:
+        raise ValueError(f"start_dim is {start} and end_dim {end}, which comes before it")
     with torch.device("meta"):
         return made(**{name: check_option(name, value) for name, value in options.items()})
 
