@@ -213,6 +213,42 @@ def test_macs_are_those_of_the_layer_whatever_hooks_make_of_its_output():
     assert len(model[0]._forward_hooks) == 2
 
 
+class Wide(nn.Module):
+    def forward(self, x):
+        if x.shape[2] != 28:
+            raise AssertionError
+        return x
+
+
+@pytest.mark.parametrize("example, error, message", [
+    (torch.zeros(1, 3, 8, 8), ValueError, r"^example is torch.float32 of the shape \(1, 3, 8, 8\), which .* \(.*3 channels.*\)"),
+    (torch.zeros(1, 1, 8, 8, dtype=torch.int64), ValueError, r"^example is torch.int64 of the shape \(1, 1, 8, 8\), which"),
+    (torch.zeros(1, 1, 8, 8, dtype=torch.float64), ValueError, r"^example is torch.float64 of the shape \(1, 1, 8, 8\), which"),
+    (torch.zeros(8), ValueError, r"^example is torch.float32 of the shape \(8,\), which the model cannot take"),
+    (torch.zeros(1, 1, 9, 9), ValueError, r"which the model cannot take \(mat1 and mat2"),
+    ("images", TypeError, "^example is a str and no tensor"),
+    (None, TypeError, "^example is a NoneType and no tensor"),
+])
+def test_macs_of_a_wrong_example_are_refused_in_one_sentence(example, error, message):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 10)).train()
+    with pytest.raises(error, match=message) as caught:
+        channels.macs(model, example)
+    assert "\n" not in str(caught.value) and all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_macs_of_what_is_no_model_or_refuses_by_itself():
+    with pytest.raises(TypeError, match="^model is a str, and must be a torch.nn.Module.$"):
+        channels.macs("cnn", torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"which the model cannot take \(AssertionError\): give it a batch of its inputs.$"):
+        channels.macs(Wide(), torch.zeros(1, 1, 8, 8))
+
+
+def test_macs_leave_an_example_that_the_model_writes_on():
+    example = -torch.ones(1, 1, 4, 4)
+    assert channels.macs(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 1)), example) == {"1": 32}
+    assert torch.equal(example, -torch.ones(1, 1, 4, 4))
+
+
 class Broken(nn.Module):
     def __init__(self, kind):
         super().__init__()

@@ -23,6 +23,7 @@ from torch import nn
 
 from qlab.nets.channel_groups import Group, groups, steps
 from qlab.nets.plain import LAYERS
+from qlab.quant.layout import as_tensor
 
 
 def weakest(model: nn.Module, share: float | Mapping[str, float], layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
@@ -116,11 +117,15 @@ def macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """Multiply-accumulates of each Conv2d and Linear when the model is given example, a batch; sum(macs(...).values()) is all of them.
 
     A layer that is called twice counts twice, one that is never called 0. Biases, activations and pooling are not counted, and weights
-    that are zero are: a dense kernel multiplies by them.
+    that are zero are: a dense kernel multiplies by them. The example is not changed, nor the model. Raises TypeError for a model that is
+    no module or an example that is no tensor, ValueError for an example that the model cannot take.
 
     >>> macs(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10)), torch.zeros(1, 1, 4, 4))
     {'0': 1152, '2': 1280}
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+    example = as_tensor(example, "example").clone()                                         # the model may write on it
     counted = {name: 0 for name, module in model.named_modules() if isinstance(module, LAYERS)}
 
     def counter(name):
@@ -134,6 +139,10 @@ def macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     try:
         with torch.no_grad():
             model.eval()(example)
+    except Exception as error:  # noqa: BLE001 - a forward may raise anything
+        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"example is {example.dtype} of the shape {tuple(example.shape)}, which the model cannot take ({said}): give it a "
+                         "batch of its inputs.") from None
     finally:
         for handle in handles:
             handle.remove()
