@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_not_converted(said, bad):
 
 
 def test_what_is_not_finite_once_it_is_folded_is_not_converted():
-    for change, said in ((lambda bn: bn.weight.data.fill_(3e38), "0.folded weight holds NaN or infinity"),
+    for change, said in ((lambda bn: (bn.weight.data.fill_(3e38), bn.running_var.zero_()), "0.folded weight holds NaN or infinity"),
                          (lambda bn: (bn.weight.data.fill_(1e30), bn.running_mean.fill_(3e38)), "the bias of 0, with batch norm folded")):
         prepared = qat.prepare(small_net(), task()[0])
         change(prepared.get_submodule("0").bn)
