@@ -404,6 +404,14 @@ def test_a_hook_on_all_modules_is_refused():
         handle.remove()
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_scale_that_is_none_is_refused_by_name(scale):
+    quantized = ptq.quantize(nn.Sequential(nn.MaxPool2d(1), nn.Flatten()), torch.rand(4, 1, 2, 2))
+    quantized.model.get_submodule("input_1_codes").scale.fill_(scale)
+    with pytest.raises(ValueError, match="the scale of input_1_codes is"):
+        integer.convert(quantized, (1, 2, 2))
+
+
 def test_a_weight_changed_after_quantization_is_refused():
     quantized = ptq.quantize(nn.Linear(3, 2), torch.randn(8, 3))
     with torch.no_grad():
