@@ -191,6 +191,21 @@ class Over(nn.Module):
         return self.last((x + y).flatten(1))
 
 
+class Odd(nn.Module):
+    """Sums written in three ways, a padding that is a word, a layer that nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=how, dilation=d) for how, d in (("same", 1), ("same", 2), (1, 1)))
+        self.unread, self.last = nn.Conv2d(3, 4, 1, padding="valid"), nn.Linear(48, 5)
+
+    def forward(self, x):
+        y = torch.relu(torch.add(self.a(x), x))
+        y = torch.relu(self.b(y) + x)
+        torch.relu(self.unread(y))
+        return self.last(self.c(y).add(y).relu().flatten(1))
+
+
 def head(width):
     return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)
 
@@ -199,7 +214,7 @@ HANDED_ON = {
     "basic": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Basic(4, 4), Basic(4, 6, stride=2), *head(6)),
     "basic, not in place": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Basic(4, 4, inplace=False), *head(4)),
     "bottleneck": lambda: nn.Sequential(nn.Conv2d(3, 8, 1), Bottleneck(8, 4), Bottleneck(8, 4), *head(8)),
-    "twice": Twice,
+    "twice": Twice, "odd": Odd,
     "images in place": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 3)),
     "images written over": Over,
 }
@@ -225,6 +240,14 @@ def test_layers_that_run_twice_and_nothing_given_is_changed(name, kind, tmp_path
     logits, of_array = run(given), run(given.numpy())
     assert torch.equal(given, images) and torch.equal(logits, of_array)
     assert (logits - exact).abs().max() <= (0 if kind == "float" else 8) / 255 * (exact.max() - exact.min()) + 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
+def test_a_padding_with_more_on_one_side_is_refused_by_name(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 2, (3, 2), padding="same"), nn.Flatten(), nn.Linear(32, 2))
+    with pytest.raises(ValueError, match="^0 pads by 'same' with more on one side"):
+        pytorch.export(net, tmp_path / "x.pt2", torch.rand(8, 1, 4, 4), image_shape=(1, 4, 4))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["float", "document", "static"])

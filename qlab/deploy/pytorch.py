@@ -25,6 +25,7 @@ Source: the source document, 5.2 and 6.3; torchao's documentation, "Quantization
 import contextlib
 import copy
 import io
+import operator
 import os
 import shutil
 import tempfile
@@ -39,6 +40,7 @@ from qlab.deploy import files
 from qlab.deploy.checks import as_images, calibration_batches, float_network, quiet, read
 from qlab.deploy.pt2 import is_pickled_module, refuse_code
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
+from qlab.nets.graph import kind as kind_of
 from qlab.nets.graph import trace
 
 KINDS = ("float", "document", "weight-only", "dynamic", "static", "static-8bit")
@@ -104,7 +106,12 @@ def static(model: nn.Module, batches: list[torch.Tensor], reduce_range: bool = T
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range))
-    prepared = prepare_pt2e(_program(_a_module_for_each_call(model), tuple(batches[0].shape[1:])).module(), quantizer)
+    program = _program(_a_module_for_each_call(model), tuple(batches[0].shape[1:]))
+    try:
+        prepared = prepare_pt2e(program.module(), quantizer)
+    except (ValueError, IndexError, AssertionError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"PyTorch's quantizer cannot take the network ({said}): the kinds float, weight-only and dynamic can.") from None
     with torch.no_grad():
         for batch in batches:
             prepared(batch)
@@ -121,9 +128,11 @@ def _a_module_for_each_call(model: nn.Module) -> nn.Module:
     """The network as a graph in which no module runs twice and nothing is computed in place; a module's copies share its parameters.
 
     The quantizer takes all operations of one module for one layer, and refuses it where it runs twice. What is written over a tensor
-    would be written over its codes alone, where it has some, and whoever else reads the tensor would miss it.
+    would be written over its codes alone, where it has some, and whoever else reads the tensor would miss it. Nor does it take layers
+    that nobody reads, torch.add beside +, or a padding that is a word. Raises ValueError for a padding with more on one side.
     """
     traced, seen = trace(model), set()
+    traced.graph.eliminate_dead_code()
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.target in seen:
             name, module = f"{node.name}_again", traced.get_submodule(node.target)
@@ -133,8 +142,20 @@ def _a_module_for_each_call(model: nn.Module) -> nn.Module:
             node.target = name
             node.meta.pop("nn_module_stack", None)                                          # it names the module that it was
         seen.add(node.target)
+        if kind_of(traced, node) == "add":
+            node.op, node.target = "call_function", operator.add
+        elif kind_of(traced, node) == "conv":
+            _pad_by_numbers(traced.get_submodule(node.target), node.target)
     traced.recompile()
     return traced
+
+
+def _pad_by_numbers(conv: nn.Conv2d, name: str) -> None:
+    if isinstance(conv.padding, str):
+        sums = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size)]
+        if any(both % 2 for both in sums):
+            raise ValueError(f"{name} pads by 'same' with more on one side, which PyTorch's quantizer cannot take: give it an odd kernel.")
+        conv.padding = tuple(both // 2 for both in sums)
 
 
 def _torchao() -> None:
