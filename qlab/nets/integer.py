@@ -304,7 +304,7 @@ def _without_codes(traced: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Gr
         if isinstance(module, FakeQuantize):
             offset = 2 ** (module.bits - 1)
             if not 0 < module.scale.item() < math.inf:
-                raise ValueError(f"the scale of {node.target} is {module.scale.item()}, and must be finite and above 0: calibrate it again.")
+                raise ValueError(f"the scale of {node.target} is {module.scale.item()}, and must be finite and above 0: calibrate again.")
             grids[node.args[0].name] = Grid(module.scale.item(), int(module.zero_point) - offset, -offset, module.top - offset)
             node.replace_all_uses_with(node.args[0])
             plain.graph.erase_node(node)
