@@ -645,7 +645,7 @@ IN_GRADING = {
     "check": {"author.cases", "compare", "show", "values"},
     "sandbox": {"values"},
     "handed_in": set(),
-    "mark": {"compare", "sandbox", "values"},
+    "mark": {"compare", "handed_in", "sandbox", "values"},
     "results": {"handed_in"},
     "report": {"handed_in", "results", "values"},
     "author": {"author.cases", "check", "hints", "links", "mark", "results", "sandbox", "values"},

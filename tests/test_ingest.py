@@ -61,13 +61,13 @@ def at(day):
 
 def test_an_answer_that_is_defined_again_later_is_told(tmp_path):
     answers = "def f(x):\n    return x\n\nclass C:\n    pass", "def g():\n    raise NotImplementedError()"
-    cells = json.loads(nb(*answers, "f = f(3)\ny = 2", "  def f():\n    pass"))["cells"]
-    later = json.loads(nb("x = 1\nasync def f(): pass\nclass C: pass", "def g():\n    return 2", ids=()))["cells"]
+    cells = json.loads(nb(*answers, "f = f(3)\ny = 2", "text = '''\ndef f():\n    return 3'''"))["cells"]
+    later = json.loads(nb("x = 1\nasync def f(): return 1\nclass C: y = 2", "def g():\n    return 2\ndef own(): return 1", ids=()))["cells"]
     again = "a later cell defines {} again: the one of answer cell q1 counts".format
     twice = "answer cell q1 is there 2 times: the last definition counts"
-    for more, told in (([], ()), (later, (again("f"), again("C"))), (cells[:1], (twice,))):
+    for more, told in (([], ()), (later, (again("C"), again("f"))), (cells[:1], (twice,))):
         book = json.dumps({"nbformat": 4, "cells": cells + more}).encode()
-        (entry,) = collect(put(tmp_path, "ada.ipynb", book), answers=dict.fromkeys(("q1", "q2"), frozenset()))
+        (entry,) = collect(put(tmp_path, "ada.ipynb", book), answers={"q1": frozenset("fC"), "q2": frozenset("g")})
         assert entry.notes == told
 
 

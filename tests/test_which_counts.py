@@ -11,6 +11,7 @@ import pytest
 
 from qlab.grading import mark, values
 from qlab.grading.handed_in import ingest, which
+from qlab.grading.report import answers
 
 NN = "02_linear"
 WHOLE = "def f(x):\n    return x + 1", "def g(x):\n    return 2 * x"
@@ -234,10 +235,96 @@ def test_what_is_asked_of_a_student():
 
 
 @pytest.mark.parametrize("source, is_one", [
-    ("def f(x): pass", True), ("async  def f(): pass", True), ("class f: pass", True), ("f = lambda x: x", True), ("f: object = 3", True),
-    ("from mine import e, f", True), ("%%writefile mine.py\ndef f(x):\n    return x", True),
-    ("if True:\n    def f(x): pass", True), ("f == 3", False), ("# def f(x)", False), ("def ff(x): pass", False), ("print(f)", False),
-    ("x = f(3)", False)])
+    ("def f(x): return x", True), ("async  def f(): return 1", True), ("class f: pass", True), ("f = lambda x: x", True),
+    ("f: object = g", True), ("from mine import e, f", True), ("%%writefile mine.py\ndef f(x):\n    return x", True),
+    ("if True:\n    def f(x): return x", True), ("f == 3", False), ("f = 3", False), ("f = f(3)", False), ("# def f(x)", False),
+    ("def ff(x): pass", False), ("print(f)", False), ("x = f(3)", False)])
 def test_what_an_answer_cell_defines(source, is_one):
     held, done, _ = which.answered([{"source": source, "grade_id": "q1", "grade": False}], {"q1": frozenset("f")})
     assert (held, done) == (({"q1"}, {"q1"}) if is_one else (set(), set()))
+
+
+RAISES = "raise NotImplementedError()"
+BODIES = {
+    "the stub": (f"    # YOUR CODE HERE\n    {RAISES}", False),
+    "a docstring and the stub": (f"    '''Twice x,\n\n    return 2 * x.'''\n    {RAISES}", False),
+    "a message": ("    raise NotImplementedError('later')", False),
+    "no brackets": ("    raise NotImplementedError", False),
+    "dots and the stub": (f"    ...\n    {RAISES}", False),
+    "only dots": ("    ...", False),
+    "only pass": ("    pass", False),
+    "an answer below the stub, which is never reached": (f"    {RAISES}\n    return 2 * x", False),
+    "left over below the answer": (f"    return 2 * x\n    {RAISES}", True),
+    "a branch": ("    if x > 16:\n        raise NotImplementedError('more than 16')\n    return 2 * x", True),
+    "a branch of one line": ("    if x > 16: raise NotImplementedError('more than 16')\n    return 2 * x", True),
+    "a function inside": (f"    def g():\n        {RAISES}\n    return 2 * x", True),
+    "said in a docstring": (f"    '''Replace\n    {RAISES}\n    '''\n    return 2 * x", True),
+    "caught": (f"    try:\n        {RAISES}\n    except NotImplementedError:\n        return 2 * x", True),
+    "a magic below, and left over": (f"    return 2 * x\n    {RAISES}\n%timeit f(1)\nf?", True),
+    "a magic below the stub": (f"    {RAISES}\n%timeit f(1)\nf?", False),
+    "the stub, and the answer below it": (f"    {RAISES}\n\ndef f(x):\n    return 2 * x", True),
+    "no Python, and a left-over": (f"    return 2 * x\n    {RAISES}\n)", True),
+    "no Python, and the stub": (f"    {RAISES}\n)", False),
+}
+
+
+@pytest.mark.parametrize("body, done", BODIES.values(), ids=BODIES)
+def test_what_is_blank(body, done):
+    cell = {"source": f"def f(x):\n{body}", "grade_id": "q1", "grade": False}
+    assert which.answered([cell], {"q1": frozenset("f")}) == ({"q1"}, {"q1"} if done else set(), 0)
+
+
+@pytest.mark.parametrize("hostile", [
+    "-" * 19_000 + "1", "f" + ".a" * 9_000, "f(" * 9_000, "[" * 199 + "a b" + "]" * 199, "if 1:\n " * 3_000, "x = '\0'", "x = '\ud800'",
+    "x = " + "9" * 9_000, "if a:\n  1\n" + "elif a:\n  1\n" * 1_900, "y = [" + "1," * 900_000 + "]", r"x = '\q'", "\x0c\x1a\x00",
+], ids=lambda text: ascii(text[:8]))
+def test_hostile_text_is_read_by_its_lines(hostile):
+    for above, below in ((hostile + "\n", ""), ("", "\n" + hostile)):
+        cells = [{"source": f"{above}def f(x):\n    return x{below}", "grade_id": "q1", "grade": False}]
+        assert which.answered(cells, {"q1": frozenset("f")}) == ({"q1"}, {"q1"}, 0)
+        cells[0]["source"] = f"{above}def f(x):\n    {RAISES}{below}"
+        assert which.answered(cells, {"q1": frozenset("f")}) == ({"q1"}, set(), 0)
+
+
+RIGHT, LEFT_OVER = WHOLE[0], WHOLE[0] + f"\n    {RAISES}"
+BRANCH = f"def f(x):\n    if x > 16:\n        {RAISES}\n    return x + 1"
+HELD = f"class H:\n    def a(self):\n        {RAISES}\n    def b(self, x):\n        return x + 1\ndef f(x):\n    return H().b(x)"
+Q1S = {  # a notebook's cells as (grade id, source); the mark of q1, of 2 points; which cell counts
+    "its copy calls it": ([("q1", RIGHT), ("q1", "y = f(3)\nprint(y)")], 2, 0),
+    "its copy overwrites it": ([("q1", RIGHT), ("q1", "f = f(3)")], 2, 0),
+    "its copy overwrites it with a list": ([("q1", RIGHT), ("q1", "f = [f(3)]")], 2, 0),
+    "its copy overwrites it by another's answer": ([("q1", RIGHT), ("q1", "import torch\nf = torch.ones(1)")], 2, 0),
+    "its copy is empty": ([("q1", RIGHT), ("q1", "")], 2, 0),
+    "its copy is the stub": ([("q1", RIGHT), ("q1", BLANK[0])], 2, 0),
+    "its copy is no Python": ([("q1", RIGHT), ("q1", "f(3")], 2, 0),
+    "the copy is a second try, and right": ([("q1", "def f(x):\n    return x"), ("q1", RIGHT)], 2, 1),
+    "the copy is a second try, and wrong": ([("q1", RIGHT), ("q1", "def f(x):\n    return x")], 0, 1),
+    "the stub is kept above, with the id": ([("q1", BLANK[0]), ("q1", RIGHT)], 2, 1),
+    "the answer has no id, and is overwritten": ([("q1", BLANK[0]), (None, RIGHT), (None, "f = 3")], 2, 1),
+    "no ids at all, and overwritten": ([(None, RIGHT), (None, "f = f(3)")], 2, 0),
+    "a lambda": ([("q1", "f = lambda x: x + 1"), ("q1", "f = f(3)")], 2, 0),
+    "a partial": ([("q1", "from functools import partial\nf = partial(int.__add__, 1)"), ("q1", "f = f(3)")], 2, 0),
+    "a raise left over, and overwritten": ([("q1", LEFT_OVER), (None, "f = f(3)")], 2, 0),
+    "a raise in a branch, and overwritten": ([("q1", BRANCH), (None, "f = f(3)")], 2, 0),
+    "a raise left over, and its copy overwrites it": ([("q1", LEFT_OVER), ("q1", "f = f(3)")], 2, 0),
+    "a helper that is answered below": ([("q1", f"def h(x):\n    {RAISES}\ndef f(x):\n    return h(x)"),
+                                         (None, "def h(x):\n    return x + 1")], 2, 0),
+    "a class with a method for others to fill in": ([("q1", HELD), (None, "H = 3")], 2, 0),
+    "blank all the same": ([("q1", BLANK[0]), ("q1", "f = 3")], 0, 0),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks are given on Linux")
+@pytest.mark.parametrize("sources, score, at", Q1S.values(), ids=Q1S)
+def test_the_cell_that_counts(sources, score, at):
+    cells = [{"source": source, "grade_id": name, "grade": False} for name, source in sources]
+    marks = mark.grade_trusted(cells, BUNDLE)
+    assert [question["score"] for question in marks["questions"]] == [score, 0]
+    assert answers.of_question(tuple(cells), BUNDLE["questions"][0]) is cells[at]
+
+
+def test_a_raise_left_over_does_not_let_a_draft_count(tmp_path):
+    draft = nb("def f(x):\n    return x", WHOLE[1])
+    for k, final in enumerate((nb(*[f"{text}\n    {RAISES}" for text in WHOLE]), nb(BRANCH, BRANCH.replace("f(x)", "g(x)")))):
+        counts, aside = adas(tmp_path / str(k), {"ada.zip": zipped({"draft.ipynb": (draft, 1), "final.ipynb": (final, 2)})})
+        assert (counts.source, aside) == ("ada.zip/final.ipynb", {"ada.zip/draft.ipynb": f"{COUNTS('ada.zip/final.ipynb')}: it is newer"})

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from qlab.grading import values
 from qlab.grading.compare import compare
+from qlab.grading.handed_in import definitions, which
 from qlab.grading.sandbox import drive, slot
 
 SECONDS = {"submission": 120.0, "cell": 30.0}  # unless a bundle, as a command has loaded it, says otherwise under "seconds"
@@ -30,9 +31,9 @@ def grade_notebook(sandbox, cells: list[dict], bundle: dict, total_seconds: floa
     seconds = SECONDS | bundle.get("seconds", {})
     total_seconds, cell_seconds = total_seconds or seconds["submission"], cell_seconds or seconds["cell"]
     kept = [cell for cell in cells if not cell["grade"]]
-    places = {cell["grade_id"]: index for index, cell in enumerate(kept)}  # of an answer cell that is there twice, the last
+    places = definitions.places(kept, which.asked(bundle))
     asked = [{"id": part, "seconds": question["seconds"], "cases": [question["cases"][k] for k in held],
-              "after": places.get(question["answer_cell"])} for question in bundle["questions"] for part, held in _parts(question)]
+              "after": places[question["answer_cell"]][0]} for question in bundle["questions"] for part, held in _parts(question)]
     with sandbox.lease() as start:
         transcript = drive.drive(start, [cell["source"] for cell in kept], asked, total_seconds, cell_seconds)
     questions = [_mark(question, kept, transcript) for question in bundle["questions"]]

@@ -10,9 +10,9 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from qlab.grading.handed_in import outputs
+from qlab.grading.handed_in import definitions, outputs
 from qlab.grading.handed_in.zips import shown, size_text
 
 SOURCE_BYTES = 4 * 2**20
@@ -70,10 +70,10 @@ def _version(metadata) -> str | None:
     return version if isinstance(version, str) and VERSION.fullmatch(version) else None
 
 
-def remarks(cells: Iterable[dict], answers: Iterable[str]) -> list[str]:
-    """What a teacher should know of the answer cells; answers are the ids that the assignment has.
+def remarks(cells: Iterable[dict], answers: Mapping[str, Iterable[str]]) -> list[str]:
+    """What a teacher should know of the answer cells; answers: the ids that the assignment has, with the functions that are asked for.
 
-    >>> remarks([{"source": "", "grade_id": "q1", "grade": False}] * 2, ["q1", "q2"])
+    >>> remarks([{"source": "", "grade_id": "q1", "grade": False}] * 2, {"q1": ["f"], "q2": ["g"]})
     ['answer cell q1 is there 2 times: the last definition counts', 'there is no answer cell q2: its function is looked for by name']
     """
     count = Counter(cell["grade_id"] for cell in cells if not cell["grade"])
@@ -84,14 +84,14 @@ def remarks(cells: Iterable[dict], answers: Iterable[str]) -> list[str]:
            [f"a later cell defines {what} again: the one of answer cell {name} counts" for name, what in _again(cells, answers)]
 
 
-def _again(cells: Iterable[dict], answers: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(answer cell, name) of each function and class of an answered cell that a later cell defines anew."""
+def _again(cells: Iterable[dict], answers: Mapping[str, Iterable[str]]) -> Iterator[tuple[str, str]]:
+    """(answer cell, name) of each function asked for that an answered cell defines and a later cell defines anew."""
     own = [cell for cell in cells if not cell["grade"]]
-    for name in answers:
-        at = max((k for k, cell in enumerate(own) if cell["grade_id"] == name), default=None)
-        if at is not None and "NotImplementedError" not in own[at]["source"]:
-            later = {what for cell in own[at + 1 :] for what in DEFINED.findall(cell["source"])}
-            yield from ((name, what) for what in dict.fromkeys(DEFINED.findall(own[at]["source"])) if what in later)
+    kinds = definitions.of_cells(own)
+    for name, (at, done) in definitions.places(own, answers).items():
+        if done:
+            asked = sorted(what for what in answers[name] if what in kinds[at])
+            yield from ((name, what) for what in asked if any(kind.get(what) == definitions.SURE for kind in kinds[at + 1 :]))
 
 
 def _parsed(content: bytes) -> dict:
@@ -139,11 +139,13 @@ def _from_3(notebook: dict) -> dict:
 
 
 def _other_language(metadata) -> str:
-    """The language of a kernel that is not Python's; "" for Python or where nothing is said."""
+    """The language of a kernel that is not Python's; "" for Python, which some editors call python3, or where nothing is said."""
     places = metadata if isinstance(metadata, dict) else {}
     info, spec = (places.get(key) if isinstance(places.get(key), dict) else {} for key in ("language_info", "kernelspec"))
-    language = info.get("name") or spec.get("language") or ""
-    return "" if not isinstance(language, str) or language.lower() in ("", "python", "ipython") else shown(language)[:40]
+    said = [name for name in (info.get("name"), spec.get("language")) if isinstance(name, str) and name.strip()]
+    if not said or any(name.strip().lower().startswith(("python", "ipython")) for name in said):
+        return ""
+    return shown(said[0])[:40]
 
 
 def _cell(cell, k: int) -> dict:

@@ -18,11 +18,11 @@ import builtins
 import re
 from collections.abc import Iterable, Mapping
 
+from qlab.grading.handed_in import definitions
 from qlab.grading.handed_in.files import stem_of
 from qlab.grading.handed_in.notebook import DEFINED
 
 Answers = Mapping[str, frozenset[str]]  # answer cell: the functions that its question's tests call; empty where they are not known
-OPEN = re.compile(r"^[ \t]*raise NotImplementedError\b", re.MULTILINE)
 
 
 def asked(bundle: dict) -> Answers:
@@ -54,21 +54,20 @@ def answered(cells: Iterable[dict], answers: Answers) -> tuple[set[str], set[str
     (['q1', 'q2'], {'q2'}, 0)
     """
     own = [cell for cell in cells if not cell["grade"]]
-    last = {cell["grade_id"]: cell["source"] for cell in own}  # of an answer cell that is there twice, the last counts
-    held = {name: last[name] for name, functions in answers.items() if name in last and _defines(last[name], functions)}
-    others = {name: functions for name, functions in answers.items() if name not in held}
-    lost = {name: cell["source"] for cell in own for name, functions in others.items() if functions and _defines(cell["source"], functions)}
-    if len(lost) == len(others):
-        held, lost = held | lost, {}
-    return set(held), {name for name, source in held.items() if source.strip() and not OPEN.search(source)}, len(lost)
+    kinds, there = definitions.of_cells(own), {cell["grade_id"] for cell in own}
+    found = definitions.places(own, answers)
+    held = {name for name, functions in answers.items() if name in there and _holds(own, kinds, name, functions)}
+    done = {name for name in held if found[name][1]}
+    lost = {name: [best for kind in kinds if (best := definitions.best(kind, functions))]
+            for name, functions in answers.items() if name not in held}
+    if all(lost.values()):
+        return held | set(lost), done | {name for name, ways in lost.items() if max(ways) > definitions.BLANK}, 0
+    return held, done, sum(map(bool, lost.values()))
 
 
-def _defines(source: str, functions: Iterable[str]) -> bool:
-    names = "|".join(map(re.escape, sorted(functions)))
-    if not names:
-        return True
-    ways = rf"(?:async +)?(?:def|class) +(?:{names})\b", rf"(?:{names}) *(?::[^=\n]*)?=(?!=)", rf"from +[\w.]+ +import .*\b(?:{names})\b"
-    return bool(re.search(rf"^[ \t]*(?:{'|'.join(ways)})", source, re.MULTILINE))
+def _holds(own: list[dict], kinds: list[dict[str, int]], name: str, functions: frozenset[str]) -> bool:
+    """Whether a cell with the id defines one of the functions; where they are not known, any cell with the id will do."""
+    return not functions or any(cell["grade_id"] == name and definitions.best(kind, functions) for cell, kind in zip(own, kinds))
 
 
 def named(part: str, assignment: str, platform: str) -> bool:

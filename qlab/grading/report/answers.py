@@ -3,8 +3,7 @@
 import re
 import unicodedata
 
-from qlab.grading.handed_in import which
-from qlab.grading.handed_in.notebook import DEFINED
+from qlab.grading.handed_in import definitions, which
 
 LONGEST = 20_000  # characters of one cell or output
 # Cc, Cf, Cs, Co, Cn, Zl and Zp are seen by no reader, or change the order of what is seen (CVE-2021-42574); a half surrogate fits no file.
@@ -28,20 +27,15 @@ def _named(sign: str) -> str:
 
 
 def of_question(cells: tuple[dict, ...], question: dict) -> dict | None:
-    """The cell that answers a question, the last of those with its grade id, which is the one that counts; None if there is none.
-
-    Of a notebook that lost its grade ids, as when cells are pasted into a new one, it is the last that defines the question's function.
+    """The cell that answers a question, the one that counts (handed_in.definitions); None if there is none.
 
     >>> cells = [{"source": "1", "grade_id": "q1", "grade": False}, {"source": "2", "grade_id": "q1", "grade": False}]
     >>> of_question(tuple(cells), {"answer_cell": "q1"})["source"]
     '2'
     """
     run = [cell for cell in cells if not cell["grade"]]
-    own = [cell for cell in run if cell["grade_id"] == question["answer_cell"]]
-    if not own:
-        functions = which.asked({"questions": [question]})[question["answer_cell"]]
-        own = [cell for cell in run if functions & set(DEFINED.findall(cell["source"]))]
-    return own[-1] if own else None
+    at, _ = definitions.places(run, which.asked({"questions": [question]}))[question["answer_cell"]]
+    return None if at is None else run[at]
 
 
 def others(cells: tuple[dict, ...], bundle: dict) -> list[dict]:

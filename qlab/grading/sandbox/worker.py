@@ -11,20 +11,31 @@ It receives inputs only, never an expected value, and is told a question's hidde
 Cells run in an IPython shell, so magics work; one that fails prints and the cell goes on. A cell that raises does not stop the others.
 Each case gets inputs of its own and the same random seeds, so one case cannot spoil the next by writing into a tensor.
 A question is asked of what stood after its answer cell, as in a notebook whose test cell follows: a scratch cell that later makes something
-else of a name, storage = storage(10, 7), costs nothing. What a later cell adds is there too, and an answer that the cell left blank.
+else of a name, storage = storage(10, 7), costs nothing. What a later cell adds is there too, and an answer that the cell left blank; but
+no name that would hide a builtin, len = 4. What is set for the whole process does not stay (`reset`).
 """
 
+import builtins
 import contextlib
+import dis
 import json
 import os
 import random
 import sys
 import types
+import warnings
+from functools import partial
 
 import numpy as np
 
 from qlab.grading import values
 
+BUILTINS = frozenset(name for name in dir(builtins) if not name.startswith("__"))  # a module has a __name__ of its own
+# Functions as they are before a student's code runs, which may put something else in their places.
+SEEDS = [random.seed, np.random.seed]
+AS_LEFT = [(np.geterr, lambda errors, put=np.seterr: put(**errors)), (sys.getrecursionlimit, sys.setrecursionlimit),
+           (warnings.filters.copy, partial(warnings.filters.__setitem__, slice(None)))]
+DEFAULTS = []
 NOT_RUN = ("matplotlib", "pip", "conda", "mamba", "uv")  # figures stay in memory, and nothing can be installed
 
 
@@ -35,6 +46,9 @@ def make_shell():
     from traitlets.config import Config
 
     torch.set_num_threads(1)
+    SEEDS.append(torch.manual_seed)
+    DEFAULTS.extend(partial(*of) for of in ((torch.set_default_dtype, torch.float32), (torch.set_default_device, None),
+                                            (torch.set_grad_enabled, True), (torch.set_num_threads, 1)))
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
@@ -99,17 +113,42 @@ def standing(names: dict) -> dict:
 
 
 def _blank(value) -> bool:
-    parts = vars(value).values() if type(value) is type else [value]
-    codes = [part.__code__ for part in parts if type(part) is types.FunctionType]
-    return any("NotImplementedError" in code.co_names for code in codes)
+    """Whether a function raises NotImplementedError before anything else, or all of a class's own methods do so."""
+    parts = {name: part for name, part in vars(value).items() if name != "__init__"} if type(value) is type else {"": value}
+    codes = [part.__code__ for part in parts.values() if type(part) is types.FunctionType]
+    return bool(codes) and all("NotImplementedError" in code.co_names and _first(code) == "NotImplementedError" for code in codes)
+
+
+def _first(code: types.CodeType):
+    return next((step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_")), None)
+
+
+def found(end: dict, kept: dict) -> dict:
+    """The names that a question finds: those kept after its answer cell, and from the end those that were not there and hide no builtin.
+
+    >>> found({"bits": 3, "helper": abs, "len": 4}, {"bits": 8})
+    {'helper': <built-in function abs>, 'bits': 8}
+    """
+    return {name: value for name, value in end.items() if name not in kept and name not in BUILTINS} | kept
+
+
+def settings() -> tuple:
+    """What an answer may count on: as its cell left NumPy's floating-point errors, the depth of recursion and the warnings."""
+    return tuple(get() for get, _ in AS_LEFT)
+
+
+def reset(left: tuple) -> None:
+    """These as they were left, and as in a new kernel the default dtype and device, gradients and threads."""
+    for one in (*(partial(put, value) for (_, put), value in zip(AS_LEFT, left)), *DEFAULTS):
+        with contextlib.suppress(Exception):
+            one()
 
 
 def seed() -> None:
     """The same random numbers for each submission and each case."""
-    random.seed(0)
-    np.random.seed(0)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    for one in SEEDS:
+        with contextlib.suppress(Exception):
+            one(0)
 
 
 def answer(names: dict, case: dict) -> dict:
@@ -145,7 +184,7 @@ def work(requests: int, answers: int, shell) -> None:
     seed()
     if "" not in sys.path:
         sys.path.insert(0, "")  # as in a notebook: what %%writefile has written can be imported
-    done, kept, end = 0, {}, {}
+    done, kept, end = 0, {}, ({}, settings())
     with open(requests, "rb") as lines:
         for line in lines:
             request = json.loads(line)
@@ -155,11 +194,16 @@ def work(requests: int, answers: int, shell) -> None:
                         sys.path_importer_cache.pop(os.getcwd(), None)
                     error = run_cell(shell, source)
                     if index in request["kept"]:
-                        kept[index] = standing(shell.user_ns)
+                        kept[index] = standing(shell.user_ns), settings()
                     say({"cell": index, "error": error})
-            end = dict(shell.user_ns) if "cells" in request else end
+            end = (dict(shell.user_ns), settings()) if "cells" in request else end
             for question in request.get("questions", ()):
-                shell.user_ns.update(end | kept.get(question["after"], {}))
+                stood, left = kept.get(question["after"], ({}, end[1]))
+                names = found(end[0], stood)
+                for name in shell.user_ns.keys() - names.keys():
+                    del shell.user_ns[name]
+                shell.user_ns.update(names)
+                reset(left)
                 for case in question["cases"]:
                     say({"question": question["id"], "case": case["case"], "value": answer(shell.user_ns, case)})
             if "questions" in request:
