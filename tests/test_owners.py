@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import shutil
 import unicodedata
 import zipfile
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlab.grading import grade, results
-from qlab.grading.handed_in import files, gradescope, ingest, layouts, moodle, owners, times
+from qlab.grading.handed_in import canvas, files, gradescope, ingest, layouts, moodle, owners, times
 from qlab.grading.report import exports, feedback, given_back
 from qlab.grading.report import moodle as tables
 
@@ -167,8 +168,48 @@ def test_a_folder_is_one_student_whatever_lies_in_it(tmp_path):
     assert students(tmp_path / "class") == [("ada", "", False), ("bob", "", False), ("cyd", "", False)]
     laid(tmp_path / "ada", "exercises/02_linear_quantization.ipynb", "notebooks/02_linear_quantization.ipynb", ("README.md", b""))
     assert students(tmp_path / "ada") == [("ada", "", False)]
-    (tmp_path / "bob.zip").write_bytes(zipped({"02.ipynb": None, "scratch.ipynb": None}))
+    (tmp_path / "bob.zip").write_bytes(zipped({"02.ipynb": None, "02 (1).ipynb": None, "03_log.ipynb": None, "data/x.csv": b"1"}))
     assert students(tmp_path / "bob.zip") == [("bob", "", False)]
+
+
+@pytest.mark.parametrize("named", ["02.ipynb", f"{NN}.ipynb", f"{NN} (1).ipynb", "02.ipynb.txt"])
+@pytest.mark.parametrize("others", [
+    [f"{name}.ipynb" for name in "ada bob cyd dan eve fay gus hal ida jim".split()], ["ada.ipynb"], ["ada.zip", "bob.zip", "cyd.zip"],
+    ["ada/hw.ipynb", "bob/hw.ipynb"], ["ada/02.ipynb"], ["ada.ipynb.txt"], ["exercises/02.ipynb", "ada.ipynb"]])
+def test_a_loose_notebook_named_as_the_set_makes_no_class_one_student(tmp_path, named, others):
+    content = {named: None} | {name: zipped({"02.ipynb": None}) if name.endswith(".zip") else None for name in others}
+    laid(tmp_path / "in", *content.items())
+    (tmp_path / "class.zip").write_bytes(zipped(content))
+    outer = sorted({name.split("/")[0] for name in (named, *others)} - {"exercises"})
+    other = next(name for name in outer if name != named)
+    for place in (tmp_path / "in", tmp_path / "class.zip"):
+        with pytest.raises(ValueError) as error:
+            students(place)
+        assert str(error.value) == (
+            f"it holds {named} and {other}, and may be a class's or one student's: if each in it is a student's, say --layout plain; if "
+            "all of it is one student's, put it, as a zip with the student's name, into a folder, and grade that with --layout plain.")
+        found = ingest.collect(place, NN, layout="plain")
+        assert len(found) == 1 + len({name.split("/")[0] for name in others}) and not any(entry.duplicate_of for entry in found)
+
+
+def test_a_class_that_lies_in_one_folder_or_zip_is_asked_about(tmp_path):
+    names = ["02.ipynb", "ada.ipynb", "bob.ipynb"]
+    laid(tmp_path / "in", *(f"class/{name}" for name in names))
+    with pytest.raises(ValueError, match="^class holds 02.ipynb and ada.ipynb, and may be .*: if each in it is a student's, say --layout "
+                                         "plain; if all of it is one student's, put a zip of it in its place, and say --layout plain\\.$"):
+        students(tmp_path / "in")
+    assert [name for name, *_ in students(tmp_path / "in", layout="plain")] == ["02", "ada", "bob"]
+    laid(tmp_path / "zip", ("dan.zip", zipped(dict.fromkeys(names))))
+    with pytest.raises(ValueError, match="^dan.zip holds 02.ipynb and ada.ipynb, and may be .*: if each in it is a student's, grade "
+                                         "dan.zip itself; if all of it is one student's, say --layout plain\\.$"):
+        students(tmp_path / "zip")
+    assert students(tmp_path / "zip", layout="plain") == [("dan", "", False)]
+    assert [name for name, *_ in students(tmp_path / "zip" / "dan.zip", layout="plain")] == ["02", "ada", "bob"]
+
+
+def test_zips_beside_a_students_course_folder_are_others(tmp_path):
+    laid(tmp_path, "ada/exercises/02.ipynb", "ada/notebooks/02.ipynb", ("bob.zip", zipped({"02.ipynb": None})))
+    assert students(tmp_path) == [("ada", "", False), ("bob", "", False)]
 
 
 def test_students_with_a_number_before_their_name_stay(tmp_path):
@@ -211,6 +252,34 @@ def test_nbgraders_stamp(tmp_path, stamp, late):
     """A time without a zone is UTC, as nbgrader writes it."""
     laid(tmp_path, "submitted/ada/ps1/02.ipynb", ("submitted/ada/ps1/timestamp.txt", stamp.encode()))
     assert students(tmp_path, deadline=DEADLINE) == [("ada", "", late)]
+
+
+@pytest.mark.parametrize("stamp", [
+    "9999-12-31 23:59:59 UTC", "9999-12-31 23:59:59-12:00", "0001-01-01 00:00:00+14:00", "1999-12-31 23:59 UTC", "2200-01-01 00:00 UTC",
+    "9999-12-31 23:59:59 Etc/GMT+12", "yesterday"])
+def test_a_time_that_cannot_be_is_none_and_ends_no_export(tmp_path, stamp):
+    when = f"submission_7:\n  :created_at: {stamp}\n  :submitters:\n  - :name: ada\n"
+    laid(tmp_path / "stamp", "submitted/ada/ps1/02.ipynb", ("submitted/ada/ps1/timestamp.txt", stamp.encode()))
+    laid(tmp_path / "yml", "submission_7/02.ipynb", (layouts.METADATA, when.encode()))
+    why = "write it like 2026-11-23T18:00 or 2026-11-23T18:00+01:00" if stamp == "yesterday" else ""
+    for place, of in ((tmp_path / "stamp", "timestamp.txt: "), (tmp_path / "yml", "")):
+        for deadline in (DEADLINE.astimezone(BERLIN), None):
+            (made,) = graded(place, deadline=deadline)
+            assert made["submission"]["late"] is (None if deadline else False) and made["submission"]["time"] is None
+            (note,) = made["notes"]
+            assert note.startswith(f"when it came is not known: {of}'{stamp}' is no date and time: ")
+            assert why in note and note.endswith(why or "it must be from 2000 to 2199")
+            head, row = table(exports.gradebook([made], BUNDLE))
+            assert row[head.index("handed_in")] == ""
+
+
+@pytest.mark.parametrize("seconds", [300_000_000_000, 0, -(2**31)])
+def test_a_file_as_old_as_no_file_can_be_has_no_time(tmp_path, seconds):
+    laid(tmp_path, "ada.ipynb", "bob.ipynb")
+    os.utime(tmp_path / "ada.ipynb", (seconds, seconds))
+    (ada, bob) = graded(tmp_path, deadline=DEADLINE, file_times=True)
+    assert (ada["submission"]["time"], ada["submission"]["late"], bob["submission"]["late"]) == (None, None, True)
+    assert ada["notes"] == ["the time of ada.ipynb is not from 2000 to 2199"] and not bob["notes"]
 
 
 def test_nbgraders_folder_under_another_name(tmp_path):
@@ -336,10 +405,41 @@ def test_a_name_that_reads_as_anothers_number_has_none(tmp_path):
     assert students(tmp_path / "other") == [("bob", "2", False), ("x_١", "101", False)]
     laid(tmp_path, "vic_1_9001_02.ipynb", "mal_1_123_9002_02.ipynb", "bob_2_9003_02.ipynb")
     shutil.rmtree(tmp_path / "other")
-    assert students(tmp_path) == [("bob", "2", False), ("mal", "", False), ("vic", "", False)]
+    assert students(tmp_path) == [("bob", "2", False), ("mal", "", False), ("vic", "1", False)]
     notes = {entry.student: entry.notes for entry in ingest.collect(tmp_path, NN)}
-    told = "files of 2 names have the number 1: whose it is, is to be seen on the platform"
-    assert told in notes["mal"] and told in notes["vic"] and told not in notes["bob"]
+    told = "its name may be that of mal (user 1) or mal_1 (user 123): whose it is, is to be seen on Canvas"
+    assert told in notes["mal"] and not notes["vic"] and not notes["bob"]
+    laid(tmp_path / "two", "ada_1_9001_02.ipynb", "vic_1_9002_02.ipynb")  # made by hand: Canvas gives a number to one name
+    assert students(tmp_path / "two") == [("ada", "", False), ("vic", "", False)]
+
+
+@pytest.mark.parametrize("name, readings", [
+    ("mal_1_123_9002_02.ipynb", [("mal", "1"), ("mal_1", "123")]), ("mal_1_123_text.html", [("mal", "1"), ("mal_1", "123")]),
+    ("mal_1_123_9002_4711_02.ipynb", [("mal", "1"), ("mal_1", "123"), ("mal_1_123", "9002")]),
+    ("mal_1_123_x_777_9002_02.ipynb", [("mal", "1"), ("mal_1_123_x", "777")]),
+    ("mal_1_LATE_123_9002_02.ipynb", [("mal_1", "123")]), ("mal_LATE_123_9002_4711_02.ipynb", [("mal", "123")]),
+    ("ada_101_9001_02_linear_quantization-1.ipynb", [("ada", "101")]), ("ada_101_9001_12_int8_matmul.ipynb", [("ada", "101")]),
+    ("ada_101_9001_HW_1_2026_final.ipynb", [("ada", "101")]), ("ada_101_9001_my work_1_2026_a.ipynb", [("ada", "101")]),
+    ("ada_101_9001_text.html", [("ada", "101"), ("ada_101", "9001")]), ("_104_9004_02.ipynb", [("", "104")]), ("ada.ipynb", [])])
+def test_all_that_a_name_of_canvas_may_say(name, readings):
+    assert list(canvas.readings(name)) == readings
+
+
+def test_nobody_gets_a_mark_under_a_number_that_is_in_doubt(tmp_path):
+    laid(tmp_path / "in", "mal_1_123_9002_02.ipynb", "bob_2_9003_4711_02.ipynb", "cyd_3_9004_02.ipynb")  # user 1 handed nothing in
+    assert students(tmp_path / "in") == [("bob", "", False), ("cyd", "3", False), ("mal", "", False)]
+    told = exports.export("canvas", graded(tmp_path / "in"), BUNDLE, tmp_path)
+    assert told.endswith("canvas.csv, 1 rows, 2 in doubt whose they are left out")
+    assert [row[:2] for row in table((tmp_path / "canvas.csv").read_text())[2:]] == [["cyd", "3"]]
+    path = tmp_path / "gradebook.csv"
+    path.write_text("Student,ID,SIS Login ID,Section,02 (7)\n    Points Possible,,,,12\nVic,1,,,\nBob,2,,,\nCyd,3,,,\nMal 1,123,,,\n")
+    users = canvas.users(path)
+    assert students(tmp_path / "in", users=users) == [("bob", "2", False), ("cyd", "3", False), ("mal", "", False)]
+    with pytest.raises(ValueError, match="Canvas's gradebook was given, and .* is not laid out as Canvas does it"):
+        students(laid(tmp_path / "plain", "ada.ipynb"), users=users)
+    path.write_text("Student,ID\nPoints Possible,\n")
+    with pytest.raises(ValueError, match="has no user's number in its column ID: give the gradebook that Canvas exports"):
+        canvas.users(path)
 
 
 def test_numbers_decide_and_not_the_form_of_a_name(tmp_path):
@@ -412,6 +512,35 @@ def test_teams_of_signs_alone_are_told_apart(tmp_path):
     path = sheet(tmp_path / "w.csv", "Participant 11,Ada,,,★,,-,-", "Participant 12,Bob,,,♥,,-,-")
     found = ingest.collect(tmp_path / "in", NN, participants=moodle.worksheet(path, UTC))
     assert [(entry.student, entry.source[0]) for entry in found] == [("Ada", "★"), ("Bob", "♥")]
+
+
+SIGNS = "Group 1-1", "Group 11", "C", "C++", "C#", "A.B", "AB", "x & y", "x y", "R:S", "\u2605", "Team_Z"
+IN_FOLDERS = "Group 1-1", "Group 11", "C", "C++", "C#", "A.B", "AB", "x  y", "x y", "RS", "\u2605", "Team Z"
+
+
+def test_teams_whose_names_differ_in_signs_are_told_apart(tmp_path):
+    """Moodle takes & and : out, and makes "_" a space: "x & y" is written "x  y", or "x amp; y" where the site escapes."""
+    path = sheet(tmp_path / "w.csv", *(f'Participant {k},S{k},,,"{name}",,-,-' for k, name in enumerate(SIGNS, 101)))
+    known = moodle.worksheet(path, UTC)
+    for folders in (IN_FOLDERS, tuple(name.replace("x  y", "x amp; y") for name in IN_FOLDERS)):
+        place = laid(tmp_path / folders[7], *(f"{name}_{k}_assignsubmission_file_/02.ipynb" for k, name in enumerate(folders, 1)))
+        whose = {entry.source.split("_")[0]: entry.student for entry in ingest.collect(place, NN, participants=known)}
+        assert whose == {name: f"S{k}" for k, name in enumerate(folders, 101)}
+
+
+@pytest.mark.parametrize("folders, groups, whose", [
+    (["c_1"], ["C"], {"c": "S0"}), (["Group 1 1_1"], ["Group 1-1"], {"Group 1 1": "S0"}), (["C_1"], ["C++", "C#"], {"C": "C"}),
+    (["C_1", "C++_2"], ["C++"], {"C": "C", "C++": "S0"}), (["AB_1"], ["A:B", "AB"], {"AB": "AB"}), (["A-B_1", "A B_2"], ["A+B"],
+                                                                                                     {"A-B": "A-B", "A B": "A B"})])
+def test_a_team_in_doubt_is_nobodys(tmp_path, folders, groups, whose):
+    laid(tmp_path / "in", *(f"{name}_assignsubmission_file_/02.ipynb" for name in folders))
+    path = sheet(tmp_path / "w.csv", *(f'Participant {k + 101},S{k},,,"{name}",,-,-' for k, name in enumerate(groups)))
+    found = ingest.collect(tmp_path / "in", NN, participants=moodle.worksheet(path, UTC))
+    assert {entry.source.split("_")[0]: entry.student for entry in found} == whose
+    for entry in found:
+        doubt = entry.student == entry.source.split("_")[0]
+        assert bool(entry.number) != doubt
+        assert doubt == any(note.startswith("it may be that of the group ") or note == "it is not in the worksheet" for note in entry.notes)
 
 
 def test_namesakes_of_moodle_keep_their_name(tmp_path):
@@ -535,7 +664,7 @@ def test_a_student_called_points_possible_is_no_row_of_points(tmp_path):
 def test_canvas_gets_its_own_numbers_back_and_no_others(tmp_path):
     laid(tmp_path, "ada_101_9001_02.ipynb", "vic_1_9002_02.ipynb", "mal_1_123_9003_02.ipynb", ("bob_107_text.html", b""))
     assert [row[:2] for row in table(exports.canvas(graded(tmp_path), BUNDLE))[2:]] == [
-        ["ada", "101"], ["bob", "107"], ["mal", ""], ["vic", ""]]
+        ["ada", "101"], ["bob", "107"], ["mal", ""], ["vic", "1"]]
     head, *rows = table(exports.gradebook(graded(tmp_path), BUNDLE))
     assert [(row[0], row[head.index("score")], row[head.index("status")]) for row in rows] == [
         ("ada", "2", "graded"), ("bob", "0", "unreadable"), ("mal", "2", "graded"), ("vic", "2", "graded")]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from qlab.grading import hints, mark, results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
-from qlab.grading.handed_in import deadlines, ingest, layouts, moodle
+from qlab.grading.handed_in import canvas, deadlines, ingest, layouts, moodle
 from qlab.grading.handed_in.times import parse_time, stated, zone
 from qlab.grading.handed_in.which import asked
 from qlab.grading.handed_in.zips import MIB, Budget, shown
@@ -116,6 +116,8 @@ def parser() -> argparse.ArgumentParser:
                          'after the student\'s deadline; or "0.5 points per hour, at most 2 points"; either with ", grace 15 minutes"')
     command.add_argument("--moodle-worksheet", metavar="FILE", help="Moodle's grading worksheet, downloaded in English: it says when each "
                          "handed in, and who is in a team; the export moodle fills in its grades and feedback")
+    command.add_argument("--canvas-gradebook", metavar="FILE", help="the gradebook that Canvas exports: whose a file is that two users' "
+                         "numbers could be read from")
     command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=f"{', '.join(EXPORTS)}; pages (a page "
                          "a student with code and failed case, an index) and similar (answers that are alike) are for the teacher alone")
     command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
@@ -147,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     common = parse_time(args.deadline, local) if args.deadline else None
     until = deadlines.read(common, Path(args.extensions) if args.extensions else None, local)
     participants = moodle.worksheet(Path(args.moodle_worksheet), local) if args.moodle_worksheet else None
+    users = canvas.users(Path(args.canvas_gradebook)) if args.canvas_gradebook else None
     penalty = late.parse(args.late_penalty) if args.late_penalty else None
     if penalty and not until.last():
         raise ValueError("--late-penalty is for what comes after a deadline: state it with --deadline.")
@@ -155,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     kept = find_bundle(args.assignment, args.bundle)
     bundle = load_bundle(kept) | {"seconds": {"submission": args.seconds, "cell": args.cell_seconds}}
     entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
-                              args.layout, participants, args.file_times, _budget(args))
+                              args.layout, participants, args.file_times, _budget(args), users)
     if common:
         _say(f"deadline: {stated(common)}")
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -193,7 +196,7 @@ def _budget(args: argparse.Namespace) -> Callable[[], Budget]:
 
 
 def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list) -> bool:
-    from qlab.grading.report import exports, teacher
+    from qlab.grading.report import each, exports, teacher
 
     failed, worksheet = False, Path(args.moodle_worksheet) if args.moodle_worksheet else None
     for name in dict.fromkeys(args.export):
@@ -204,7 +207,10 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
                 _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises)}")
                 continue
             _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column, worksheet)}")
-        except (OSError, ValueError) as error:
+        except each.Incomplete as error:
+            failed = True
+            _say(f"{name}: {error}", sys.stderr)
+        except Exception as error:  # noqa: BLE001  whatever it is, the other exports are written
             failed = True
             _say(f"{name}: not written: {sentence(error)}", sys.stderr)
     return failed

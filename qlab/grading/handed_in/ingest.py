@@ -6,7 +6,7 @@ both results say so. A student's deadline is that of all, or an extended one (de
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -23,19 +23,19 @@ from qlab.grading.handed_in.zips import Budget
 def hand_ins(place: Path, assignment: str, deadline: datetime | Deadlines | None = None, answers: which.Answers | None = None,
              tell: Callable[[str], None] = lambda sentence: None, own: Iterable[Path] = (), layout: str | None = None,
              participants: Mapping[str, Participant] | None = None, file_times: bool = False,
-             budget: Callable[[], Budget] = Budget) -> list[HandIn]:
+             budget: Callable[[], Budget] = Budget, users: Collection[str] | None = None) -> list[HandIn]:
     """What each student handed in at place (a folder, a zip, a notebook) for the assignment "02_linear_quantization", in a fixed order.
 
     Nothing is read yet: that is done by the read() of each. answers: as which.asked finds them, to tell which notebook counts; tell is
     given a sentence about what is passed over; own: the grader's own folders (files.walk); layout: where it cannot be told from the names
-    (layouts.detect); participants, file_times: owners.owners; budget: what reading one of them may cost. Raises FileNotFoundError or
+    (layouts.detect); participants, file_times, users: owners.owners; budget: what reading one of them may cost. Raises FileNotFoundError or
     ValueError if place holds nothing to grade.
     """
     found = list(files.walk(place, own))
     laid_out = layouts.detect(found, assignment, stem_of(Path(place).resolve().name), layout)
-    _fits(laid_out, place, participants, file_times)
+    _fits(laid_out, place, participants, file_times, users)
     depth = 0 if laid_out.student else len(laid_out.root) + 1 + (laid_out.name == "sections")
-    whose = owners(found, laid_out, assignment, participants, file_times)
+    whose = owners(found, laid_out, assignment, participants, file_times, users)
     deadlines = deadline if isinstance(deadline, Deadlines) else Deadlines(deadline)
     groups = defaultdict(list)
     for file, of in zip(found, whose):
@@ -67,10 +67,13 @@ def collect(*args, **options) -> list[Submission]:
     return [entry for hand_in in hand_ins(*args, **options) for entry in hand_in.read()]
 
 
-def _fits(laid_out: layouts.Layout, place: Path, participants: Mapping[str, Participant] | None, file_times: bool) -> None:
+def _fits(laid_out: layouts.Layout, place: Path, participants: Mapping[str, Participant] | None, file_times: bool,
+          users: Collection[str] | None) -> None:
     """Raises ValueError if what is told beside the files does not belong to them."""
     if participants is not None and laid_out.name != "moodle":
         raise ValueError(f"a Moodle worksheet was given, and {place} is not laid out as Moodle does it.")
+    if users is not None and laid_out.name != "canvas":
+        raise ValueError(f"Canvas's gradebook was given, and {place} is not laid out as Canvas does it.")
     if file_times and laid_out.name in layouts.TITLES:
         raise ValueError(f"{place} is laid out as {layouts.TITLES[laid_out.name]} does it, and its files are as old as their download: "
                          "their times say nothing.")

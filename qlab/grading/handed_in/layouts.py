@@ -7,8 +7,7 @@
     sections    tuesday/student/any.ipynb, tuesday/student.ipynb: never guessed
     plain       student/any.ipynb, student.ipynb, student.zip
 
-Where each comes from: instructure/canvas-lms, lib/content_zipper.rb (add_submission, get_filename; names are of word characters, in lower
-case, "_digits_" taken out of them). moodle/moodle, mod/assign/classes/downloader.php and, before 4.1, locallib.php, download_submissions
+Where each comes from: module canvas. moodle/moodle, mod/assign/classes/downloader.php and, before 4.1, locallib.php, download_submissions
 ("_" in names becomes a space; a team's folder has the group's name and number, or "Default group" and none; earlier "Team-Full Name" and
 the participant's). jupyter/nbgrader, exchange/default/collect.py and submit.py.
 """
@@ -17,16 +16,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qlab.grading.handed_in import gradescope
+from qlab.grading.handed_in import canvas, gradescope
 from qlab.grading.handed_in.files import File, kind_of, stem_of
 
 NAMES = ("canvas", "moodle", "gradescope", "nbgrader", "sections", "plain")
 TITLES = {"canvas": "Canvas", "moodle": "Moodle", "gradescope": "Gradescope", "nbgrader": "nbgrader"}
-WORD = r"[^\s!-/:-@\[-^`{-~]"  # Ruby's [[:word:]], near enough: no space and, but for "_", no sign of ASCII
 MOODLE = re.compile(r"(?P<name>[^_]+)(?:_(?P<number>[0-9]+))?_assignsubmission_[a-z0-9]+(?:_.*)?", re.DOTALL)
-CANVAS = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>[0-9]+)_(?P<upload>[0-9]+)_.+", re.DOTALL)
-CANVAS_PAGE = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>[0-9]+)_(?P<upload>text|link)\.html")
-CANVAS_HIDDEN = re.compile(r"(?P<late>LATE_)?(?P<name>anon_[0-9A-Za-z]+)_(?:(?P<upload>[0-9]+)_.+|(?:text|link)\.html)", re.DOTALL)
 GRADESCOPE = re.compile(r"submission_[0-9]+")
 NBGRADER = {"source", "release", "submitted", "autograded", "feedback"}  # the folders of a course
 METADATA = "submission_metadata.yml"
@@ -77,20 +72,25 @@ def _is_folder(files: list[File], depth: int) -> bool:
     return any(len(file.parts) > depth or file.kind == "empty" for file in files)
 
 
-def one_students(notebooks: list[tuple[str, ...]], assignment: str) -> bool:
-    """Whether notebooks at these paths are one student's, and not a class's: one that is named as the assignment lies at the top, or they
-    lie in the folders of the course's release.
+def one_students(hand_ins: Iterable[tuple[str, ...]], assignment: str) -> bool | None:
+    """Whether notebooks and zips at these paths are all one student's, and not a class's; None where they may be either.
 
-    >>> one_students([("02_linear.ipynb",), ("scratch.ipynb",)], "02_linear"), one_students([("02_a.ipynb",), ("02_b.ipynb",)], "02_linear")
-    (True, False)
+    They are where all that lies at the top is named as the assignment or is a folder of the course's release: beside anything else, one of
+    a class may have left the notebook its name. A folder that holds the release is one student's, too.
+
+    >>> paths = [("02_linear.ipynb",), ("02 (1).ipynb",)], [("02_linear.ipynb",), ("ada.ipynb",)], [("02_a.ipynb",), ("02_b.ipynb",)]
+    >>> [one_students(of, "02_linear") for of in paths]
+    [True, None, False]
     >>> one_students([("qlab", "exercises", "02_linear.ipynb"), ("qlab", "notebooks", "02_linear.ipynb")], "02_linear")
     True
     """
-    if any(_is_named(parts[0], assignment) for parts in notebooks if len(parts) == 1):
-        folders = {parts[0] for parts in notebooks if len(parts) > 1 and any(_is_named(part, assignment) for part in parts[1:])}
-        return len(folders - set(COURSE)) < 2
-    outer = {parts[0] for parts in notebooks} - set(COURSE)
-    return len(outer) < 2 and any(part in COURSE for parts in notebooks for part in parts[:-1][:2])
+    hand_ins = [parts for parts in hand_ins if len(parts) > 1 or not others_notebook(parts[0], assignment)]
+    outer = {parts[0] for parts in hand_ins}
+    own = {parts[0] for parts in hand_ins if (parts[0] in COURSE if len(parts) > 1 else
+                                              kind_of(parts[0]) == "notebook" and _is_named(parts[0], assignment))}
+    if own:
+        return True if own == outer else None
+    return len(outer) == 1 and any(len(parts) > 2 and parts[1] in COURSE for parts in hand_ins)
 
 
 def _is_named(part: str, assignment: str) -> bool:
@@ -111,8 +111,8 @@ def others_notebook(name: str, assignment: str) -> bool:
 def detect(found: list[File], assignment: str, place: str = "", given: str | None = None) -> Layout:
     """The layout of everything handed in. place: the name of the folder or zip that was searched; given: the layout, if it is told.
 
-    Raises ValueError where some entries are named as a platform names them and others are not, or a folder holds one zip that may be a
-    class's as well as a student's.
+    Raises ValueError where some entries are named as a platform names them and others are not, or where what is there may be a class's as
+    well as one student's.
     """
     if given is not None and given not in NAMES:
         raise ValueError(f"layout is {given!r}, and must be one of {', '.join(NAMES)}.")
@@ -134,34 +134,44 @@ def detect(found: list[File], assignment: str, place: str = "", given: str | Non
         if len(entries) != 1 or not _is_folder(entries[only], len(root) + 1) or given == "sections":
             break
         inside = _below(found, (*root, only))
-        if given == "plain" and kind_of(only) == "archive" or _is_student(only, entries[only], root, assignment) and not _fits(
-                inside, (*root, only), given):
+        if given == "plain" and kind_of(only) == "archive" or not _fits(inside, (*root, only), given) and _is_student(
+                only, entries[only], root, assignment, given):
             break
         root += (only,)
     if given and given not in ("sections", "plain"):
         raise ValueError(f"nothing there is named as {TITLES[given]} names it: leave out --layout {given}, or name the folder or zip "
                          "that was downloaded.")
     released = len(entries) == 1 and only.lower().startswith("qlab")  # the folder of a release, or of a clone: no student's name
-    whole = not root and not given and (released or len(entries) > 1 and one_students(
-        [file.parts for file in found if file.kind == "notebook"], assignment))
+    whole = not root and not given and (released or len(entries) > 1 and one_students([file.parts for file in found if is_hand_in(file)],
+                                                                                      assignment))
+    if whole is None:
+        raise _doubt("it", found, assignment, "put it, as a zip with the student's name, into a folder, and grade that with --layout plain")
     return Layout(given or "plain", root, student=place if whole else "")
 
 
-def _is_student(name: str, files: list[File], root: tuple[str, ...], assignment: str) -> bool:
-    """Whether a folder that is alone is a student's, and not the class's."""
+def _doubt(what: str, files: Iterable[File], assignment: str, one: str, depth: int = 0) -> ValueError:
+    """That files may be one student's or a class's, and what to do."""
+    outer = sorted({file.parts[depth] for file in files if len(file.parts) > depth and is_hand_in(file)})
+    named = next(name for name in outer if name in COURSE or _is_named(name, assignment) and kind_of(name) == "notebook")
+    other = next(name for name in outer if name not in COURSE and not _is_named(name, assignment) and not others_notebook(name, assignment))
+    each = f"grade {what} itself" if kind_of(what) == "archive" else "say --layout plain"
+    return ValueError(f"{what} holds {named} and {other}, and may be a class's or one student's: if each in it is a student's, {each}; if "
+                      f"all of it is one student's, {one}.")
+
+
+def _is_student(name: str, files: list[File], root: tuple[str, ...], assignment: str, given: str | None) -> bool:
+    """Whether a folder or zip that is alone is a student's, and not the class's. Raises ValueError if it may be either, and is not told."""
     if names_assignment(name, assignment) and len(name.strip("0123456789")) > 0:
         return False
     inner = [file.parts[len(root) + 1:] for file in files if is_hand_in(file) and len(file.parts) > len(root) + 1]
-    notebooks = [parts for parts in inner if kind_of(parts[-1]) == "notebook"]
     deeper = [parts for parts in inner if len(parts) > 1 and not names_assignment(parts[0], assignment)]
     if len(inner) < 2:  # nearest to the one hand-in
         return not deeper
-    return one_students(notebooks, assignment)
-
-
-def canvas(name: str, anonymous: bool = False) -> re.Match | None:
-    """What Canvas's name of a file tells; anonymous: whether it hides names."""
-    return CANVAS_HIDDEN.fullmatch(name) if anonymous else CANVAS.fullmatch(name) or CANVAS_PAGE.fullmatch(name)
+    one = one_students(inner, assignment)
+    if one is None and not given:
+        zipped = "say --layout plain" if kind_of(name) == "archive" else "put a zip of it in its place, and say --layout plain"
+        raise _doubt(name, files, assignment, zipped, len(root) + 1)
+    return bool(one)
 
 
 def own_name(part: str, platform: str) -> str:
@@ -170,7 +180,7 @@ def own_name(part: str, platform: str) -> str:
     >>> own_name("ada_LATE_7_8_03_log.ipynb", "canvas"), own_name("Ada_7_assignsubmission_file_03_log.ipynb", "moodle")
     ('03_log.ipynb', '03_log.ipynb')
     """
-    if platform == "canvas" and (match := CANVAS.fullmatch(part) or CANVAS_HIDDEN.fullmatch(part)) and match["upload"]:
+    if platform == "canvas" and (match := canvas.UPLOAD.fullmatch(part) or canvas.HIDDEN.fullmatch(part)) and match["upload"]:
         return part[match.end("upload") + 1:]
     if platform == "moodle" and (match := re.match(r"[^_]+(_[0-9]+)?_assignsubmission_[a-z0-9]+_(?=.)", part)):
         return part[match.end():]
@@ -187,13 +197,13 @@ def _platform(entries: dict[str, list[File]], root: tuple[str, ...], place: str,
     people = gradescope.people(metadata)
     fitting = {
         "moodle": [name for name in entries if MOODLE.fullmatch(name if _is_folder(entries[name], depth) else stem_of(name))],
-        "canvas": [name for name in entries if canvas(name) or canvas(name, True)],
+        "canvas": [name for name in entries if canvas.told(name) or canvas.told(name, True)],
         "gradescope": [name for name in entries if name in people or _is_folder(entries[name], depth) and GRADESCOPE.fullmatch(name)],
     }
     told = {name: fit for name, fit in fitting.items() if fit and given in (None, name)}
     for name, fit in told.items():
         if given or set(held) <= set(fit):
-            return Layout(name, root, name == "canvas" and all(canvas(entry, True) for entry in fit), people)
+            return Layout(name, root, name == "canvas" and all(canvas.told(entry, True) for entry in fit), people)
     if (submitted := _nbgrader(entries, root, place, given)) is not None:
         return Layout("nbgrader", submitted)
     if not told:

@@ -8,21 +8,23 @@
 
 Nothing below the outermost name is looked at, so no name, zip or timestamp.txt of a student's makes them somebody else, or makes them
 earlier. Numbers decide, not names: one name with two numbers is two students. One number with two names is a name that somebody chose so
-that it reads as another's: both are kept apart, without a number. A time that nobody states is not known: files are as old as their
-download or clone, so their own times count only where the teacher says so (file_times), and for plain folders alone.
+that it reads as another's: both are kept apart, without a number; and so is a name that may be read with two numbers (module canvas). A
+time that nobody states is not known: files are as old as their download or clone, so their own times count only where the teacher says so
+(file_times), and for plain folders alone. nbgrader's timestamp.txt is written where its submit runs, mostly by the student's own account.
 """
 
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from qlab.grading.handed_in import canvas, teams
 from qlab.grading.handed_in.files import File, kind_of, stem_of
-from qlab.grading.handed_in.layouts import MOODLE, Layout, canvas, is_hand_in, others_notebook
+from qlab.grading.handed_in.layouts import MOODLE, Layout, is_hand_in, others_notebook
 from qlab.grading.handed_in.moodle import Participant
-from qlab.grading.handed_in.times import parse_time
+from qlab.grading.handed_in.teams import cleaned, lookalike
+from qlab.grading.handed_in.times import YEARS, parse_time, possible
 
 
 @dataclass(frozen=True)
@@ -52,42 +54,35 @@ def late(owner: Owner, deadline: datetime | None, extended: bool = False) -> boo
     return False if deadline is None else None if owner.time is None else owner.time > deadline.timestamp()
 
 
-def lookalike(name: str) -> str:
-    """What names have in common that look alike: without case, Unicode's forms, and signs that are not seen.
-
-    >>> lookalike("Jose\\u0301") == lookalike("JOS\\u00c9\\u200f")
-    True
-    """
-    seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
-    return " ".join(unicodedata.normalize("NFC", seen.casefold()).split())
-
-
 def owners(found: list[File], layout: Layout, assignment: str, participants: Mapping[str, Participant] | None = None,
-           file_times: bool = False) -> list[tuple[Owner, ...]]:
+           file_times: bool = False, users: Collection[str] | None = None) -> list[tuple[Owner, ...]]:
     """For each file those whose it is; nobody for what no student handed in.
 
-    participants: of Moodle's worksheet. file_times: plain files are as old as they say.
+    participants: of Moodle's worksheet. file_times: plain files are as old as they say. users: the numbers of all of Canvas's users.
     """
     stamps = _stamps(found, layout) if layout.name == "nbgrader" else {}
-    hidden = _hidden(found, layout) if layout.name == "moodle" else ""
-    whose = [_owners(file, layout, assignment, stamps, participants, hidden, file_times) for file in found]
+    folders = _moodles(found, layout) if layout.name == "moodle" else []
+    hidden = _hidden(folders)
+    groups = teams.groups_of(folders, {one.group for one in participants.values() if one.group}) if participants else {}
+    whose = [_owners(file, layout, assignment, stamps, participants, groups, hidden, file_times, users) for file in found]
     return _told_apart(whose, hidden) if layout.name in ("canvas", "moodle") else whose
 
 
-def _owners(file: File, layout: Layout, assignment: str, stamps: dict, participants: Mapping[str, Participant] | None,
-            hidden: str, file_times: bool) -> tuple[Owner, ...]:
+def _owners(file: File, layout: Layout, assignment: str, stamps: dict, participants: Mapping[str, Participant] | None, groups: dict,
+            hidden: str, file_times: bool, users: Collection[str] | None) -> tuple[Owner, ...]:
     depth = len(layout.root)
     if file.parts[:depth] != layout.root or len(file.parts) <= depth:
         return _nobodys(file)
     part, alone = file.parts[depth], len(file.parts) == depth + 1 and file.kind != "empty"
-    if layout.name == "canvas" and (match := canvas(part, layout.anonymous)):
-        return (_canvas(match, layout.anonymous),)
+    if layout.name == "canvas" and (match := canvas.told(part, layout.anonymous)):
+        return (_canvas(match, layout.anonymous, part, users),)
     if layout.name == "moodle" and (match := MOODLE.fullmatch(stem_of(part) if alone else part)):
-        return _moodle(match, participants, hidden)
+        return _moodle(match, participants, groups, hidden)
     if layout.name == "gradescope" and (not alone or part in layout.people):
         return tuple(_gradescope(member, part) for member in layout.people.get(part) or [{}])
     if layout.name == "nbgrader" and not alone:
-        return (Owner(("nbgrader", part), part, "nbgrader", time=stamps.get(file.parts[:depth + 2])),)
+        time, note = stamps.get(file.parts[:depth + 2], (None, ""))
+        return (Owner(("nbgrader", part), part, "nbgrader", time=time, note=note),)
     return _plain(file, layout, assignment, file_times)
 
 
@@ -97,9 +92,11 @@ def _nobodys(file: File) -> tuple[Owner, ...]:
 
 
 def _plain(file: File, layout: Layout, assignment: str, file_times: bool) -> tuple[Owner, ...]:
-    time = file.time if file_times else None
+    time, note = file.time if file_times else None, ""
+    if time is not None and not possible(time):
+        time, note = None, f"the time of {file.parts[-1] if file.parts else 'its file'} is not from {YEARS.start} to {YEARS.stop - 1}"
     if layout.student:
-        return (Owner(("path",), layout.student, time=time),) if file.kind != "metadata" else ()
+        return (Owner(("path",), layout.student, time=time, note=note),) if file.kind != "metadata" else ()
     depth = len(layout.root)
     if layout.name == "sections" and len(file.parts) > depth + 1:
         depth += 1
@@ -110,38 +107,48 @@ def _plain(file: File, layout: Layout, assignment: str, file_times: bool) -> tup
     name = (stem_of(part) if alone or kind_of(part) == "archive" else "") or part
     before, named, after = name.partition(assignment) if alone else (name, "", "")
     name = (before + after).strip(" _-.") or name if named else name
-    return (Owner(("path", *file.parts[:depth], name), name, time=time),)
+    return (Owner(("path", *file.parts[:depth], name), name, time=time, note=note),)
 
 
-def _canvas(match, anonymous: bool) -> Owner:
+def _canvas(match, anonymous: bool, part: str, users: Collection[str] | None) -> Owner:
     told = match.groupdict()
-    number = "" if anonymous else told["number"]
-    upload = told["upload"] or ""
-    key = ("canvas", number) if number else ("canvas", "", told["name"])
-    return Owner(key, told["name"] or f"user {number}", "canvas", number, late=bool(told["late"]),
-                 order=int(upload) if upload.isdecimal() else 0)
+    upload, late = told["upload"] or "", bool(told["late"])
+    order = int(upload) if upload.isdecimal() else 0
+    if anonymous:
+        return Owner(("canvas", "", told["name"]), told["name"], "canvas", late=late, order=order)
+    (name, number), *others = readings = canvas.whose(part, users)
+    if others:
+        why = " or ".join(f"{name} (user {number})" for name, number in readings)
+        note = f"its name may be that of {why}: whose it is, is to be seen on Canvas"
+        return Owner(("canvas", "", readings), name, "canvas", late=late, order=order, note=note)
+    return Owner(("canvas", number), name or f"user {number}", "canvas", number, late=late, order=order)
 
 
 def _gradescope(member: dict, folder: str) -> Owner:
     email, number = member.get("email", ""), member.get("sid", "")
     name = member.get("name") or folder
     key = ("gradescope", email.lower()) if email else ("gradescope", "", number) if number else ("gradescope", "", folder, name)
-    return Owner(key, name, "gradescope", number, email or None, time=member.get("time"))
+    return Owner(key, name, "gradescope", number, email or None, time=member.get("time"), note=member.get("note", ""))
 
 
-def _moodle(match, participants: Mapping[str, Participant] | None, hidden: str) -> tuple[Owner, ...]:
+def _moodle(match, participants: Mapping[str, Participant] | None, groups: dict, hidden: str) -> tuple[Owner, ...]:
     name, number = match["name"].strip() or "participant", match["number"] or ""
     if not number and (hidden_one := re.fullmatch("(participant) ([0-9]+)", name, re.IGNORECASE)):
         name, number = hidden_one.groups()
     if participants is None:
         return (Owner(("moodle", number) if number else ("moodle", "", name), name, "moodle", number),)
-    team = [one for one in participants.values() if one.group and _cleaned(one.group) == _cleaned(name)]
-    if team:
+    fits = groups.get(_called(match), ())
+    if len(fits) == 1:
+        team = [one for one in participants.values() if one.group == fits[0]]
         return tuple(_participant(one, name) for one in sorted(team, key=lambda one: int(one.number)))
-    person = participants.get(number)
-    if person and (not person.name or _cleaned(name).endswith(_cleaned(person.name)) or lookalike(name) == hidden):
+    person, ends = participants.get(number), [name[k:] for k in range(len(name)) if not k or name[k - 1] == "-"]  # Team-Full Name
+    if person and not fits and (not person.name or cleaned(person.name) in map(cleaned, ends) or lookalike(name) == hidden):
         return (_participant(person, name),)
     why = f"the worksheet calls participant {number} {person.name}" if person else "it is not in the worksheet"
+    if fits:
+        told = " or ".join(dict.fromkeys(fits))
+        why = f"it may be that of the group {told}" + (", and so may another folder" if len(set(fits)) == 1 else "")
+        why += ": whose it is, is to be seen on Moodle"
     return (Owner(("moodle", number, name), name, "moodle", note=why),)
 
 
@@ -149,30 +156,32 @@ def _participant(person: Participant, name: str) -> Owner:
     return Owner(("moodle", person.number), person.name or name, "moodle", person.number, person.email, time=person.time)
 
 
-def _cleaned(name: str) -> str:
-    """A name as far as Moodle keeps it in the name of a folder: without signs that a file must not have."""
-    name = lookalike(name)
-    return "".join(sign for sign in name if sign.isalnum() or unicodedata.category(sign).startswith("M")) or name
+def _called(match) -> tuple[str, str]:
+    return match["name"].strip(), match["number"] or ""
 
 
-def _hidden(found: list[File], layout: Layout) -> str:
-    """The name of all, where Moodle hides names: its word for a participant, in the language of whoever downloaded it."""
+def _moodles(found: list[File], layout: Layout) -> list[tuple[str, str]]:
+    """Name and number of each that Moodle names."""
     depth = len(layout.root)
     outermost = {stem_of(file.parts[depth]) for file in found if len(file.parts) > depth}
-    told = [match for name in outermost if (match := MOODLE.fullmatch(name))]
-    names = {lookalike(match["name"]) for match in told}
-    return next(iter(names)) if len(names) == 1 and len({match["number"] for match in told}) > 1 else "participant"
+    return sorted({_called(match) for name in outermost if (match := MOODLE.fullmatch(name))})
 
 
-def _stamps(found: list[File], layout: Layout) -> dict[tuple[str, ...], float]:
-    """nbgrader's folders of assignments: the time in the timestamp.txt of each; what holds no time is passed over."""
+def _hidden(folders: Collection[tuple[str, str]]) -> str:
+    """The name of all, where Moodle hides names: its word for a participant, in the language of whoever downloaded it."""
+    names = {lookalike(name) for name, _ in folders}
+    return next(iter(names)) if len(names) == 1 and len({number for _, number in folders}) > 1 else "participant"
+
+
+def _stamps(found: list[File], layout: Layout) -> dict[tuple[str, ...], tuple[float | None, str]]:
+    """nbgrader's folders of assignments: the time in the timestamp.txt of each, and a note where it holds none."""
     times = {}
     for file in found:
         if file.parts[-1:] == ("timestamp.txt",) and len(file.parts) == len(layout.root) + 3 and file.content:
             try:
-                times[file.parts[:-1]] = parse_time(file.content.decode("utf-8-sig", "replace"), UTC).timestamp()
-            except (ValueError, OverflowError):
-                continue
+                times[file.parts[:-1]] = parse_time(file.content.decode("utf-8-sig", "replace"), UTC).timestamp(), ""
+            except ValueError as error:
+                times[file.parts[:-1]] = None, f"when it came is not known: timestamp.txt: {error}".rstrip(".")
     return times
 
 

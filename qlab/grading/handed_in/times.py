@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 
 from qlab.grading.handed_in.files import shown
 
-
 YEARS = range(2000, 2200)
 FIRST, LAST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (YEARS.start, YEARS.stop))
 

@@ -9,15 +9,17 @@
     moodle-feedback  moodle_feedback.zip       Moodle: "Upload multiple feedback files in a zip" (module given_back)
     statistics       statistics.png, .html     the class (module classroom); hidden tests' names are in it, so for the teacher only
 
-Each takes the place of the former one as a whole (module whole); what a student can influence is made harmless (module text). Who has no
-score is left out of what Canvas, Moodle and Gradescope read, because an empty field there may wipe out a mark.
+Each takes the place of the former one as a whole (module whole), without those alone who cannot be written (module each); what a student
+can influence is made harmless (module text). Who has no score is left out of what Canvas, Moodle and Gradescope read, because an empty
+field there may wipe out a mark; of whom it is in doubt who they are, out of what Canvas reads, because it might find another by the name.
 """
 
 import re
 from pathlib import Path
 
 from qlab.grading import results
-from qlab.grading.report import feedback, given_back, moodle, whole
+from qlab.grading.handed_in.canvas import HIDDEN
+from qlab.grading.report import each, feedback, given_back, moodle, whole
 from qlab.grading.report.text import clean, table
 from qlab.grading.report.words import by_hand, comments, deadline, graded, handed_in
 
@@ -25,11 +27,22 @@ NAMES = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "mo
 
 
 def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_column: str | None = None, worksheet: Path | None = None) -> str:
-    """Write one of the exports above below folder and say what was written. Raises OSError, or ValueError for a worksheet that is none.
+    """Write one of the exports above below folder and say what was written.
+
+    Raises OSError, ValueError for a worksheet that is none, or each.Incomplete where some students had to be left out.
 
     made: the results of a batch, as final.adjust returns them; those set aside for another one of the same student are in no export.
     """
-    counts = [result for result in made if result["submission"]["duplicate_of"] is None]
+    alone = {"csv": lambda result: gradebook([result], bundle), "canvas": lambda result: canvas([result], bundle),
+             "moodle": lambda result: moodle.table([result]), "gradescope": gradescope, "statistics": lambda result: None}
+    counts, lost = each.sound([result for result in made if result["submission"]["duplicate_of"] is None], alone.get(name, feedback.page))
+    told = _written(name, counts, bundle, folder, canvas_column, worksheet)
+    if lost:
+        raise each.Incomplete(f"{told}; {lost}")
+    return told
+
+
+def _written(name: str, counts: list[dict], bundle: dict, folder: Path, canvas_column: str | None, worksheet: Path | None) -> str:
     scored = [result for result in counts if result["score"] is not None]
     left_out = len(counts) - len(scored)
     without = f", {left_out} without a score left out" if left_out else ""
@@ -37,16 +50,19 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
         whole.files({folder / "gradebook.csv": "\ufeff" + gradebook(counts, bundle)})  # without the mark Excel misreads umlauts
         return f"{folder / 'gradebook.csv'}, {len(counts)} rows"
     if name == "canvas":
-        whole.files({folder / "canvas.csv": canvas(scored, bundle, canvas_column)})
-        return f"{folder / 'canvas.csv'}, {len(scored)} rows{without}"
+        sure = [result for result in scored if not _doubted(result["submission"])]
+        whole.files({folder / "canvas.csv": canvas(sure, bundle, canvas_column)})
+        doubted = f", {len(scored) - len(sure)} in doubt whose they are left out" if len(sure) < len(scored) else ""
+        return f"{folder / 'canvas.csv'}, {len(sure)} rows{doubted}{without}"
     if name == "moodle":
         text, told = moodle.filled(worksheet, scored) if worksheet else (moodle.table(scored), f"{len(scored)} rows")
         whole.files({folder / "moodle.csv": text})
         return f"{folder / 'moodle.csv'}, {told}{without}"
     if name == "gradescope":
-        whole.folder(folder / "gradescope", {f"{_gradescope_name(result)}/results.json": results.to_json(gradescope(result))
-                                             for result in scored})
-        return f"{folder / 'gradescope'}, {len(scored)} results{without}"
+        files, differ = _of_groups(scored)
+        whole.folder(folder / "gradescope", files)
+        none = f", none of {', '.join(differ)}, whose members' results differ" if differ else ""
+        return f"{folder / 'gradescope'}, {len(files)} results{none}{without}"
     if name == "html":
         whole.folder(folder / "feedback", {f"{result['submission']['id']}.html": feedback.page(result) for result in counts})
         return f"{folder / 'feedback'}, {len(counts)} pages"
@@ -62,6 +78,20 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, canvas_colum
         whole.files({folder / "statistics.png": picture, folder / "statistics.html": classroom.page(counts, bundle, picture)})
         return f"{folder / 'statistics.html'} and .png, for the teacher only"
     raise ValueError(f"there is no export {name!r}: choose among {', '.join(NAMES)}.")
+
+
+def _doubted(who: dict) -> bool:
+    """Whether a hand-in of Canvas's has no number, and that not because Canvas hides it: by its name it might become another one's."""
+    return who["platform"] == "canvas" and not who["number"] and not HIDDEN.fullmatch(who["entry"])
+
+
+def _of_groups(scored: list[dict]) -> tuple[dict[str, str], list[str]]:
+    """Gradescope's files, and the names of those that are not written: a group has one file, and reads what is in it."""
+    found = {}
+    for result in scored:
+        found.setdefault(_gradescope_name(result), set()).add(results.to_json(gradescope(result)))
+    files = {f"{name}/results.json": content for name, (content, *others) in found.items() if not others}
+    return files, [name for name, contents in found.items() if len(contents) > 1]
 
 
 def gradebook(counts: list[dict], bundle: dict) -> str:
@@ -99,12 +129,16 @@ def canvas(scored: list[dict], bundle: dict, column: str | None = None) -> str:
 
 
 def gradescope(result: dict) -> dict:
-    """Gradescope's results.json of one submission: a test a question, visible, in plain text."""
+    """Gradescope's results.json of one submission: a test a question, visible, in plain text.
+
+    execution_time, which is optional there, is left out: students read it, and code can tell a hidden input by how long it sleeps
+    (gradescope/autograder_samples, docs/specs.md).
+    """
     tests = [{"name": question["id"], "score": question["score"], "max_score": question["points"],
               "status": "passed" if question["score"] == question["points"] else "failed", "output_format": "text",
               "output": clean(_output(question)), "visibility": "visible"} for question in result["questions"]]
     told = clean("\n".join(comments({**result, "questions": []})))
-    return {"score": result["score"], "execution_time": result["seconds"], "output": told, "output_format": "text", "visibility": "visible",
+    return {"score": result["score"], "output": told, "output_format": "text", "visibility": "visible",
             "stdout_visibility": "hidden", "tests": tests}
 
 

@@ -15,7 +15,7 @@ import json
 import re
 import zipfile
 
-from qlab.grading.handed_in import layouts
+from qlab.grading.handed_in import canvas
 from qlab.grading.report import feedback, words
 from qlab.grading.report.text import clean
 
@@ -82,7 +82,7 @@ def handed_out_as(who: dict) -> str | None:
     if who["platform"] == "moodle":
         match = FOLDER.match(name)
         return match[0] if match and who["number"] else None
-    match = layouts.CANVAS_HIDDEN.fullmatch(name) or who["number"] and layouts.CANVAS.fullmatch(name)
+    match = canvas.HIDDEN.fullmatch(name) or who["number"] and canvas.UPLOAD.fullmatch(name)
     return name if match and match["upload"] else None
 
 

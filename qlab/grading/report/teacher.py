@@ -9,22 +9,26 @@ from contextlib import suppress
 from pathlib import Path
 
 from qlab.grading.handed_in import notebook
-from qlab.grading.report import pages, similar, whole
+from qlab.grading.report import each, pages, similar, whole
 from qlab.grading.report.text import table
 
 NAMES = ("pages", "similar")
 
 
 def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: Iterable, exercises: Iterable[Path] = ()) -> str:
-    """Write one of the two below folder and say what was written. Raises OSError.
+    """Write one of the two below folder and say what was written. Raises OSError, or each.Incomplete where some had to be left out.
 
     hand_ins: as ingest.hand_ins returns them, to read the code again; exercises: where the exercise as it was handed out may lie.
     """
     counts = [result for result in made if result["submission"]["duplicate_of"] is None]
     cells = {entry.id: entry.cells for hand_in in hand_ins for entry in hand_in.read()}
     if name == "pages":
+        counts, lost = each.sound(counts, lambda one: pages.page(one, bundle, cells.get(one["submission"]["id"], ())))
         whole.folder(folder / "pages", pages.pages(counts, bundle, cells))
-        return f"{folder / 'pages' / 'index.html'}, {len(counts)} pages, for the teacher only: hidden inputs are on them"
+        told = f"{folder / 'pages' / 'index.html'}, {len(counts)} pages, for the teacher only: hidden inputs are on them"
+        if lost:
+            raise each.Incomplete(f"{told}; {lost}")
+        return told
     given = next(filter(None, map(handed_out, exercises)), ())
     found = similar.pairs(counts, bundle, cells, given)
     whole.files({folder / "similar.csv": "\ufeff" + table(similar.rows(found)),
