@@ -14,7 +14,7 @@ from PIL import Image
 
 from qlab.grading import results
 from qlab.grading.handed_in.ingest import Submission
-from qlab.grading.report import classroom, exports, feedback
+from qlab.grading.report import classroom, each, exports, feedback
 from qlab.grading.report.text import clean
 
 BUNDLE = {"assignment": "02_linear_quantization", "digest": "d0", "questions": [{"id": "q1", "points": 2}, {"id": "q2", "points": 3}]}
@@ -106,6 +106,37 @@ def test_gradescopes_results(tmp_path, made):
     assert {test["output_format"] for test in bob["tests"]} == {"text"}
     dan = json.loads((tmp_path / "gradescope" / "dan-1" / "results.json").read_text())
     assert (dan["score"], dan["tests"], dan["output"]) == (0, [], "Your notebook could not be read: it is empty.")
+
+
+def test_a_group_of_gradescopes_has_one_file_or_none(tmp_path):
+    """Its members read the same file: what only one of them may read, or would get, is in none."""
+    group = {"platform": "gradescope", "entry": "submission_8", "source": "submission_8/02.ipynb"}
+    made = [result("Ada", **group), result("Bob", **group), result("Cyd", platform="gradescope", source="submission_9/02.ipynb")]
+    made[1] |= {"seconds": 0.75}
+    told = exports.export("gradescope", made, BUNDLE, tmp_path)
+    assert told == f"{tmp_path / 'gradescope'}, 2 results"
+    said = {"score": 5, "by_hand": [{"question": "", "points": None, "graded": 5, "comment": "Bob alone."}], "late": None}
+    for other in (result("Bob", q1=False, **group), made[1] | {"adjusted": said}):
+        told = exports.export("gradescope", [made[0], other, made[2]], BUNDLE, tmp_path)
+        assert told == f"{tmp_path / 'gradescope'}, 1 results, none of submission_8, whose members' results differ"
+        assert [path.name for path in (tmp_path / "gradescope").iterdir()] == ["submission_9"]
+
+
+@pytest.mark.parametrize("name, rest", [
+    ("csv", "gradebook.csv, 1 rows"), ("canvas", "canvas.csv, 1 rows"), ("moodle", "moodle.csv, 1 rows"), ("html", "feedback, 1 pages"),
+    ("gradescope", "gradescope, 1 results"), ("canvas-feedback", "canvas_feedback.zip, 1 files"),
+    ("moodle-feedback", "moodle_feedback.zip, 1 files")])
+def test_a_record_that_cannot_be_written_ends_no_export(tmp_path, name, rest):
+    of = {"canvas-feedback": {"platform": "canvas", "number": "17", "entry": "ada_17_9001_02.ipynb"},
+          "moodle-feedback": {"platform": "moodle", "number": "17", "entry": "Ada_17_assignsubmission_file_"}}.get(name, {})
+    broken = result("Bob", id="bob-2", **of)
+    del broken["questions"][0]["score"]
+    if name == "canvas":
+        broken["submission"]["student"] = None
+    with pytest.raises(each.Incomplete) as error:
+        exports.export(name, [result("Ada", **of), broken], BUNDLE, tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / rest}; left out is what cannot be written: ")
+    assert ("None" if name == "canvas" else "Bob (Bob.ipynb): KeyError: 'score'") in str(error.value)
 
 
 def test_what_students_see_holds_nothing_hidden(tmp_path, made):

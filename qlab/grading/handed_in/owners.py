@@ -10,7 +10,7 @@ Nothing below the outermost name is looked at, so no name, zip or timestamp.txt 
 earlier. Numbers decide, not names: one name with two numbers is two students. One number with two names is a name that somebody chose so
 that it reads as another's: both are kept apart, without a number; and so is a name that may be read with two numbers (module canvas). A
 time that nobody states is not known: files are as old as their download or clone, so their own times count only where the teacher says so
-(file_times), and for plain folders alone. nbgrader's timestamp.txt is written where its submit runs, mostly by the student's own account.
+(file_times), and for plain folders alone. nbgrader's timestamp.txt is written by its submit, mostly as the student.
 """
 
 import re
