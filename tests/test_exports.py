@@ -249,9 +249,29 @@ def test_hand_ins_from_elsewhere_are_found_by_mail_or_name(tmp_path):
     assert [row[4] for row in rows(tmp_path / "moodle.csv")[1:]] == ["5", "3", "", "", "", ""]
 
 
-def test_another_maximum_is_told(tmp_path):
-    told = filled(tmp_path, WORKSHEET.replace("5.00", "100.00"), [result("Ada", platform="moodle", number="17")])
-    assert told == "1 of its 4 rows filled in; its maximum grade is 100.00, and the set's is 5: points are as the set gives them"
+@pytest.mark.parametrize("title", ["Maximum Grade", "Maximum grade"])
+@pytest.mark.parametrize("most", ["100.00", "100,00", "5.50", "-", "Good"])
+def test_another_maximum_is_refused(tmp_path, title, most):
+    (tmp_path / "moodle.csv").write_text("former")
+    sheet = WORKSHEET.replace("Maximum Grade", title).replace("5.00", f'"{most}"')
+    with pytest.raises(ValueError) as refused:
+        filled(tmp_path, sheet, [result("Ada", platform="moodle", number="17")])
+    assert str(refused.value) == (f"{tmp_path / 'worksheet.csv'} has the maximum grade {most}, and the set has 5 points: in Moodle set the "
+                                  "assignment's maximum grade to 5, and download the worksheet again.")
+    assert (tmp_path / "moodle.csv").read_text() == "former"
+
+
+@pytest.mark.parametrize("most", ["5", "5,00", "5.00000", ""])
+def test_the_same_maximum_is_taken(tmp_path, most):
+    sheet = WORKSHEET.replace("Maximum Grade", "Maximum grade").replace("5.00", f'"{most}"')
+    assert filled(tmp_path, sheet, [result("Ada", platform="moodle", number="17")]) == "1 of its 4 rows filled in"
+
+
+def test_a_maximum_that_moodle_cannot_have_is_told(tmp_path):
+    halves = [result("Ada", platform="moodle", number="17") | {"max_score": 5.5}]
+    with pytest.raises(ValueError, match=r"the set has 5\.5 points: in Moodle set the assignment's maximum grade to 5\.5 \(Moodle takes "
+                                         r"only a whole number: let the set's points add up to one\), and download the worksheet again\."):
+        filled(tmp_path, WORKSHEET, halves)
 
 
 @pytest.mark.parametrize("sheet", ["", "Kennung,Bewertung\nTeilnehmer/in 17,\n", "student,score\nAda,5\n", "PK\u0003\u0004"])

@@ -2,7 +2,10 @@
 
 Moodle finds a student by the number at the end of Identifier, and the columns by their titles in the language of whoever uploads it
 (mod/assign/feedback/offline/importgradeslib.php); it takes Grade and the feedback, and where Last modified (grade) is older than the mark
-that Moodle has, only if one says so. Feedback comments is HTML, so the text in it is escaped.
+that Moodle has, only if one says so. Feedback comments is HTML, so the text in it is escaped, and a line's end is <br>.
+
+Grade is in points of the assignment's maximum, which stands beside it (mod/assign/gradingtable.php, col_grademax; entitled "Maximum Grade",
+in newer versions "Maximum grade") and is a whole number (lib/form/modgrade.php): 12 points of 12 beside a maximum of 100 are 12 %.
 """
 
 import csv
@@ -40,15 +43,17 @@ def filled(worksheet: Path, scored: list[dict]) -> tuple[str, str]:
 
     A student is found by Moodle's number, or where the hand-in did not come from Moodle by e-mail, or by a name that only one has. A row
     of nobody who was graded, or whose grade Moodle says cannot be changed, stays as it is.
-    Raises FileNotFoundError, or ValueError if it is no such worksheet.
+    Raises FileNotFoundError, or ValueError if it is no such worksheet, or its maximum grade is not the set's.
     """
     separator, rows = teachers.rows_of(worksheet, lambda head: {IDENTIFIER, GRADE} <= {name.strip() for name in head})
     if separator is None:
         raise ValueError(f"{worksheet} is no grading worksheet of Moodle: its first line must name the columns {IDENTIFIER} and {GRADE}, "
                          "as it does when Moodle's language is English.")
-    head = [name.strip() for name in rows[0][1]]
+    head = [MOST if name.strip().lower() == MOST.lower() else name.strip() for name in rows[0][1]]
     lines = [fields + [""] * (len(head) - len(fields)) for _, fields in rows[1:] if any(fields)]
     at = {name: head.index(name) for name in (IDENTIFIER, "Full name", "Email address", GRADE, MOST, CHANGEABLE, FEEDBACK) if name in head}
+    if MOST in at and scored:
+        _same_most(worksheet, {fields[at[MOST]].strip() for fields in lines} - {""}, scored[0]["max_score"])
     found = _found([{name: fields[k].strip() for name, k in at.items()} for fields in lines], scored)
     done, locked = set(), 0
     for fields, result in zip(lines, found):
@@ -67,11 +72,15 @@ def filled(worksheet: Path, scored: list[dict]) -> tuple[str, str]:
     missing = [result["submission"]["student"] for result in scored if result["submission"]["id"] not in done]
     said = [f"{len(done) - locked} of its {len(lines)} rows filled in", *([f"{locked} that cannot be changed"] if locked else []),
             *([f"not in it: {len(missing)} of those graded: {', '.join(missing[:5])}"] if missing else [])]
-    most = {fields[at[MOST]].strip() for fields in lines} - {""} if MOST in at else set()
-    if scored and any(not _same_number(one, scored[0]["max_score"]) for one in most):
-        said.append(f"its maximum grade is {', '.join(sorted(most))}, and the set's is {scored[0]['max_score']:g}: points are as the set "
-                    "gives them")
     return stream.getvalue(), "; ".join(said)
+
+
+def _same_most(worksheet: Path, found: set[str], most: float) -> None:
+    others = sorted(one for one in found if not _same_number(one, most))
+    if others:
+        whole = "" if most == int(most) else " (Moodle takes only a whole number: let the set's points add up to one)"
+        raise ValueError(f"{worksheet} has the maximum grade {', '.join(others)}, and the set has {most:g} points: in Moodle set the "
+                         f"assignment's maximum grade to {most:g}{whole}, and download the worksheet again.")
 
 
 def _found(rows: list[dict[str, str]], scored: list[dict]) -> list[dict | None]:
