@@ -92,6 +92,17 @@ def test_the_index_counts_each_mistake(made):
     assert page.links[4:] == ["#0,0", "#0,1", "#1,2", "#1,3"]
 
 
+@pytest.mark.parametrize("last", ["check()", "check('q1')", "%%time\nprint(check())"])
+def test_check_says_nothing_while_it_is_graded(last):
+    """Test cells are not run then, so it would say that none has passed."""
+    cells = grading_helpers.cells(before="check.start(q1=2, q2=3)\nprint('mine')", after=last)
+    graded = result("Ada", cells)
+    assert graded["score"] == 5 and "mine" in graded["stdout_tail"]
+    assert not re.search("0 %|test cell|[Pp]ublic tests", graded["stdout_tail"])
+    quiet = pages.page(result("Ada", [*cells[:-1], {**cells[-1], "source": "check()"}]), BUNDLE, ())
+    assert Reader(quiet).texts["pre"][-1] == "\nmine\n"
+
+
 def test_nothing_of_a_stranger_leaves_its_box():
     cells = grading_helpers.cells(q1=HOSTILE, before=HOSTILE)
     cells[2]["output"] = HOSTILE

@@ -12,6 +12,7 @@ import ast
 import copy
 import html
 import linecache
+import os
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ class Summary:
 def check(question: str | None = None) -> None:
     """Runs the public tests of a question, or of all of them, with the caller's definitions, and shows the verdict.
 
+    It says nothing, and runs nothing, while the notebook is being graded.
+
     >>> from qlab.grading import case, public
     >>> @public("q1")
     ... def examples():
@@ -113,6 +116,8 @@ def check(question: str | None = None) -> None:
       hint      twice x
     >>> del PUBLIC["q1"]
     """
+    if "QLAB_GRADING" in os.environ:  # the grader (sandbox.slot) runs no test cells, so a verdict would be false
+        return
     names = sys._getframe(1).f_globals
     if question is not None:
         _show(run(question, names))
