@@ -71,6 +71,20 @@ def test_an_answer_that_is_defined_again_later_is_told(tmp_path):
         assert entry.notes == told
 
 
+def test_notes_are_few_and_short_whatever_is_handed_in(tmp_path):
+    flood = "\n".join(f"def a{k:x}(): return 1" for k in range(60_000))
+    answer = "def f(x):\n    return x\n"
+    for k, more in enumerate((flood, f"'''\n{flood}\n'''", "def " + "a" * 10**6)):
+        book = nb(answer + more, more, "def f(x): return 3", ids=("q1", None, None))
+        (entry,) = collect(put(tmp_path / str(k), "ada.ipynb", book), answers={"q1": frozenset("f")})
+        assert entry.notes == ("a later cell defines f again: the one of answer cell q1 counts",)
+    named = {f"{'z' * 200}/{'y' * 200}/{k}.ipynb": nb(f"def f{k}(x): return 1", ids=(f"q{k}",)) for k in range(20)}
+    answers = {f"q{k}": frozenset([f"f{k}"]) for k in range(20)}
+    put(tmp_path / "class", "bob.ipynb")
+    entry, *_ = collect(put(tmp_path / "class", "ada.zip", zipped(named)).parent, answers=answers)
+    assert len(entry.notes) == 31 and entry.notes[-1] == "and 9 more" and max(map(len, entry.notes)) == 300
+
+
 # The platforms
 
 
@@ -346,8 +360,12 @@ NBFORMAT_3 = {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "wor
 
 @pytest.mark.parametrize("content", [
     b"\xef\xbb\xbf" + nb("x"), nb("x", nbformat_minor=99), nb("x", metadata={"kernelspec": {"name": "conda-py", "language": "python"}}),
-    nb("x", metadata=None), nb("x", metadata={"language_info": {"name": "ipython"}}), json.dumps(NBFORMAT_3).encode(),
-], ids=["bom", "minor", "conda", "none", "ipython", "nbformat 3"])
+    nb("x", metadata=None), nb("x", metadata={"language_info": {"name": "ipython"}}),
+    nb("x", metadata={"language_info": {"name": "python3"}, "kernelspec": {"name": "python3", "language": "python"}}),
+    nb("x", metadata={"language_info": {"name": "Python 3"}}), nb("x", metadata={"kernelspec": {"language": "ipython3"}}),
+    nb("x", metadata={"language_info": {"name": "r"}, "kernelspec": {"language": "python3"}}), nb("x", metadata={"kernelspec": 7}),
+    json.dumps(NBFORMAT_3).encode(),
+], ids=["bom", "minor", "conda", "none", "ipython", "python3", "Python 3", "ipython3", "r by python3", "no kernel", "nbformat 3"])
 def test_odd_notebooks_that_can_be_read(tmp_path, content):
     (entry,) = collect(put(tmp_path, "ada.ipynb", content))
     assert entry.status == "" and [cell["source"] for cell in entry.cells] == ["x"]

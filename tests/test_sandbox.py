@@ -66,6 +66,32 @@ HELPER = "def rounded(x):\n    return torch.round(x)"
 USES_HELPER = small.CODES.replace("torch.round(", "rounded(")
 STUB = Q1 + '"""Codes of x."""\n    # YOUR CODE HERE\n    raise NotImplementedError()'
 REST = small.NBYTES.split("\n", 1)[1]
+COUNTS = "def count(x):\n    return sum([len([x]) for _ in range(int(abs(min(max(1, 0), 2))))])"
+USES_COUNTS = small.CODES + " * count(x)"
+HIDES = "len = 4\nsum = 0\nmax = 2\nmin = 1\nabs = 1\nint = 5\nfloat = 2\nlist = [1]\nrange = (0, 3)\nisinstance = 3\nprint = 0"
+MADE = """import sys, warnings
+import numpy as np
+def made():
+    warnings.warn("slow")
+    assert np.float64(1) / 0 > 1 and depth(300) == 300
+    a = torch.ones(1, requires_grad=True)
+    return int((2 * a).requires_grad and a.dtype == torch.float32 and a.device.type == "cpu" and torch.get_num_threads() == 1)
+def depth(n):
+    return n and 1 + depth(n - 1)"""
+SETS = """torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+torch.set_grad_enabled(False)
+torch.set_num_threads(2)
+"""
+SETS_TOO = "np.seterr(all='raise')\nsys.setrecursionlimit(150)\nwarnings.simplefilter('error')\n"
+RAISING = """import numpy as np
+np.seterr(all="raise")
+def raising():
+    try:
+        return np.float64(1) / 0
+    except FloatingPointError:
+        return 1
+"""
 CHANGES_INPUTS = small.CODES + """
 kept = codes
 def codes(x, lo, hi, bits):
@@ -94,6 +120,13 @@ HONEST = [
     ("a scratch cell deletes the names", {"after": "del codes, nbytes"}, [2, 3]),
     ("a scratch cell deletes everything", {"after": "%reset -f"}, [2, 3]),
     ("a scratch cell takes a helper's name", {"before": HELPER, "q1": USES_HELPER, "after": "rounded = 3"}, [2, 3]),
+    ("a scratch cell hides builtins", {"before": COUNTS, "q1": USES_COUNTS, "after": HIDES}, [2, 3]),
+    ("a scratch cell imports what hides builtins", {"before": COUNTS, "q1": USES_COUNTS, "after": "from numpy import *"}, [2, 3]),
+    ("what hides a builtin before the answer stays", {"before": "abs = float", "q1": small.CODES + " + int(abs(-1)) + 1"}, [2, 3]),
+    ("a scratch cell sets the process", {"q1": small.CODES + " * made()", "before": MADE, "after": SETS + SETS_TOO}, [2, 3]),
+    ("a cell between sets the process", {"q1": small.CODES + " * made()\n" + SETS, "before": MADE, "q2": SETS + small.NBYTES}, [2, 3]),
+    ("an answer counts on what its cell has set", {"q1": f"{RAISING}{small.CODES} * raising()", "after": "np.seterr(all='warn')"}, [2, 3]),
+    ("a scratch cell takes the seeds away", {"after": "import random\nrandom.seed = torch.manual_seed = None"}, [2, 3]),
     ("a helper comes last", {"q1": USES_HELPER, "after": HELPER}, [2, 3]),
     ("the second answer takes a helper's name", {"before": HELPER, "q1": USES_HELPER, "q2": "rounded = 3\n" + small.NBYTES}, [2, 3]),
     ("answered further down", {"q1": STUB, "q2": Q2 + "codes(torch.ones(1), 0.0, 1.0, 2)\n" + REST, "after": small.CODES}, [2, 3]),

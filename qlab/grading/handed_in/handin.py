@@ -13,6 +13,8 @@ from qlab.grading.handed_in.layouts import names_assignment, own_name
 from qlab.grading.handed_in.owners import Owner, late
 from qlab.grading.handed_in.reading import Found
 
+NOTES, LONGEST = 30, 300
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -111,7 +113,7 @@ class HandIn:
         taken = Counter()
         counts = self._submission(chosen, taken)
         aside = [self._aside(one, rank, chosen, max(ranks), counts, taken) for one, rank in zip(candidates, ranks) if one is not chosen]
-        return [replace(counts, notes=(*counts.notes, *self._beside(chosen, candidates, passed), *self.notes)), *aside]
+        return [replace(counts, notes=(*few((*counts.notes, *self._beside(chosen, candidates, passed))), *self.notes)), *aside]
 
     def _unread(self, status: str, reason: str) -> Submission:
         return self._made(self.source, 0, 0, status=status, reason=reason, notes=self.notes)
@@ -192,6 +194,16 @@ class HandIn:
             names = list(dict.fromkeys(one.file.parts[-1] for one in passed))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             yield f"passed over in it: {len(passed)} with another assignment's number: {', '.join(names[:3])}{more}"
+
+
+def few(notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes that a teacher can read, however many and long a hand-in's names make them: NOTES of LONGEST characters, and how many more.
+
+    >>> few(["a" * 400, "b"])[0][-5:], few("abc" * 20)[-1]
+    ('a ...', 'and 30 more')
+    """
+    notes = [note if len(note) <= LONGEST else f"{note[:LONGEST - 4]} ..." for note in notes]
+    return (*notes[:NOTES], *([f"and {len(notes) - NOTES} more"] if len(notes) > NOTES else []))
 
 
 def ident(name: str, source: str, turn: int) -> str:
