@@ -26,6 +26,7 @@ from qlab.grading import batch, bench, grade, results
 from qlab.grading.author.build import digest
 from qlab.grading.handed_in import gradescope, ingest, notebook
 from qlab.grading.handed_in.ingest import Submission
+from qlab.grading.report import summary
 from qlab.grading.sandbox import bwrap
 
 BUNDLE = {"format": 1, "assignment": "99_small", "questions": [{"id": "q1", "points": 2, "answer_cell": "q1"},
@@ -232,16 +233,16 @@ def class_of_five(tmp_path, monkeypatch):
 
 
 SUMMARY = """\
-99_small: 6 handed in by 5 students
-  graded          4
-  unreadable      1  (0 points)
-  set aside       1  (another one of the same student counts)
-  mean         3.00 of 5, median 2.5
 unreadable: cyd (cyd.ipynb): it is not valid JSON (Expecting property name enclosed in double quotes, line 1, column 2)
 set aside: eve (eve/99_small (1).ipynb): the same student's eve/99_small.ipynb counts: it is named 99_small
 note: =dan, jr (=dan, jr.ipynb): there is no answer cell q2: its function is looked for by name
 note: eve (eve/99_small.ipynb): there is no answer cell q2: its function is looked for by name
 note: eve (eve/99_small.ipynb): 1 more handed in by the same student: this one counts
+99_small: 6 handed in by 5 students
+  graded          4
+  unreadable      1  (0 points)
+  set aside       1  (another one of the same student counts)
+  mean         3.00 of 5, median 2.5
 results in results/99_small
 """
 
@@ -401,7 +402,14 @@ def test_a_wrong_argument_is_one_sentence(class_of_five, arguments, sentence, ca
     assert capsys.readouterr().err == f"qlab: {sentence}\n"
 
 
-def test_a_missing_bundle_or_folder_is_one_sentence(class_of_five, capsys):
+def test_a_missing_bundle_or_folder_is_one_sentence(class_of_five, monkeypatch, capsys):
+    monkeypatch.setattr(grade, "_bundles", lambda: [Path.cwd() / "bundles"])  # not the course's own beside these
+    assert cli.main(["grade", str(class_of_five), "--assignment", "98"]) == 1
+    assert capsys.readouterr().err == "qlab: there is no set 98: choose among 99_small.\n"
+    Path("solutions").mkdir()
+    Path("solutions/98_more.ipynb").write_text("{}")
+    assert cli.main(["grade", str(class_of_five), "--assignment", "97"]) == 1
+    assert capsys.readouterr().err == "qlab: there is no set 97: choose among 98_more, 99_small.\n"
     assert cli.main(["grade", str(class_of_five), "--assignment", "98"]) == 1
     assert capsys.readouterr().err == f"qlab: there is no bundle of 98 in {Path.cwd() / 'bundles'}: make it with qlab build 98.\n"
     assert cli.main(["grade", "nowhere", "--assignment", "99"]) == 1
@@ -409,6 +417,127 @@ def test_a_missing_bundle_or_folder_is_one_sentence(class_of_five, capsys):
     Path("taken").write_text("")
     assert cli.main(["grade", str(class_of_five), "--assignment", "99", "--out", "taken"]) == 1
     assert capsys.readouterr().err == "qlab: taken/99_small: Not a directory\n"
+
+
+def test_one_sets_bundle_is_not_anothers(class_of_five, capsys):
+    for name in ("98", "98_small", "9", "99_smal"):
+        assert cli.main(["grade", str(class_of_five), "--assignment", name, "--bundle", "bundles/99_small.json.gz"]) == 1
+        assert capsys.readouterr() == ("", f"qlab: bundles/99_small.json.gz is the bundle of 99_small, and --assignment is {name}: "
+                                           "name one set.\n")
+    shutil.copy("bundles/99_small.json.gz", "bundles/98_other.json.gz")
+    assert cli.main(["grade", str(class_of_five), "--assignment", "98"]) == 1
+    assert "98_other.json.gz is the bundle of 99_small, and --assignment is 98: name one set.\n" in capsys.readouterr().err
+    assert not Path("results").exists()
+    for name in ("99", "99_small"):
+        assert cli.main(["grade", str(class_of_five), "--assignment", name, "--bundle", "bundles/99_small.json.gz"]) == 0
+
+
+def exported():
+    return {path.relative_to("results/99_small").as_posix() for place in ("export", "teacher")
+            for path in Path("results/99_small", place).glob("*")}
+
+
+def test_all_exports_show_one_state_of_the_marks(class_of_five, monkeypatch, capsys):
+    command = [str(class_of_five), "--assignment", "99", "--export"]
+    names = ["csv", "html", "canvas", "moodle", "similar", "pages"]
+    files = {"export/gradebook.csv", "export/feedback", "export/canvas.csv", "export/moodle.csv",
+             "teacher/similar.html", "teacher/similar.csv", "teacher/pages"}
+    assert grade.main([*command, *names]) == 0 and exported() == files
+    capsys.readouterr()
+    assert grade.main([*command, "csv"]) == 0 and exported() == files  # the same marks
+    assert grade.main([*command, "statistics"]) == 0 and exported() == files | {"export/statistics.html", "export/statistics.png"}
+    assert "removed" not in capsys.readouterr().out
+    Path("results/99_small/overrides.csv").write_text("student,question,points,comment\nada,q1,0,\n")
+    Path("results/99_small/export/notes of mine.txt").write_text("x")
+    assert grade.main(command[:-1]) == 0 and exported() == {*files, "export/statistics.html", "export/statistics.png",
+                                                           "export/notes of mine.txt"}
+    assert grade.main([*command, "csv", "html"]) == 0
+    assert exported() == {"export/gradebook.csv", "export/feedback", "export/notes of mine.txt"} and scores()["ada"] == "3"
+    gone = ("export/canvas.csv", "export/moodle.csv", "export/statistics.png", "export/statistics.html",
+            "teacher/pages", "teacher/similar.html", "teacher/similar.csv")
+    assert f"\nremoved, for the marks have changed: {', '.join(f'results/99_small/{name}' for name in gone)}\n" in capsys.readouterr().out
+    Path("results/99_small/overrides.csv").unlink()
+
+    def broken(*_):
+        raise ValueError("no page")
+
+    monkeypatch.setattr("qlab.grading.report.whole.folder", broken)  # who is not made anew must not stay, either
+    assert grade.main([*command, "html", "canvas"]) == 1
+    assert exported() == {"export/canvas.csv", "export/notes of mine.txt"}
+    out, err = capsys.readouterr()
+    assert err == "html: not written: no page\n"
+    assert "removed, for the marks have changed: results/99_small/export/gradebook.csv\n" in out
+    assert "removed, for the marks have changed: results/99_small/export/feedback\n" in out
+    assert grade.main([*command, "csv"]) == 0 and {"export/canvas.csv", "export/gradebook.csv"} < exported()
+
+
+def test_options_hold_for_one_run_and_the_next_says_so(class_of_five, capsys):
+    Path("x.csv").write_text("student,deadline\nbob,2001-09-10T00:00Z\n")
+    command = [str(class_of_five), "--assignment", "99", "--file-times"]
+    due = ["--deadline", "2001-09-08T00:00Z"]
+    told = []
+    for options in ([*due, "--extensions", "x.csv", "--late-penalty", "10% per day"], due, due, [], []):
+        assert grade.main([*command, *options]) == 0
+        told.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("  options")])
+    end = ", this one has not: options hold for one run"
+    assert told == [[], ['  options     the run before had --extensions x.csv and --late-penalty "10% per day"' + end], [],
+                    ["  options     the run before had --deadline 2001-09-08T00:00Z" + end], []]
+
+
+def test_where_overrides_are_wrong_the_summary_is_the_graders(class_of_five, capsys):
+    overrides = Path("results/99_small/overrides.csv")
+    overrides.parent.mkdir(parents=True)
+    overrides.write_text(text := "student,question,points,comment\nada,q1,0,\ncyd,,1,\nbob,,,Well.\n")
+    command = [str(class_of_five), "--assignment", "99", "--file-times", "--deadline", "2001-09-08T00:00Z", "--late-penalty", "1% per day"]
+    assert grade.main(command) == 0
+    out = capsys.readouterr().out
+    assert "  unreadable      1  (0 points, but 1 with points set by hand)\n" in out and "  by hand         3  (" in out
+    assert "  late            5  (points are subtracted from 4)\n" in out
+    overrides.write_text(text + "nobody,q1,1,\n")
+    assert grade.main(command) == 1
+    out, err = capsys.readouterr()
+    assert "  unreadable      1  (0 points)\n" in out and "by hand" not in out and "  late            5  (nothing is subtracted)\n" in out
+    assert "  mean         3.00 of 5, median 2.5\n" in out
+    assert err.endswith("\nnothing was exported, and no mark was set by hand or lowered.\n")
+
+
+def test_of_a_large_class_the_counts_are_at_the_end_and_details_in_a_file(class_of_five, capsys):
+    for k in range(60):
+        (class_of_five / f"s{k:02}.ipynb").write_bytes(b"{")
+    assert grade.main([str(class_of_five), "--assignment", "99", "--export", "csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    details = Path("results/99_small/details.txt").read_text().splitlines()
+    assert len(details) == 65 and lines[:20] == details[:20]
+    assert lines[20:] == ["45 more lines are in results/99_small/details.txt", "99_small: 66 handed in by 65 students",
+                          "  graded          4", "  unreadable     61  (0 points)",
+                          "  set aside       1  (another one of the same student counts)", "  mean         3.00 of 5, median 2.5",
+                          "results in results/99_small", "csv: results/99_small/export/gradebook.csv, 65 rows"]
+
+
+def test_a_reader_that_goes_away_stops_no_export(class_of_five):
+    program = ("import sys, time; from functools import partial; from test_grade import in_place; from qlab.grading import batch, grade; "
+               "sys.stdin.read(); grade.run_here = partial(batch.run_here, open_mark=in_place); sys.exit(grade.main(sys.argv[1:]))")
+    command = [sys.executable, "-c", program, str(class_of_five), "--assignment", "99", "--export", "csv", "html"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+    assert exported() == {"export/gradebook.csv", "export/feedback"}
+
+
+@pytest.mark.parametrize("late, told", [
+    ([None], "nothing is subtracted"),
+    (["mark"], "nothing is subtracted; 1 with a LATE mark alone, which does not say by how much"),
+    (["mark", "lost", "kept", None], "points are subtracted from 1; 1 with a LATE mark alone, which does not say by how much"),
+])
+def test_canvas_mark_says_not_by_how_much_and_the_summary_does(late, told):
+    costs = {None: None, "mark": {"before": 3, "after": 3}, "lost": {"before": 3, "after": 2, "handed_in": "x"},
+             "kept": {"before": 3, "after": 3, "handed_in": "x"}}
+    made = [{"status": "graded", "score": 3, "max_score": 5, "notes": [], "submission": {"duplicate_of": None, "late": True},
+             "adjusted": {"by_hand": [], "late": costs[of]}} for of in late]
+    assert f"  late        {len(late):5}  ({told})\n" in summary.counts(made)
+    assert summary.counts(made[:1]).startswith("1 handed in by 1 student\n")
 
 
 def test_half_a_character_stops_no_export(class_of_five, monkeypatch, capsys):
@@ -433,7 +562,7 @@ def test_results_beside_the_hand_ins_are_nobodys(class_of_five, monkeypatch, cap
     for told in ("  graded          4\n", "  graded          4  (4 of them in an earlier run)\n"):
         assert grade.main([".", "--assignment", "99", "--export", "csv", "html"]) == 0
         out = capsys.readouterr().out
-        assert out.startswith(f"99_small: 6 handed in by 5 students\n{told}")
+        assert f"\n99_small: 6 handed in by 5 students\n{told}" in out
 
 
 def test_a_class_zip_that_is_none_says_so(class_of_five, capsys):

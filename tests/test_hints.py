@@ -217,14 +217,14 @@ def test_a_hand_in_of_another_version_is_graded_and_flagged(command, capsys, mon
     for stood in ("", "  (4 of them in an earlier run)"):
         assert cli.main([*command, "--export", "csv", "html"]) == 0
         assert capsys.readouterr().out.startswith(f"""\
+note: markup (markup.ipynb): {unknown}
+note: none (none.ipynb): {unknown}
+note: old (old.ipynb): {other}
 99_small: 4 handed in by 4 students
   graded          4{stood}
   version?        1  (made from another version of the set; graded all the same)
   version?        2  (without the stamp of a version; graded all the same)
   mean         3.00 of 5, median 3
-note: markup (markup.ipynb): {unknown}
-note: none (none.ipynb): {unknown}
-note: old (old.ipynb): {other}
 results in """)
         made = {result["submission"]["student"]: result for result in map(json.loads, map(
             Path.read_text, Path("results/99_small").glob("*.json")))}

@@ -10,7 +10,6 @@ import gzip
 import json
 import math
 import os
-import statistics
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from qlab.grading.handed_in import canvas, deadlines, ingest, layouts, moodle
 from qlab.grading.handed_in.times import parse_time, stated, zone
 from qlab.grading.handed_in.which import asked
 from qlab.grading.handed_in.zips import MIB, Budget, shown
-from qlab.grading.report import by_hand, final, late
+from qlab.grading.report import by_hand, final, last_run, late, summary
 
 EXPORTS = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics", "pages", "similar")
 
@@ -37,8 +36,21 @@ def find_bundle(assignment: str, given: str | None = None) -> Path:
     patterns = f"{assignment}.json.gz", f"{assignment.zfill(2)}_*.json.gz"
     found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
     if not found:
+        there = {path.name.partition(".")[0] for place in places
+                 for path in (*(place.parent / "solutions").glob("*.ipynb"), *place.glob("*.json.gz"))}
+        if there and not any(is_of(assignment, name) for name in there):
+            raise FileNotFoundError(f"there is no set {assignment}: choose among {', '.join(sorted(there))}.")
         raise FileNotFoundError(f"there is no bundle of {assignment} in {places[0]}: make it with qlab build {assignment}.")
     return found[0]
+
+
+def is_of(assignment: str, name: str) -> bool:
+    """Whether a set's number or name, as a teacher writes it, is that of the set of this name.
+
+    >>> is_of("2", "02_linear_quantization"), is_of("02_linear_quantization", "02_linear_quantization"), is_of("03", "02_linear")
+    (True, True, False)
+    """
+    return assignment == name or name.startswith(f"{assignment.zfill(2)}_")
 
 
 def _bundles() -> list[Path]:
@@ -58,41 +70,6 @@ def load_bundle(path: Path) -> dict:
     if results.digest(bundle) != bundle["digest"]:
         raise ValueError(f"{path} is damaged, for its digest is another: make it again with qlab build.")
     return bundle
-
-
-def summary(made: list[dict], stood: int = 0) -> str:
-    """What a teacher reads at the end: how many of each kind, the mean, and one line for each submission that is not simply graded."""
-    aside = [result for result in made if result["submission"]["duplicate_of"]]
-    counts = [result for result in made if not result["submission"]["duplicate_of"]]
-    by = {status: [result for result in counts if result["status"] == status] for status in ("graded", "unreadable", "not graded")}
-    lines = [f"{len(made)} handed in by {len(counts)} students"]
-    lines += [f"  graded      {len(by['graded']):5}" + (f"  ({stood} of them in an earlier run)" if stood else "")]
-    lines += [f"  unreadable  {len(by['unreadable']):5}  (0 points)"] if by["unreadable"] else []
-    lines += [f"  not graded  {len(by['not graded']):5}  (no score)"] if by["not graded"] else []
-    lines += [f"  set aside   {len(aside):5}  (another one of the same student counts)"] if aside else []
-    tardy = sum(result["submission"]["late"] is True for result in counts)
-    adjusted = [result["adjusted"] for result in counts if "adjusted" in result]
-    cost = sum(bool(of["late"]) and of["late"]["after"] < of["late"]["before"] for of in adjusted)
-    lines += [f"  late        {tardy:5}  ({f'points are subtracted from {cost}' if cost else 'nothing is subtracted'})"] if tardy else []
-    unknown = sum(result["submission"]["late"] is None for result in counts)
-    lines += [f"  late?       {unknown:5}  (not known: nothing says when they were handed in)"] if unknown else []
-    hand = sum(bool(of["by_hand"]) for of in adjusted)
-    lines += [f"  by hand     {hand:5}  (set or commented in {by_hand.NAME})"] if hand else []
-    for version, told in (("another", "made from another version of the set"), ("not known", "without the stamp of a version")):
-        if count := sum(result.get("version") == version for result in counts):
-            lines.append(f"  version?    {count:5}  ({told}; graded all the same)")
-    if by["graded"]:
-        scores = [result["score"] for result in by["graded"]]
-        most = by["graded"][0]["max_score"]
-        lines += [f"  mean        {statistics.fmean(scores):5.2f} of {most:g}, median {statistics.median(scores):g}"]
-    for heading, group in (("unreadable", by["unreadable"]), ("not graded", by["not graded"]), ("set aside", aside)):
-        lines += [f"{heading}: {_named(result)}: {result['reason']}" for result in group]
-    lines += [f"note: {_named(result)}: {note}" for result in counts for note in result["notes"]]
-    return "\n".join(lines)
-
-
-def _named(result: dict) -> str:
-    return f"{result['submission']['student']} ({result['submission']['source']})"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,6 +134,8 @@ def main(argv: list[str] | None = None) -> int:
         hints.allow(until.last(), args.export)
     kept = find_bundle(args.assignment, args.bundle)
     bundle = load_bundle(kept) | {"seconds": {"submission": args.seconds, "cell": args.cell_seconds}}
+    if not is_of(args.assignment, bundle["assignment"]):
+        raise ValueError(f"{kept} is the bundle of {bundle['assignment']}, and --assignment is {args.assignment}: name one set.")
     entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
                               args.layout, participants, args.file_times, _budget(args), users)
     if common:
@@ -179,15 +158,16 @@ def main(argv: list[str] | None = None) -> int:
         _say("stopped; what is graded is kept: repeat the command to go on.", sys.stderr)
         raise
     with results.alone_in(folder):
+        former, options = last_run.read(folder), _options(args)
         try:
-            made = final.adjust(made, bundle, folder, rows, penalty)
+            ended = final.adjust(made, bundle, folder, rows, penalty)
         except (OSError, ValueError) as error:
-            _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
+            _tell([{key: value for key, value in result.items() if key != "adjusted"} for result in made], bundle, folder, stood)
             _say(f"{error}\nnothing was exported, and no mark was set by hand or lowered.", sys.stderr)
             return 1
-        _say(f"{bundle['assignment']}: {summary(made, stood)}\nresults in {folder}")
-        failed = _export(made, bundle, folder, args, entries)
-    return int(failed or _unfinished(made))
+        _tell(ended, bundle, folder, stood, last_run.changed(former.get("options", {}), options))
+        failed = _export(ended, bundle, folder, args, entries, former, options)
+    return int(failed or _unfinished(ended))
 
 
 def _budget(args: argparse.Namespace) -> Callable[[], Budget]:
@@ -195,11 +175,33 @@ def _budget(args: argparse.Namespace) -> Callable[[], Budget]:
     return partial(Budget, size=int(min(args.hand_in_mib, 2**20) * MIB), seconds=args.hand_in_seconds)
 
 
-def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list) -> bool:
+def _options(args: argparse.Namespace) -> dict[str, str]:
+    """What holds for one run alone, and whose absence a teacher may not notice in the next."""
+    rule = args.late_penalty and f'"{args.late_penalty}"'
+    told = {"--deadline": args.deadline, "--extensions": args.extensions, "--late-penalty": rule}
+    return {name: value for name, value in told.items() if value}
+
+
+def _tell(made: list[dict], bundle: dict, folder: Path, stood: int, before: str = "") -> None:
+    """The first details, and all of them into a file; then the counts, which are not to scroll away."""
+    details, path = summary.details(made), folder / summary.NAME
+    try:
+        results.write(path, "".join(f"{line}\n" for line in details).encode("utf-8", "backslashreplace"))
+        more = f"{len(details) - summary.SHOWN} more lines are in {path}"
+    except OSError as error:
+        more = f"{len(details) - summary.SHOWN} more lines: not written: {sentence(error)}"
+    _say("\n".join([*details[:summary.SHOWN], *([more] if len(details) > summary.SHOWN else []),
+                    f"{bundle['assignment']}: {summary.counts(made, stood, before)}", f"results in {folder}"]))
+
+
+def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list, former: dict, options: dict) -> bool:
     from qlab.grading.report import each, exports, teacher
 
-    failed, worksheet = False, Path(args.moodle_worksheet) if args.moodle_worksheet else None
-    for name in dict.fromkeys(args.export):
+    worksheet, not_written = Path(args.moodle_worksheet) if args.moodle_worksheet else None, []
+    names, state = list(dict.fromkeys(args.export)), last_run.state(made)
+    stale = bool(names) and former.get("exports") != state
+    mixed, failed = stale and _remove(folder, [name for name in EXPORTS if name not in names]), False
+    for name in names:
         told = [hints.reveal(result, bundle) for result in made] if args.reveal and name not in hints.TEACHERS else made
         try:
             if name in teacher.NAMES:
@@ -211,9 +213,26 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
             failed = True
             _say(f"{name}: {error}", sys.stderr)
         except Exception as error:  # noqa: BLE001  whatever it is, the other exports are written
-            failed = True
+            not_written.append(name)
             _say(f"{name}: not written: {sentence(error)}", sys.stderr)
-    return failed
+    mixed = stale and _remove(folder, not_written) or mixed
+    try:
+        last_run.write(folder, options, "" if mixed else state if names else former.get("exports", ""))
+    except OSError as error:
+        _say(f"{folder / last_run.NAME}: not written: {sentence(error)}", sys.stderr)
+        return True
+    return failed or mixed or bool(not_written)
+
+
+def _remove(folder: Path, names: list[str]) -> bool:
+    """Remove exports of earlier marks and say so; whether one could not be removed."""
+    try:
+        if gone := last_run.remove(folder, names):
+            _say(f"removed, for the marks have changed: {', '.join(str(folder / path) for path in gone)}")
+    except OSError as error:
+        _say(f"exports of earlier marks are not removed: {sentence(error)}", sys.stderr)
+        return True
+    return False
 
 
 def _self_check(entries: list, bundle: dict, jobs: int) -> int:
@@ -226,8 +245,8 @@ def _self_check(entries: list, bundle: dict, jobs: int) -> int:
     for result in ordered:
         for question in result["questions"]:
             told = f": {shown(question['reason'])}" if question["reason"] else ""  # a student's own words may be in it
-            _say(f"{_named(result)} {question['id']}: {question['score']:g} of {question['points']:g}{told}")
-    _say(f"{bundle['assignment']}: {summary(ordered)}")
+            _say(f"{summary.named(result)} {question['id']}: {question['score']:g} of {question['points']:g}{told}")
+    _say("\n".join([*summary.details(ordered), f"{bundle['assignment']}: {summary.counts(ordered)}"]))
     _say("A self-check without a sandbox: nothing was written, and no gradebook can be made of it.")
     return int(_unfinished(ordered))
 
@@ -238,6 +257,8 @@ def _say(text: str, to=None) -> None:
         print(text, file=to, flush=True)
     except UnicodeEncodeError:  # a terminal that cannot show a student's name
         print(text.encode(to.encoding, "backslashreplace").decode(to.encoding), file=to, flush=True)
+    except BrokenPipeError:  # its reader, such as head, has gone; what is still to be written does not depend on it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
 
 
 def _unfinished(made: list[dict]) -> bool:
