@@ -19,7 +19,7 @@ WORD = r"[^\s!-/:-@\[-^`{-~]"  # Ruby's [[:word:]], near enough: no space and, b
 UPLOAD = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>[0-9]+)_(?P<upload>[0-9]+)_.+", re.DOTALL)
 PAGE = re.compile(rf"(?P<name>{WORD}*?)_(?P<late>LATE_)?(?P<number>[0-9]+)_(?P<upload>text|link)\.html")
 HIDDEN = re.compile(r"(?P<late>LATE_)?(?P<name>anon_[0-9A-Za-z]+)_(?:(?P<upload>[0-9]+)_.+|(?:text|link)\.html)", re.DOTALL)
-AGAIN = re.compile(r"_([1-9][0-9]*)_(?:[1-9][0-9]{2,}_(?=.)|(?:text|link)\.html$)", re.DOTALL)  # behind another end of the name
+AGAIN = re.compile(r"_([1-9][0-9]*)_(?:([1-9][0-9]{2,})_(?=.)|(?:text|link)\.html$)", re.DOTALL)  # behind another end of the name
 
 
 def told(part: str, anonymous: bool = False) -> re.Match | None:
@@ -31,21 +31,26 @@ def told(part: str, anonymous: bool = False) -> re.Match | None:
     return HIDDEN.fullmatch(part) if anonymous else UPLOAD.fullmatch(part) or PAGE.fullmatch(part)
 
 
-def readings(part: str) -> tuple[tuple[str, str], ...]:
-    """(name, number) of each user whose file it may be, the shortest name first.
+def readings(part: str) -> tuple[tuple[str, str, str], ...]:
+    """(name, number, upload) of each user whose file it may be, the shortest name first; upload "" where it has none.
 
-    >>> readings("mal_1_123_9002_a.ipynb"), readings("ada_101_9001_12_int8.ipynb"), readings("mal_1_123_text.html")
-    ((('mal', '1'), ('mal_1', '123')), (('ada', '101'),), (('mal', '1'), ('mal_1', '123')))
+    >>> readings("mal_1_123_9002_a.ipynb"), readings("mal_1_123_text.html")
+    ((('mal', '1', '123'), ('mal_1', '123', '9002')), (('mal', '1', '123'), ('mal_1', '123', '')))
+    >>> readings("ada_101_9001_12_int8.ipynb"), readings("agent_007_123_9002_a.ipynb")
+    ((('ada', '101', '9001'),), (('agent_007', '123', '9002'),))
     """
     first = told(part)
-    if not first or first["late"]:  # LATE is Canvas's own: no name has capitals
-        return ((first["name"], first["number"]),) if first else ()
-    found, at = [(first["name"], first["number"])], first.end("name") + 1
+    if not first:
+        return ()
+    upload = first["upload"] if first["upload"].isdecimal() else ""
+    found, at = [(first["name"], first["number"], upload)], first.end("name") + 1
+    if first["late"]:  # Canvas's own: no name has capitals
+        return tuple(found)
     while again := AGAIN.search(part, at):
         name, at = part[:again.start()], again.start() + 1
         if re.fullmatch(f"{WORD}*", name) and name == name.lower():
-            found.append((name, again[1]))
-    return tuple(found)
+            found.append((name, again[1], again[2] or ""))
+    return tuple(one for one in found if one[1][0] != "0") or tuple(found)  # no number of Canvas's begins so
 
 
 def users(path: Path) -> frozenset[str]:
@@ -59,11 +64,11 @@ def users(path: Path) -> frozenset[str]:
     return numbers
 
 
-def whose(part: str, known: Collection[str] | None = None) -> tuple[tuple[str, str], ...]:
+def whose(part: str, known: Collection[str] | None = None) -> tuple[tuple[str, str, str], ...]:
     """The readings that are left: of several those whose number is a user's, if known names all users and one of them is.
 
     >>> whose("bob_2_9003_4711_a.ipynb", {"1", "2"}), whose("mal_1_123_9002_a.ipynb", {"1", "123"})
-    ((('bob', '2'),), (('mal', '1'), ('mal_1', '123')))
+    ((('bob', '2', '9003'),), (('mal', '1', '123'), ('mal_1', '123', '9002')))
     """
     found = readings(part)
     return tuple(one for one in found if one[1] in known) or found if known is not None and len(found) > 1 else found

@@ -81,8 +81,9 @@ def worksheet(path: Path, zone: tzinfo | None = None) -> dict[str, Participant]:
         except ValueError:
             raise ValueError(f"{path}: line {line} has the time {shown(row[submitted])[:60]!r}, which is not understood: download the "
                              "worksheet with Moodle in English, or write the time like 2026-11-20 17:59.") from None
-        cell = {key: _shown(row[k]) if k is not None else "" for key, k in (("name", name), ("email", email), ("group", group))}
-        found[number[1]] = Participant(number[1], cell["name"], cell["email"] or None, cell["group"], when)
+        cell = {key: _shown(row[k]) if k is not None else "" for key, k in (("name", name), ("email", email))}
+        team = row[group].strip() if group is not None else ""  # as it is: two groups may differ in a sign that is not seen
+        found[number[1]] = Participant(number[1], cell["name"], cell["email"] or None, team, when)
     return found
 
 

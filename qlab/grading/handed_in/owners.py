@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from qlab.grading.handed_in import canvas, teams
-from qlab.grading.handed_in.files import File, kind_of, stem_of
+from qlab.grading.handed_in.files import File, kind_of, shown, stem_of
 from qlab.grading.handed_in.layouts import MOODLE, Layout, is_hand_in, others_notebook
 from qlab.grading.handed_in.moodle import Participant
 from qlab.grading.handed_in.teams import cleaned, lookalike
@@ -112,15 +112,16 @@ def _plain(file: File, layout: Layout, assignment: str, file_times: bool) -> tup
 
 def _canvas(match, anonymous: bool, part: str, users: Collection[str] | None) -> Owner:
     told = match.groupdict()
-    upload, late = told["upload"] or "", bool(told["late"])
-    order = int(upload) if upload.isdecimal() else 0
+    late = bool(told["late"])
     if anonymous:
-        return Owner(("canvas", "", told["name"]), told["name"], "canvas", late=late, order=order)
-    (name, number), *others = readings = canvas.whose(part, users)
+        return Owner(("canvas", "", told["name"]), told["name"], "canvas", late=late, order=int(told["upload"] or 0))
+    (name, number, _), *others = readings = canvas.whose(part, users)
+    order = max(int(upload or 0) for *_, upload in readings)
     if others:
-        why = " or ".join(f"{name} (user {number})" for name, number in readings)
+        named = tuple((name, number) for name, number, _ in readings)
+        why = " or ".join(f"{name} (user {number})" for name, number in named)
         note = f"its name may be that of {why}: whose it is, is to be seen on Canvas"
-        return Owner(("canvas", "", readings), name, "canvas", late=late, order=order, note=note)
+        return Owner(("canvas", "", named), name, "canvas", late=late, order=order, note=note)
     return Owner(("canvas", number), name or f"user {number}", "canvas", number, late=late, order=order)
 
 
@@ -146,7 +147,7 @@ def _moodle(match, participants: Mapping[str, Participant] | None, groups: dict,
         return (_participant(person, name),)
     why = f"the worksheet calls participant {number} {person.name}" if person else "it is not in the worksheet"
     if fits:
-        told = " or ".join(dict.fromkeys(fits))
+        told = " or ".join(map(shown, dict.fromkeys(fits)))
         why = f"it may be that of the group {told}" + (", and so may another folder" if len(set(fits)) == 1 else "")
         why += ": whose it is, is to be seen on Moodle"
     return (Owner(("moodle", number, name), name, "moodle", note=why),)

@@ -1,5 +1,5 @@
 """Which group of Moodle's worksheet a team's folder is of. The folder has the group's name without some signs, and a number that the
-worksheet does not know: Moodle puts " " for "_", escapes a lone "&", and takes out controls and & < > " ` | ' : \\ / (moodle/moodle,
+worksheet does not know: Moodle puts " " for "_", escapes a lone "&", and takes out tags, controls and & < > " ` | ' : \\ / (moodle/moodle,
 mod/assign/classes/downloader.php, get_student_prefix; lib/classes/param.php, clean_param_value_file).
 
 A group whose name is written exactly so comes first, as "C", "C++" and "C#" are three. What a way through another file system may have
@@ -35,12 +35,12 @@ def cleaned(name: str) -> str:
 def written(name: str) -> set[str]:
     """How Moodle may write a name in that of a folder.
 
-    >>> sorted(written("A_B: R&D"))
-    ['A B RD', 'A B Ramp;D']
+    >>> sorted(written("A_B: R&D")), sorted(written("Team <1>"))
+    (['A B RD', 'A B Ramp;D'], ['Team', 'Team 1'])
     """
-    escaped = re.sub(r"&(?![a-zA-Z0-9#]{1,8};)", "&amp;", name)  # format_string, where the site escapes
+    escaped = re.sub(r"&(?![a-zA-Z0-9#]{1,8};)", "&amp;", name)  # format_string, where the site escapes, and where it takes tags out
     return {re.sub(r"[\x00-\x1f\x7f&<>\"`|':\\/]", "", unicodedata.normalize("NFC", form).replace("_", " ")).strip()
-            for form in (name, escaped)}
+            for form in (name, escaped, re.sub("<[^<>]*>", "", name), re.sub("<[^<>]*>", "", escaped))}
 
 
 def groups_of(folders: Collection[tuple[str, str]], groups: Collection[str]) -> dict[tuple[str, str], tuple[str, ...]]:

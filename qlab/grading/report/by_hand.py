@@ -58,15 +58,16 @@ def _points(fields: dict[str, str], most: dict[str, float]) -> Fraction | None:
     if question not in most:
         raise ValueError(f"there is no question {question!r}: choose among {', '.join(filter(None, most))}, or leave it empty for the "
                          "whole assignment.")
+    comment = fields["comment"]
+    if re.fullmatch("[+-]?[0-9]*", points) and re.fullmatch("[0-9]+", comment):  # 2,5 or ,5 in a table whose fields are apart by commas
+        raise ValueError(f"points are {points or 'empty'} and the comment is {comment}: write {points or 0}.{comment} with a point, or "
+                         f'"{points or 0},{comment}" in double quotes; a comment needs more than digits.')
     if not points:
         if not fields["comment"]:
             raise ValueError("it gives neither points nor a comment.")
         return None
     if not re.fullmatch(r"[+-]?[0-9]+([.,][0-9]{1,9})?", points):
         raise ValueError(f"points are {points[:60]!r}, and must be a number like 2 or 2.5.")
-    if re.fullmatch("[+-]?[0-9]+", points) and re.fullmatch("[0-9]+", fields["comment"]):  # 2,5 in a table whose fields are apart by commas
-        raise ValueError(f"points are {points} and the comment is {fields['comment']}: write {points}.{fields['comment']} with a point, or "
-                         f'"{points},{fields["comment"]}" in double quotes; a comment needs more than digits.')
     value = Fraction(points.replace(",", "."))
     if not 0 <= value <= exact(most[question]):
         raise ValueError(f"points are {points}, and must be between 0 and {most[question]:g}.")
