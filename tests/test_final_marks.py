@@ -16,7 +16,7 @@ from qlab.grading import results
 from qlab.grading.handed_in import deadlines, table
 from qlab.grading.handed_in.owners import Owner
 from qlab.grading.handed_in.owners import late as is_late
-from qlab.grading.report import by_hand, exports, feedback, final, late
+from qlab.grading.report import by_hand, exports, feedback, final, late, moodle, pages, words
 
 DUE = datetime(2026, 11, 23, 18, tzinfo=timezone(timedelta(hours=1)))
 
@@ -61,19 +61,36 @@ def test_a_mark_set_by_hand_is_in_every_export(tmp_path):
     assert told == [["4.5", "1.5", "q1: 1.5, graded 0", "q1: Right <b>idea</b>, wrong dtype."], ["3", "0", "", "Well tried."],
                     ["2", "2", "total: 2, graded 5", ""]]
     page = text_of(tmp_path / "feedback" / "ada-1.html")
-    assert "4.5 of 5 points" in page and "q1 1.5 of 2 Set by hand to 1.5; the grader gave 0. Right <b>idea</b>, wrong dtype." in page
+    assert "4.5 of 5 points" in page and "q1 1.5 of 2 Set by hand to 1.5; the grader gave 0. \"Right <b>idea</b>, wrong dtype.\"" in page
     page = text_of(tmp_path / "feedback" / "cyd-1.html")
     assert "2 of 5 points All questions: Set by hand to 2; the grader gave 5. q1 2 of 2" in page
     graded = json.loads((tmp_path / "gradescope" / "ada-1" / "results.json").read_text())
     assert graded["score"] == 4.5 and graded["tests"][0]["score"] == 1.5
-    assert graded["tests"][0]["output"].startswith("Set by hand to 1.5; the grader gave 0.\nRight <b>idea</b>")
-    moodle = {row[1]: row[-1] for row in rows(tmp_path / "moodle.csv")}
-    assert moodle["Bob"].endswith("<br>All questions: Well tried.")
-    assert "Set by hand to 1.5; the grader gave 0. Right &lt;b&gt;idea&lt;/b&gt;, wrong dtype." in moodle["Ada"]
+    assert graded["tests"][0]["output"].startswith("Set by hand to 1.5; the grader gave 0.\n\"Right <b>idea</b>")
+    comments = {row[1]: row[-1] for row in rows(tmp_path / "moodle.csv")}
+    assert comments["Bob"].endswith("<br>All questions: &quot;Well tried.&quot;")
+    assert "Set by hand to 1.5; the grader gave 0. &quot;Right &lt;b&gt;idea&lt;/b&gt;, wrong dtype.&quot;" in comments["Ada"]
     kept = json.loads((tmp_path / "r" / "ada-1.json").read_text())
     assert kept["score"] == 3 and kept["questions"][0]["score"] == 0  # what the grader found
     assert kept["adjusted"] == {"score": 4.5, "late": None, "by_hand": [
         {"question": "q1", "points": 1.5, "graded": 0, "comment": "Right <b>idea</b>, wrong dtype."}]}
+
+
+def test_a_comment_stands_apart_from_what_the_grader_says(tmp_path):
+    made = [result("Ada", q1=False, platform="moodle", number="17"), result("Bob", q1=False)]
+    ada, bob = adjusted(tmp_path / "r", made, HEAD + 'Ada,q1,2,"half right:\r\nrounding"\nBob,,4,"=well;\n=tried"\n')
+    said = 'q1: 2 of 2. Set by hand to 2; the grader gave 0. "half right:\r\nrounding" A public test fails.'
+    assert words.comments(ada)[0] == said
+    assert moodle.told(ada) == ("q1: 2 of 2. Set by hand to 2; the grader gave 0. &quot;half right:<br>rounding&quot; A public test "
+                                "fails.<br>q2: 3 of 3. All tests pass.")
+    assert moodle.told(bob).endswith("<br>All questions: Set by hand to 4; the grader gave 3. &quot;&#61;well;<br>=tried&quot;")
+    assert exports.gradescope(ada)["tests"][0]["output"].startswith(
+        'Set by hand to 2; the grader gave 0.\n"half right:\r\nrounding"\nA public test fails.\n')
+    asked = {**BUNDLE, "questions": [{"id": name, "answer_cell": name, "cases": []} for name in ("q1", "q2")]}
+    assert ('<p class="hand">Set by hand to 2; the grader gave 0.</p>\n<p class="hand">&quot;half right:\nrounding&quot;</p>\n'
+            "<p>A public test fails.</p>") in pages.page(ada, asked, ())
+    assert ('<p class="hand">All questions: Set by hand to 4; the grader gave 3. &quot;=well;\n=tried&quot;</p>'
+            in pages.page(bob, asked, ()))
 
 
 def test_a_row_that_is_taken_out_no_longer_counts_and_the_file_is_left_alone(tmp_path):
@@ -113,6 +130,8 @@ def test_any_spreadsheets_csv_is_read(tmp_path, content):
                      "than digits."),
     ("Ada,,4,25,\n", 'line 2: points are 4 and the comment is 25: write 4.25 with a point, or "4,25" in double quotes; a comment needs '
                      "more than digits."),
+    ("Ada,q1,,5\n", 'line 2: points are empty and the comment is 5: write 0.5 with a point, or "0,5" in double quotes; a comment needs '
+                    "more than digits."),
     ("Ada,q1,+1, 50 \n", 'line 2: points are +1 and the comment is 50: write +1.50 with a point, or "+1,50" in double quotes; a comment '
                          "needs more than digits."),
     (",q1,1,\n", "line 2: it names no student."),
@@ -190,7 +209,7 @@ def test_points_by_hand_for_who_has_none(tmp_path):
     for name in ("csv", "html", "gradescope", "moodle", "canvas", "statistics"):
         exports.export(name, ended, BUNDLE, tmp_path)
     page = feedback.page(ended[3])
-    assert "Not graded yet" in page and "q1: Wait." in page
+    assert "Not graded yet" in page and "q1: &quot;Wait.&quot;" in page
     assert [row[4] for row in rows(tmp_path / "moodle.csv")[1:]] == ["3", "4"]
 
 
@@ -313,8 +332,8 @@ def test_an_extension_is_the_students_deadline(tmp_path):
     ("Ada,2026-11-23T18:00Z\nada,2026-11-24T18:00Z\n", "line 3 gives 'ada' a second deadline, after line 2: each student has one."),
     ("Bob,2026-11-23T18:00+01:00\nAda,2025-11-25T18:00Z\n",
      "line 3 gives 'Ada' until 2025-11-25 18:00, UTC, and must give no less than all have, until 2026-11-23 18:00, UTC+01:00."),
-    ("Ada,2026-11-23T17:59:59+01:00\n", "line 2 gives 'Ada' until 2026-11-23 17:59:59, UTC+01:00, and must give no less than all have, until "
-                                        "2026-11-23 18:00, UTC+01:00."),
+    ("Ada,2026-11-23T17:59:59+01:00\n",
+     "line 2 gives 'Ada' until 2026-11-23 17:59:59, UTC+01:00, and must give no less than all have, until 2026-11-23 18:00, UTC+01:00."),
     ("Ada,9999-12-31T23:59\n", "line 2: '9999-12-31T23:59' is no date and time: it must be from 2000 to 2199."),
 ])
 def test_a_wrong_extension_is_one_sentence(tmp_path, text, told):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qlab.grading.handed_in import table as teachers
 from qlab.grading.report import text, words
+from qlab.grading.report.summary import number as counted
 from qlab.grading.report.text import markup_in_field, neutral
 
 IDENTIFIER, GRADE, FEEDBACK = "Identifier", "Grade", "Feedback comments"
@@ -35,7 +36,7 @@ def table(scored: list[dict]) -> str:
 
 def told(result: dict) -> str:
     """The field Feedback comments of one student."""
-    return "<br>".join(markup_in_field(line) for line in words.comments(result))
+    return "<br>".join(map(markup_in_field, re.split("\r\n|[\r\n]", "\n".join(words.comments(result)))))
 
 
 def filled(worksheet: Path, scored: list[dict]) -> tuple[str, str]:
@@ -70,7 +71,7 @@ def filled(worksheet: Path, scored: list[dict]) -> tuple[str, str]:
     stream = io.StringIO(newline="")
     csv.writer(stream, delimiter=separator).writerows([rows[0][1], *lines])
     missing = [result["submission"]["student"] for result in scored if result["submission"]["id"] not in done]
-    said = [f"{len(done) - locked} of its {len(lines)} rows filled in", *([f"{locked} that cannot be changed"] if locked else []),
+    said = [f"{len(done) - locked} of its {counted(len(lines), 'row')} filled in", *([f"{locked} that cannot be changed"] if locked else []),
             *([f"not in it: {len(missing)} of those graded: {', '.join(missing[:5])}"] if missing else [])]
     return stream.getvalue(), "; ".join(said)
 

@@ -17,7 +17,7 @@ from qlab.grading import values
 from qlab.grading.report import answers
 from qlab.grading.report.classroom import mistake
 from qlab.grading.report.feedback import LOCKED, STYLE, frame
-from qlab.grading.report.words import by_hand, lateness
+from qlab.grading.report.words import by_hand, lateness, of_all
 
 FOR_THE_TEACHER = "For the teacher: hidden inputs are on this page. It is not for students."
 WIDE = STYLE + """
@@ -82,9 +82,8 @@ def page(result: dict, bundle: dict, cells: tuple[dict, ...], before: str | None
     links = [(before, "previous"), ("index.html", "all"), (after, "next")]
     way = "<nav>" + "".join(f'<a href="{escape(link)}">{word}</a>' if link else f'<span class="soft">{word}</span>' for link, word in links)
     score = "no score" if result["score"] is None else f"{result['score']:g} of {result['max_score']:g} points"
-    adjusted = result.get("adjusted") or {"by_hand": (), "late": None}
-    told = [result["reason"], *result["notes"], *(lateness(late) for late in [adjusted["late"]] if late),
-            *(f"All questions: {' '.join(by_hand(row))}" for row in adjusted["by_hand"] if not row["question"])]
+    late = (result.get("adjusted") or {}).get("late")
+    told = [result["reason"], *result["notes"], *([lateness(late)] if late else [])]
     asked = {question["id"]: question for question in bundle["questions"]}
     others = "\n".join(_code(cell) for cell in answers.others(cells, bundle))
     printed = result.get("stdout_tail", "")
@@ -92,7 +91,7 @@ def page(result: dict, bundle: dict, cells: tuple[dict, ...], before: str | None
         way + "</nav>", f"<h1>{_text(who['student'])}</h1>",
         f'<p class="soft">{escape(result["assignment"])}, {_text(who["source"])}{", late" if who["late"] else ""}</p>',
         f'<p class="warn">{FOR_THE_TEACHER}</p>', f'<p class="total">{escape(score)}</p>',
-        *(f"<p>{_text(text)}</p>" for text in told if text),
+        *(f"<p>{_text(text)}</p>" for text in told if text), *_hand(of_all(result)),
         *(_question(question, asked[question["id"]], cells) for question in result["questions"] if question["id"] in asked),
         f"<details><summary>The other cells</summary>\n{others}\n</details>" if others else "",
         f"<section>\n<h2>Printed while it was graded, the end of it</h2>\n{_pre(printed)}\n</section>" if printed.strip() else ""]), WIDE)
@@ -104,12 +103,17 @@ def _question(question: dict, asked: dict, cells: tuple[dict, ...]) -> str:
     cell = answers.of_question(cells, asked)
     parts = [f'<div class="head"><h2>{escape(question["id"])}</h2><span class="{"good" if good else "bad"}">'
              f"{question['score']:g} of {question['points']:g}, {escape(question['state'])}</span></div>",
-             f"<p>{_text(' '.join([*by_hand(question.get('by_hand')), question['reason']]))}</p>", like,
+             *_hand(by_hand(question.get("by_hand"))), f"<p>{_text(question['reason'])}</p>", like,
              f'<p class="soft">{_text(question["note"])}</p>' if question["note"] else "",
              *(f"<p>{_text(_part(group))}</p>" for group in question.get("groups", ())),
              _code(cell) if cell else '<p class="soft">No cell has this question\'s id or defines its function.</p>']
     parts += [_failed(title, k, question, asked) for title, k in _cases(question).items()]
     return "<section>\n" + "\n".join(parts) + "\n</section>"
+
+
+def _hand(lines: list[str]) -> list[str]:
+    """What a teacher says, apart from what the grader does."""
+    return [f'<p class="hand">{_text(line)}</p>' for line in lines]
 
 
 def _part(group: dict) -> str:

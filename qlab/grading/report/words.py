@@ -23,7 +23,7 @@ def of_all(result: dict) -> list[str]:
     >>> said = [{"question": "", "points": 4, "graded": 3, "comment": ""},
     ...         {"question": "q2", "points": None, "graded": None, "comment": "Try."}]
     >>> of_all({"score": 4, "questions": [], "adjusted": {"by_hand": said}})
-    ['All questions: Set by hand to 4; the grader gave 3.', 'q2: Try.']
+    ['All questions: Set by hand to 4; the grader gave 3.', 'q2: "Try."']
     """
     shown = {question["id"] for question in result["questions"]} if result.get("score") is not None else ()
     rows = (result.get("adjusted") or {}).get("by_hand", ())
@@ -31,15 +31,15 @@ def of_all(result: dict) -> list[str]:
 
 
 def by_hand(row: dict | None) -> list[str]:
-    """What a teacher's row says to the student: that the points were set by hand, and the comment.
+    """What a teacher's row says to the student: that the points were set by hand, and the comment in quotes, apart from what else is said.
 
     >>> by_hand({"points": 2, "graded": 0, "comment": "Right after all."})
-    ['Set by hand to 2; the grader gave 0.', 'Right after all.']
+    ['Set by hand to 2; the grader gave 0.', '"Right after all."']
     """
     if not row:
         return []
     said = [] if row["points"] is None else [f"Set by hand to {row['points']:g}; the grader gave {graded(row)}."]
-    return said + ([row["comment"]] if row["comment"] else [])
+    return said + ([f'"{row["comment"]}"'] if row["comment"] else [])
 
 
 def lateness(late: dict) -> str:
