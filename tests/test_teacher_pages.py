@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from fractions import Fraction
 from html.parser import HTMLParser
 
 import grading_helpers
@@ -12,7 +13,7 @@ import test_browser
 from qlab.grading import batch, grade, mark, results
 from qlab.grading.handed_in import notebook, outputs
 from qlab.grading.handed_in.ingest import Submission
-from qlab.grading.report import answers, pages, teacher
+from qlab.grading.report import answers, by_hand, final, pages, teacher
 
 BUNDLE = grading_helpers.bundle()
 FLOOR = grading_helpers.CODES.replace("torch.round", "torch.floor")
@@ -85,11 +86,23 @@ def test_the_index_counts_each_mistake(made):
     page = Reader(text)
     assert page.scripts == 1 and page.links[:4] == ["ada-1.html", "bob-1.html", "cyd-1.html", "dan-1.html"]
     assert [option for option in page.texts["option"] if "(" in option] == [
-        "q1: floor for round (1)", "q1: unreadable (1)", "q2: The cell of this question stopped (1)", "q2: unreadable (1)"]
-    cells = re.findall(r'<td data-question="(\d)" data-mistake="(\d*)">([^<]*)</td>', text)
-    assert cells == [("0", "", "2"), ("1", "", "3"), ("0", "0", "0: floor for round"), ("1", "", "3"), ("0", "", "2"),
-                     ("1", "2", "0: The cell of this question stopped"), ("0", "1", "unreadable"), ("1", "3", "unreadable")]
-    assert page.links[4:] == ["#0,0", "#0,1", "#1,2", "#1,3"]
+        "q1: floor for round (1)", "q2: The cell of this question stopped (1)", "all: unreadable (1)"]
+    cells = re.findall(r'<td colspan="(\d)" data-question="(\w+)" data-mistake="(\d*)">([^<]*)</td>', text)
+    assert cells == [("1", "0", "", "2"), ("1", "1", "", "3"), ("1", "0", "0", "0: floor for round"), ("1", "1", "", "3"),
+                     ("1", "0", "", "2"), ("1", "1", "1", "0: The cell of this question stopped"), ("2", "all", "2", "unreadable")]
+    assert page.links[4:] == ["#0,0", "#1,1", "#,2"]
+
+
+def test_the_index_shows_what_was_set_by_hand(made):
+    ada, bob, cyd, dan = made[0]
+    rows = [[by_hand.Row(1, "", name, points, comment)] for name, points, comment in (
+        ("q1", Fraction(3, 2), ""), ("", Fraction(4), "Well."), ("q2", None, "Read it."), ("q2", Fraction(3), ""))]
+    text = pages.index([final.final(one, BUNDLE, set_to) for one, set_to in zip((bob, ada, cyd, dan), rows)], BUNDLE)
+    rows = [re.sub("<[^>]*>", "|", row).strip("|") for row in text.split("<tbody>")[1].split("</tbody>")[0].strip().split("\n")]
+    assert [re.sub(r"\|+", "|", row) for row in rows] == [
+        "Bob|4.5|1.5 (by hand): floor for round|3|late",
+        "Ada|4 (by hand)|2|3|All questions: Set by hand to 4; the grader gave 5. &quot;Well.&quot;",
+        "Cyd|2|2|0: The cell of this question stopped", "Dan|3|unreadable|3 (by hand)|it is empty"]
 
 
 @pytest.mark.parametrize("last", ["check()", "check('q1')", "%%time\nprint(check())"])

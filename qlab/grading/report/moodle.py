@@ -71,7 +71,8 @@ def filled(worksheet: Path, scored: list[dict]) -> tuple[str, str]:
     stream = io.StringIO(newline="")
     csv.writer(stream, delimiter=separator).writerows([rows[0][1], *lines])
     missing = [result["submission"]["student"] for result in scored if result["submission"]["id"] not in done]
-    said = [f"{len(done) - locked} of its {counted(len(lines), 'row')} filled in", *([f"{locked} that cannot be changed"] if locked else []),
+    said = [f"{len(done) - locked} of its {counted(len(lines), 'row')} filled in",
+            *([f"{locked} that cannot be changed"] if locked else []),
             *([f"not in it: {len(missing)} of those graded: {', '.join(missing[:5])}"] if missing else [])]
     return stream.getvalue(), "; ".join(said)
 

@@ -24,7 +24,8 @@ WIDE = STYLE + """
 body { max-width: 62rem; } h3 { font-size: .95rem; margin: .9rem 0 .2rem; } .warn { border: 1px solid var(--bad); padding: .3rem .7rem; }
 pre { background: var(--box); border: 1px solid var(--line); padding: .5rem .7rem; } td pre { border: 0; padding: 0; }
 nav { display: flex; gap: 1.5rem; margin-bottom: 1rem; } summary { cursor: pointer; margin-top: .6rem; }
-.index th { width: auto; } .index td:first-child { min-width: 9rem; } .index td, .index th { font-size: .85rem; }
+.index th { width: auto; } .index td, .index th { font-size: .85rem; }
+#students th { min-width: 9rem; } #students th:nth-child(2) { min-width: 4rem; } #students th:last-child { min-width: 18rem; }
 select { font: inherit; max-width: 28rem; } label { margin-right: 1rem; }
 [hidden] { display: none; }
 @media print { nav, .filter { display: none; } body { margin: 0; max-width: none; } section { break-inside: avoid-page; } }
@@ -32,14 +33,15 @@ select { font: inherit; max-width: 28rem; } label { margin-right: 1rem; }
 SCRIPT = """
 const question = document.getElementById("question"), mistake = document.getElementById("mistake");
 const rows = document.querySelectorAll("#students tbody tr"), shown = document.getElementById("shown");
+const of = (element, place) => element.dataset.question === place || element.dataset.question === "all";
 function filter() {
   for (const option of mistake.options)
-    option.hidden = option.disabled = question.value !== "" && option.value !== "" && option.dataset.question !== question.value;
+    option.hidden = option.disabled = question.value !== "" && option.value !== "" && !of(option, question.value);
   if (mistake.selectedOptions[0].disabled) mistake.value = "";
   let count = 0;
   for (const row of rows) {
     const cells = Array.from(row.querySelectorAll("td[data-question]"))
-      .filter(cell => question.value === "" || cell.dataset.question === question.value);
+      .filter(cell => question.value === "" || of(cell, question.value));
     const on = cells.some(cell => mistake.value !== "" ? cell.dataset.mistake === mistake.value
                                   : question.value === "" || cell.dataset.mistake !== "");
     row.hidden = !on;
@@ -60,6 +62,7 @@ mistake.addEventListener("change", filter);
 window.addEventListener("hashchange", fromAddress);
 fromAddress();
 """
+ACROSS = WIDE + "body { max-width: none; }"  # the index: a column a question, so it takes the window's width
 _HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 
@@ -161,19 +164,23 @@ def _text(text) -> str:
 
 # The index
 
+ALL = "all"  # the place of what holds for all questions
+BY_HAND = " (by hand)"
 
 def index(made: list[dict], bundle: dict) -> str:
     """All students in one table, with a filter by question and by mistake, and how often each mistake was made."""
     asked = [question["id"] for question in bundle["questions"]]
-    cells = [[_cell(result, name) for name in asked] for result in made]
-    count = Counter((place, wrong) for row in cells for place, (_, wrong) in enumerate(row) if wrong)
-    order = sorted(count, key=lambda item: (item[0], -count[item], item[1]))
+    cells = [_cells(result, asked) for result in made]
+    count = Counter((place, wrong) for row in cells for place, _, wrong in row if wrong)
+    order = sorted(count, key=lambda item: (item[0] == ALL, item[0], -count[item], item[1]))
     number = {item: n for n, item in enumerate(order)}
-    options = "".join(f'<option value="{n}" data-question="{place}">{escape(asked[place])}: {_text(wrong)} ({count[place, wrong]})</option>'
-                      for (place, wrong), n in number.items())
-    counted = "\n".join(f'<tr><td>{escape(asked[place])}</td><td>{count[place, wrong]}</td><td><a href="#{place},{n}">{_text(wrong)}</a>'
-                        "</td></tr>" for (place, wrong), n in number.items())
-    body = "\n".join(_row(result, row, number) for result, row in zip(made, cells))
+    called = {str(place): name for place, name in enumerate(asked)} | {ALL: ALL}
+    rows = [(n, place, escape(called[place]), _text(wrong), count[place, wrong]) for (place, wrong), n in number.items()]
+    options = "".join(f'<option value="{n}" data-question="{place}">{name}: {wrong} ({many})</option>'
+                      for n, place, name, wrong, many in rows)
+    counted = "\n".join(f'<tr><td>{name}</td><td>{many}</td><td><a href="#{place.replace(ALL, "")},{n}">{wrong}</a></td></tr>'
+                        for n, place, name, wrong, many in rows)
+    body = "\n".join(_row(result, row, number, len(asked)) for result, row in zip(made, cells))
     return frame(f"{bundle['assignment']}: all students", f"""<h1>{escape(bundle['assignment'])}: all students</h1>
 <p class="warn">{FOR_THE_TEACHER}</p>
 <p class="filter"><label>question <select id="question"><option value="">all</option>
@@ -192,22 +199,28 @@ def index(made: list[dict], bundle: dict) -> str:
 {counted}
 </table>
 </section>
-<script>{SCRIPT}</script>""", WIDE).replace(LOCKED, f"{LOCKED}; script-src 'sha256-{_HASH}'", 1)
+<script>{SCRIPT}</script>""", ACROSS).replace(LOCKED, f"{LOCKED}; script-src 'sha256-{_HASH}'", 1)
 
 
-def _cell(result: dict, name: str) -> tuple[str, str]:
-    """What stands in the table for a question, and its mistake, "" if there is none."""
-    question = next((question for question in result["questions"] if question["id"] == name), None)
-    if question is None:
-        return "", result["status"] if result["status"] != "graded" else ""
-    return f"{question['score']:g}", mistake(question)
+def _cells(result: dict, asked: list[str]) -> list[tuple[str, str, str]]:
+    """What stands in a row: (the question's place, its points, its mistake or ""), or one for all where nothing was graded."""
+    if result["status"] != "graded" and not result["questions"]:
+        return [(ALL, "", result["status"])]
+    of = {question["id"]: question for question in result["questions"]}
+    none = "" if result["status"] == "graded" else result["status"]
+    return [(str(place), *((_points(of[name]), mistake(of[name])) if name in of else ("", none))) for place, name in enumerate(asked)]
 
 
-def _row(result: dict, cells: list[tuple[str, str]], number: dict) -> str:
+def _points(question: dict) -> str:
+    return f"{question['score']:g}{BY_HAND if (question.get('by_hand') or {}).get('points') is not None else ''}"
+
+
+def _row(result: dict, cells: list[tuple[str, str, str]], number: dict, width: int) -> str:
     who = result["submission"]
-    told = [*(["late"] if who["late"] else []), *([result["reason"]] if result["reason"] else []), *result["notes"]]
-    parts = [f'<td data-question="{place}" data-mistake="{number.get((place, wrong), "")}">'
-             f'{f"{points}: " if points and wrong else points}{_text(wrong)}</td>' for place, (points, wrong) in enumerate(cells)]
-    score = "" if result["score"] is None else f"{result['score']:g}"
+    told = [*(["late"] if who["late"] else []), *([result["reason"]] if result["reason"] else []), *result["notes"], *of_all(result)]
+    parts = [f'<td colspan="{width if place == ALL else 1}" data-question="{place}" data-mistake="{number.get((place, wrong), "")}">'
+             f'{": ".join(filter(None, (points, _text(wrong))))}</td>' for place, points, wrong in cells]
+    set_to = [row for row in (result.get("adjusted") or {}).get("by_hand", ()) if not row["question"] and row["points"] is not None]
+    score = "" if result["score"] is None else f"{result['score']:g}{BY_HAND if set_to else ''}"
     return (f'<tr><td><a href="{escape(who["id"])}.html">{_text(who["student"])}</a></td><td>{score}</td>{"".join(parts)}'
             f"<td>{_text('; '.join(told))}</td></tr>")
