@@ -156,6 +156,7 @@ def test_run_autograder_grades_in_the_sandbox(autograder):
     assert "network: none\n" in done.stdout and "system calls filtered" in done.stdout
     told = read(autograder)
     assert (told["score"], told["stdout_visibility"], told["output"]) == (3, "hidden", "")
+    assert set(told) == {"score", "output", "output_format", "visibility", "stdout_visibility", "tests"}  # no time, which could tell bits
     assert [(test["name"], test["score"], test["max_score"], test["status"], test["output"].split("\n")[0]) for test in told["tests"]] == [
         ("q1", 0, 2, "failed", "The public tests pass; a hidden test fails."), ("q2", 3, 3, "passed", "All tests pass.")]
     assert str(grading_helpers.SECRET) not in json.dumps(told)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 SURE, MAYBE, BLANK = 3, 2, 1
 LONGEST, MOST = 20_000, 400_000  # characters of a cell, and of all cells of a notebook, that are parsed
 OPEN = re.compile(r"^[ \t]*raise NotImplementedError\b", re.MULTILINE)
+_INTO_A_FILE = "%%writefile", "%%file"  # a later cell will import it
 _MAGIC = re.compile(r"^[ \t]*[%!?].*$|^.*\?[ \t]*$", re.MULTILINE)
 _DEFINED = re.compile(r"^[ \t]*(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
 _IMPORTED = re.compile(r"^[ \t]*from +[\w.]+ +import +(.*)", re.MULTILINE)
@@ -77,7 +78,8 @@ def defined(source: str, parse: bool = True) -> dict[str, int]:
     {'f': 3, 'g': 2}
     """
     tree = _parsed(source) if parse and len(source) <= LONGEST else None
-    return _of_text(source) if tree is None else _of_tree(tree)
+    found = _of_text(source) if tree is None else _of_tree(tree)
+    return {name: min(way, MAYBE) for name, way in found.items()} if source.lstrip().startswith(_INTO_A_FILE) else found
 
 
 def _parsed(source: str) -> ast.Module | None:

@@ -90,7 +90,7 @@ def _again(cells: Iterable[dict], answers: Mapping[str, Iterable[str]]) -> Itera
     kinds = definitions.of_cells(own)
     for name, (at, done) in definitions.places(own, answers).items():
         if done:
-            asked = sorted(what for what in answers[name] if what in kinds[at])
+            asked = sorted(what for what in answers[name] if kinds[at].get(what) == definitions.SURE)
             yield from ((name, what) for what in asked if any(kind.get(what) == definitions.SURE for kind in kinds[at + 1 :]))
 
 
