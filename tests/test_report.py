@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qlab.grading import results
+from qlab.grading import grade, results
 from qlab.grading.handed_in.ingest import Submission
 from qlab.grading.report import classroom, each, exports, feedback
 from qlab.grading.report.text import clean
@@ -118,14 +118,14 @@ def test_a_group_of_gradescopes_has_one_file_or_none(tmp_path):
     said = {"score": 5, "by_hand": [{"question": "", "points": None, "graded": 5, "comment": "Bob alone."}], "late": None}
     for other in (result("Bob", q1=False, **group), made[1] | {"adjusted": said}):
         told = exports.export("gradescope", [made[0], other, made[2]], BUNDLE, tmp_path)
-        assert told == f"{tmp_path / 'gradescope'}, 1 results, none of submission_8, whose members' results differ"
+        assert told == f"{tmp_path / 'gradescope'}, 1 result, none of submission_8, whose members' results differ"
         assert [path.name for path in (tmp_path / "gradescope").iterdir()] == ["submission_9"]
 
 
 @pytest.mark.parametrize("name, rest", [
-    ("csv", "gradebook.csv, 1 rows"), ("canvas", "canvas.csv, 1 rows"), ("moodle", "moodle.csv, 1 rows"), ("html", "feedback, 1 pages"),
-    ("gradescope", "gradescope, 1 results"), ("canvas-feedback", "canvas_feedback.zip, 1 files"),
-    ("moodle-feedback", "moodle_feedback.zip, 1 files")])
+    ("csv", "gradebook.csv, 1 row"), ("canvas", "canvas.csv, 1 row"), ("moodle", "moodle.csv, 1 row"), ("html", "feedback, 1 page"),
+    ("gradescope", "gradescope, 1 result"), ("canvas-feedback", "canvas_feedback.zip, 1 file"),
+    ("moodle-feedback", "moodle_feedback.zip, 1 file")])
 def test_a_record_that_cannot_be_written_ends_no_export(tmp_path, name, rest):
     of = {"canvas-feedback": {"platform": "canvas", "number": "17", "entry": "ada_17_9001_02.ipynb"},
           "moodle-feedback": {"platform": "moodle", "number": "17", "entry": "Ada_17_assignsubmission_file_"}}.get(name, {})
@@ -137,6 +137,17 @@ def test_a_record_that_cannot_be_written_ends_no_export(tmp_path, name, rest):
         exports.export(name, [result("Ada", **of), broken], BUNDLE, tmp_path)
     assert str(error.value).startswith(f"{tmp_path / rest}; left out is what cannot be written: ")
     assert ("None" if name == "canvas" else "Bob (Bob.ipynb): KeyError: 'score'") in str(error.value)
+
+
+def test_an_export_that_fails_does_not_end_the_others(tmp_path, made, monkeypatch, capsys):
+    def fails(made, bundle):
+        raise OverflowError("date value out of range")
+
+    monkeypatch.setattr(exports, "gradebook", fails)
+    args = grade.parser().parse_args(["x", "--assignment", "02", "--export", "csv", "html"])
+    assert grade._export(made, BUNDLE, tmp_path, args, [], {}, {})
+    assert len(list((tmp_path / "export" / "feedback").iterdir())) == 5
+    assert "csv: " in capsys.readouterr().err
 
 
 def test_what_students_see_holds_nothing_hidden(tmp_path, made):
