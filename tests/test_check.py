@@ -223,6 +223,19 @@ Public tests pass for 1 of 2 questions, worth 2 of 5 points if the hidden tests 
     assert run("q1", {"f": lambda x: x // 2}).reached == 0  # all passed: the question's points, if the hidden tests pass
 
 
+@pytest.mark.parametrize("worth, told", [
+    ([1, 2], "check.start: q1 is [1, 2]: write (1, 2)."),
+    ("3", "check.start: q1 is '3': it must be a number, or a tuple of numbers like (1, 2)."),
+    ((1, "2"), "check.start: q1 is (1, '2'): it must be a number, or a tuple of numbers like (1, 2)."),
+    (-1, "check.start: q1 is -1: it must be a number, or a tuple of numbers like (1, 2)."),
+    ({1: 2}, "check.start: q1 is {1: 2}: it must be a number, or a tuple of numbers like (1, 2).")])
+def test_points_that_are_none_are_one_sentence(worth, told):
+    check.start(q1=4)
+    with pytest.raises(ValueError) as error:
+        check.start(q2=1, q1=worth)
+    assert str(error.value) == told and POINTS == {"q1": 4}
+
+
 def test_the_summary_says_which_points_come_in_parts(capsys):
     check.start(q1=(1, 2), q2=4, q3=(0.5, 0.5))
     for question in ("q1", "q2"):

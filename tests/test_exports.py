@@ -235,7 +235,7 @@ def test_moodles_worksheet_is_filled_in(tmp_path):
 def test_a_worksheet_in_any_order_and_with_other_separators(tmp_path):
     sheet = "Feedback comments;Grade;Group;Identifier\r\n;;Blue;Participant 17\r\n"
     told = filled(tmp_path, sheet, [result("Ada", platform="moodle", number="17")])
-    assert told == "1 of its 1 rows filled in"
+    assert told == "1 of its 1 row filled in"
     assert (tmp_path / "moodle.csv").read_bytes().decode() == ("Feedback comments;Grade;Group;Identifier\r\nq1: 2 of 2. All tests pass.<br>"
                                                                "q2: 3 of 3. All tests pass.;5;Blue;Participant 17\r\n")
     assert filled(tmp_path, "Identifier,Grade\nParticipant 17,\n".encode("utf-16"), [result("Ada", platform="moodle", number="17")])

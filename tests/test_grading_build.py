@@ -376,6 +376,9 @@ BROKEN = {
         {"answer": ANSWER.replace("### BEGIN SOLUTION", "").replace("### END SOLUTION", "")},
         Q1 + "the answer cell has no ### BEGIN SOLUTION and ### END SOLUTION."),
     "half a marker": (answer_with("### END SOLUTION", ""), Q1 + "a BEGIN SOLUTION without an END."),
+    "no end of hidden tests": (in_test(("### END HIDDEN TESTS", "")), Q1.replace(":", "_test:") + "a BEGIN HIDDEN TESTS without an END."),
+    "no beginning of hidden tests": (in_test(("### BEGIN HIDDEN TESTS", "")),
+                                     Q1.replace(":", "_test:") + "an END HIDDEN TESTS without a BEGIN."),
     "points missing": (change(4, points=None), Q1 + "points are missing; the test cell's metadata must hold a number above 0."),
     "points of 0": (change(4, points=0), Q1 + "points are missing; the test cell's metadata must hold a number above 0."),
     "other points in the first cell": (

@@ -96,8 +96,8 @@ def test_hints_after_the_deadline_and_nothing_before(command, capsys):
 
 @pytest.mark.parametrize("options, sentence", [
     (["--export", "html"], "--reveal hints is for after the deadline: state it with --deadline."),
-    (["--deadline", "2999-01-01T00:00+00:00", "--export", "html"], "--reveal hints is for after the deadline, which is "
-     "2999-01-01T00:00+00:00: until then nothing is revealed, and nothing was graded."),
+    (["--deadline", "2199-01-01T00:00+00:00", "--export", "html"], "--reveal hints is for after the deadline, which is "
+     "2199-01-01T00:00+00:00: until then nothing is revealed, and nothing was graded."),
     (["--deadline", PASSED], "--reveal hints goes with an export for students: --export html, for instance."),
     (["--deadline", PASSED, "--export", "csv", "statistics"], "--reveal hints goes with an export for students: --export html, for "
      "instance."),
@@ -110,9 +110,9 @@ def test_hints_are_refused_before_anything_is_graded(command, options, sentence,
 
 def test_hints_wait_for_the_last_extension(command, capsys):
     hand_in(Path("in"), "ada")
-    Path("more.csv").write_text("student,deadline\nada,2999-01-01T00:00+00:00\n")
+    Path("more.csv").write_text("student,deadline\nada,2199-01-01T00:00+00:00\n")
     given = ["--deadline", PASSED, "--extensions", "more.csv", "--reveal", "hints", "--export", "html"]
-    assert cli.main([*command, *given]) == 1 and "which is 2999-01-01T00:00+00:00: until then" in capsys.readouterr().err
+    assert cli.main([*command, *given]) == 1 and "which is 2199-01-01T00:00+00:00: until then" in capsys.readouterr().err
 
 
 def test_exports_that_students_do_not_see_hold_no_hint():
@@ -173,7 +173,7 @@ def test_points_of_groups_reach_every_table_and_page(command, capsys):
     pages = {name: text for name, text in told.items() if name.startswith("feedback/")}
     (bob,) = [text for name, text in pages.items() if "/bob-" in name]
     assert ">0.5 of 2<" in bob and "3.5 of 5 points" in bob and "about: two axes, and a value outside the range. The answers are" in bob
-    assert "a hidden test fails. 1 of the 2 parts of this question pass. The hidden test that fails is" in bob
+    assert "a hidden test fails. 1 of the 2 parts of this question passes. The hidden test that fails is" in bob
     (dan,) = [json.loads(text) for name, text in told.items() if name.startswith("gradescope/dan")]
     assert [(test["score"], test["max_score"], test["status"]) for test in dan["tests"]] == [(1.5, 2, "failed"), (3, 3, "passed")]
     assert not any("secret" in text for text in told.values())  # what a group is called is for the teacher

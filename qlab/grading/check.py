@@ -130,13 +130,17 @@ def check(question: str | None = None) -> None:
 def start(*, seconds: dict[str, float] | None = None, **points: float | tuple[float, ...]) -> None:
     """Says, in the first cell, how many points each question has, a tuple where it gives them in parts, each by itself.
 
-    seconds: the grader's time for the questions that need more than 10.
+    seconds: the grader's time for the questions that need more than 10. Raises ValueError for points that are no such numbers.
 
     >>> start(q1=3, q2=(0.1, 0.2))
     >>> POINTS, PARTS
     ({'q1': 3, 'q2': 0.3}, {'q2': (0.1, 0.2)})
     >>> start()
     """
+    for question, worth in points.items():
+        if not all(type(part) in (int, float) and part >= 0 for part in (worth if isinstance(worth, tuple) else (worth,))):
+            told = f"write {tuple(worth)}" if isinstance(worth, list) else "it must be a number, or a tuple of numbers like (1, 2)"
+            raise ValueError(f"check.start: {question} is {worth!r}: {told}.")
     for store in (POINTS, PARTS, SECONDS):
         store.clear()
     PARTS.update({question: worth for question, worth in points.items() if isinstance(worth, tuple)})

@@ -94,7 +94,8 @@ def _mark(question: dict, cells: list[dict], transcript: drive.Transcript) -> di
         if fate:
             notes.insert(0, f"{fate[0]}: {fate[1] or ('out of time' if fate[0] == 'timeout' else 'it left Python')}")
         if groups and state != "missing":
-            reason += f" {sum(group['score'] > 0 for group in groups)} of the {len(groups)} parts of this question pass."
+            passed = sum(group["score"] > 0 for group in groups)
+            reason += f" {passed} of the {len(groups)} parts of this question pass{'es' if passed == 1 else ''}."
     full = question["points"] if state == "passed" else 0
     return {
         "id": name,

@@ -166,7 +166,7 @@ def _check_cell(cell) -> None:
         raise ValueError("the answer cell has no ### BEGIN SOLUTION and ### END SOLUTION")
     if not solution and without != cell.source:
         raise ValueError("a solution is marked in a cell that is no answer cell")
-    if not grade and split(cell.source, "HIDDEN TESTS")[0] != cell.source:
+    if split(cell.source, "HIDDEN TESTS")[0] != cell.source and not grade:  # of a test cell, too, half a marker is told with its place
         raise ValueError("hidden tests are marked in a cell that is no test cell")
     if grade and not flag(cell, "locked"):
         raise ValueError("a test cell must be locked")

@@ -20,6 +20,7 @@ from pathlib import Path
 from qlab.grading import results
 from qlab.grading.handed_in.canvas import HIDDEN
 from qlab.grading.report import each, feedback, given_back, moodle, whole
+from qlab.grading.report.summary import number
 from qlab.grading.report.text import clean, table
 from qlab.grading.report.words import by_hand, comments, deadline, graded, handed_in
 
@@ -48,24 +49,24 @@ def _written(name: str, counts: list[dict], bundle: dict, folder: Path, canvas_c
     without = f", {left_out} without a score left out" if left_out else ""
     if name == "csv":
         whole.files({folder / "gradebook.csv": "\ufeff" + gradebook(counts, bundle)})  # without the mark Excel misreads umlauts
-        return f"{folder / 'gradebook.csv'}, {len(counts)} rows"
+        return f"{folder / 'gradebook.csv'}, {number(len(counts), 'row')}"
     if name == "canvas":
         sure = [result for result in scored if not _doubted(result["submission"])]
         whole.files({folder / "canvas.csv": canvas(sure, bundle, canvas_column)})
         doubted = f", {len(scored) - len(sure)} in doubt whose they are left out" if len(sure) < len(scored) else ""
-        return f"{folder / 'canvas.csv'}, {len(sure)} rows{doubted}{without}"
+        return f"{folder / 'canvas.csv'}, {number(len(sure), 'row')}{doubted}{without}"
     if name == "moodle":
-        text, told = moodle.filled(worksheet, scored) if worksheet else (moodle.table(scored), f"{len(scored)} rows")
+        text, told = moodle.filled(worksheet, scored) if worksheet else (moodle.table(scored), number(len(scored), "row"))
         whole.files({folder / "moodle.csv": text})
         return f"{folder / 'moodle.csv'}, {told}{without}"
     if name == "gradescope":
         files, differ = _of_groups(scored)
         whole.folder(folder / "gradescope", files)
         none = f", none of {', '.join(differ)}, whose members' results differ" if differ else ""
-        return f"{folder / 'gradescope'}, {len(files)} results{none}{without}"
+        return f"{folder / 'gradescope'}, {number(len(files), 'result')}{none}{without}"
     if name == "html":
         whole.folder(folder / "feedback", {f"{result['submission']['id']}.html": feedback.page(result) for result in counts})
-        return f"{folder / 'feedback'}, {len(counts)} pages"
+        return f"{folder / 'feedback'}, {number(len(counts), 'page')}"
     if name in ("canvas-feedback", "moodle-feedback"):
         place = folder / f"{name.replace('-', '_')}.zip"
         content, told = given_back.packed(name.partition("-")[0], scored)

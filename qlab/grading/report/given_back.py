@@ -17,6 +17,7 @@ import zipfile
 
 from qlab.grading.handed_in import canvas
 from qlab.grading.report import feedback, words
+from qlab.grading.report.summary import number
 from qlab.grading.report.text import clean
 
 FOLDER = re.compile(r"[^_]+_[0-9]+_assignsubmission_[a-z0-9]+_?")  # what follows it is the name of a file, where all lay in one folder
@@ -42,7 +43,7 @@ def packed(platform: str, scored: list[dict]) -> tuple[bytes, str]:
             files[f"{name}/feedback.html"] = feedback.page(result)
         else:
             files[name] = _like(name, result)
-    return _zipped(files), f"{len(files)} files" + (f", {rest} without a name to give theirs back under" if rest else "")
+    return _zipped(files), number(len(files), "file") + (f", {rest} without a name to give theirs back under" if rest else "")
 
 
 def _like(name: str, result: dict) -> str | bytes:

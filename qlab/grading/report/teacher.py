@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qlab.grading.handed_in import notebook
 from qlab.grading.report import each, pages, similar, whole
+from qlab.grading.report.summary import number
 from qlab.grading.report.text import table
 
 NAMES = ("pages", "similar")
@@ -25,7 +26,7 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: It
     if name == "pages":
         counts, lost = each.sound(counts, lambda one: pages.page(one, bundle, cells.get(one["submission"]["id"], ())))
         whole.folder(folder / "pages", pages.pages(counts, bundle, cells))
-        told = f"{folder / 'pages' / 'index.html'}, {len(counts)} pages, for the teacher only: hidden inputs are on them"
+        told = f"{folder / 'pages' / 'index.html'}, {number(len(counts), 'page')}, for the teacher only: hidden inputs are on them"
         if lost:
             raise each.Incomplete(f"{told}; {lost}")
         return told
@@ -34,7 +35,7 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: It
     whole.files({folder / "similar.csv": "\ufeff" + table(similar.rows(found)),
                  folder / "similar.html": similar.page(found, bundle, cells, len(counts))})
     without = "" if given else ", without the exercise as it was handed out, so that its lines count as the students' own"
-    return f"{folder / 'similar.html'} and .csv, {len(found)} {'pair' if len(found) == 1 else 'pairs'}, for the teacher only{without}"
+    return f"{folder / 'similar.html'} and .csv, {number(len(found), 'pair')}, for the teacher only{without}"
 
 
 def handed_out(path: Path) -> tuple[dict, ...]:
