@@ -150,20 +150,50 @@ def test_canvas_takes_its_feedback_back(tmp_path):
              "dan_127_460_report.pdf", "eve_128_461_page.html"]
     made = from_platform("canvas", *names, "fay_129_text.html", "gus_130_link.html")
     told = exports.export("canvas-feedback", made, BUNDLE, tmp_path)
-    assert told == f"{tmp_path / 'canvas_feedback.zip'}, 6 files, 2 without a name to give theirs back under"
+    assert told == f"{tmp_path / 'canvas_feedback.zip'}, 5 files, 2 without a name to give theirs back under: Student 6, Student 7, " \
+                   "1 left out, whose hand-in is no notebook, zip or text, so that a page under its name could not be opened: Student 4"
     files = unpacked(tmp_path / "canvas_feedback.zip")
-    assert sorted(files) == sorted(names)
+    assert sorted(files) == sorted(name for name in names if not name.endswith(".pdf"))
     assert [canvas_takes(name) for name in names] == [("123", "456"), ("124", "457"), ("aB3xY", "458"), ("126", "459"), ("127", "460"),
                                                       ("128", "461")]
     ada = json.loads(files[names[0]])
     (output,) = ada["cells"][0]["outputs"]
     assert "Student 0" in output["data"]["text/html"] and "q1: 0 of 2. A public test fails." in output["data"]["text/plain"]
     assert zipfile.ZipFile(io.BytesIO(files[names[3]])).read("feedback.html").decode() == feedback.page(made[3])
-    assert files[names[4]].startswith(b"q1: 0 of 2. A public test fails.\n") and files[names[5]].decode() == feedback.page(made[5])
+    assert files[names[5]].decode() == feedback.page(made[5])
     assert all(SECRET.encode() not in content for content in files.values())
     before = (tmp_path / "canvas_feedback.zip").read_bytes()
     exports.export("canvas-feedback", made, BUNDLE, tmp_path)
     assert (tmp_path / "canvas_feedback.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize("ending, kind", [("02.IPYNB", "{"), ("02.ipynb.json", "{"), ("02.ipynb.txt", "q1: "),
+                                          ("notes.md", "q1: "), ("a.py", "q1: "), ("a.htm", "<!DOCTYPE"), ("a.ZIP", "PK"),
+                                          ("a.pdf", None), ("a.rar", None), ("a.7z", None), ("a.tar.gz", None), ("a.docx", None), ("a.png", None), ("02_linear", None), ("a.", None)])
+def test_what_goes_back_can_be_opened_under_its_name(tmp_path, ending, kind):
+    made = from_platform("canvas", f"ada_123_456_{ending}")
+    told = exports.export("canvas-feedback", made, BUNDLE, tmp_path)
+    files = unpacked(tmp_path / "canvas_feedback.zip")
+    if kind is None:
+        assert files == {} and told.endswith(", 0 files, 1 left out, whose hand-in is no notebook, zip or text, so that a page under its "
+                                             "name could not be opened: Student 0")
+    else:
+        assert files[f"ada_123_456_{ending}"].startswith(kind.encode()) and told.endswith(", 1 file")
+
+
+def test_who_cannot_be_imported_is_named(tmp_path):
+    ada = result("Ada", platform="moodle", number="17")
+    others = [result(f"Student {k}", id=f"s{k}") for k in range(12)]
+    assert exports.export("moodle", [ada], BUNDLE, tmp_path).endswith("moodle.csv, 1 row")
+    assert exports.export("moodle", [ada, *others[:2]], BUNDLE, tmp_path).endswith(
+        "moodle.csv, 3 rows, 2 without Moodle's number, so that Moodle cannot import their rows (--moodle-worksheet finds them by e-mail "
+        "or name): Student 0, Student 1")
+    assert exports.export("moodle", others, BUNDLE, tmp_path).endswith("Student 8, Student 9 and 2 more")
+    hidden = result("anon_aB3xY", platform="canvas", entry="anon_aB3xY_458_02.ipynb")
+    eve = result("Eve", platform="canvas", number="3", entry="eve_3_459_02.ipynb")
+    assert exports.export("canvas", [hidden, eve], BUNDLE, tmp_path).endswith(
+        "canvas.csv, 2 rows, 1 without an ID, for Canvas hides their names, so that it cannot import their rows: anon_aB3xY")
+    assert exports.export("canvas", [eve], BUNDLE, tmp_path).endswith("canvas.csv, 1 row")
 
 
 def test_the_notebook_that_goes_back_is_one():
@@ -177,7 +207,7 @@ def test_moodle_takes_its_feedback_back(tmp_path):
                          "Cyd_19_assignsubmission_onlinetext_",
                          "Dan O'Neil_20_assignsubmission_file_02_linear.ipynb", "Default group_assignsubmission_file_")
     told = exports.export("moodle-feedback", made, BUNDLE, tmp_path)
-    assert told == f"{tmp_path / 'moodle_feedback.zip'}, 4 files, 1 without a name to give theirs back under"
+    assert told == f"{tmp_path / 'moodle_feedback.zip'}, 4 files, 1 without a name to give theirs back under: Student 4"
     files = unpacked(tmp_path / "moodle_feedback.zip")
     assert sorted(moodle_takes(name) for name in files) == [
         (17, "assignsubmission_file", "feedback.html"), (18, "assignsubmission_file", "feedback.html"),
@@ -194,7 +224,7 @@ def test_a_team_gets_one_page_and_nobodys_own_marks(tmp_path):
     team[1] = final(team[1] | {"submission": team[1]["submission"] | {"late": True, "time": 1.0, "deadline": "1970-01-01T00:00:00+00:00"}},
                     BUNDLE, rule=late.parse("50% per day"))
     told = exports.export("moodle-feedback", team, BUNDLE, tmp_path)
-    assert told.endswith("0 files, 2 without a name to give theirs back under")
+    assert told.endswith("0 files, 2 without a name to give theirs back under: Ada, Bob")
 
 
 @pytest.mark.parametrize("platform", ["canvas", "moodle"])

@@ -149,6 +149,7 @@ def test_the_report_says_what_it_means_and_escapes_what_it_shows(tmp_path):
     text = similar.page(pairs, BUNDLE, cells, 2)
     assert "<script" not in text and "\u202e" not in text and "&lt;/pre&gt;" in text and "For the teacher only" in text
     assert "1 pair of 2 hand-ins" in text and "No mark depends on it." in text and "default-src 'none'" in text
+    assert "href" not in text and 'href="pages/s0.html"' in similar.page(pairs, BUNDLE, cells, 2, linked=True)
     assert "No pair of 2" in similar.page([], BUNDLE, cells, 2)
     assert similar.rows(pairs) == [["student", "other student", "question", "alike, %", "fingerprints shared", "id", "other id"],
                                    [f"=1+1;{evil}"] * 2 + ["q1", "100", pairs[0].alike["q1"][0], "s0", "s1"]]

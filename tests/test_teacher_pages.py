@@ -192,7 +192,8 @@ def test_they_lie_beside_the_export_folder_and_replace_the_former_ones(made, tmp
     assert "a scratch cell" in (tmp_path / "pages" / "bob-1.html").read_text()
     long = {name: ({"source": LONG.format(name[0]), "grade_id": "q1", "grade": False},) for name in ("ada-1", "bob-1")}
     entries = [Submission(name, name, f"{name}.ipynb", cells=those) for name, those in long.items()]
-    told = teacher.export("similar", found, BUNDLE, tmp_path, entries, [tmp_path / "none.ipynb"])
+    told = teacher.export("similar", found, BUNDLE, tmp_path, entries, [tmp_path / "none.ipynb"], linked=True)
+    assert '<h2><a href="pages/ada-1.html">Ada</a> and <a href="pages/bob-1.html">Bob</a></h2>' in (tmp_path / "similar.html").read_text()
     assert told.startswith(f"{tmp_path / 'similar.html'} and .csv, 1 pair, for the teacher only, without the exercise")
     assert (tmp_path / "similar.csv").read_text("utf-8-sig").splitlines()[1:] == ["Ada,Bob,q1,100,53,ada-1,bob-1"]
     stub = {"cell_type": "code", "source": LONG.format("x"), "metadata": {"nbgrader": {"grade_id": "q1"}}}

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of qlab grade."""
     command = argparse.ArgumentParser(prog="qlab grade", description="Mark what was handed in, each in a sandbox.",
                                       epilog=f"Marks set by hand: DIR/ASSIGNMENT/{by_hand.NAME}, a table (CSV) of "
-                                             f"{', '.join(by_hand.COLUMNS)}, read at every run.")
+                                             f"{', '.join(by_hand.COLUMNS)}, read at every run. Options hold for one run: repeat them.")
     command.add_argument("folder", help="a folder, a zip or a notebook: a download of Canvas, Moodle, Gradescope, nbgrader, or plain files")
     command.add_argument("--assignment", required=True, metavar="NN", help="its number or name: 02 or 02_linear_quantization")
     command.add_argument("--bundle", metavar="FILE", help="made by qlab build (default: bundles/NN_topic.json.gz)")
@@ -97,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
                          "numbers could be read from")
     command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=f"{', '.join(EXPORTS)}; pages (a page "
                          "a student with code and failed case, an index) and similar (answers that are alike) are for the teacher alone")
-    command.add_argument("--reveal", choices=("hints",), help="after --deadline: exports tell students what a failed hidden test is about, "
-                         "and which known mistake gives the same answers; never its input")
+    command.add_argument("--reveal", choices=("hints",), help="after --deadline and the last extension: exports tell students what a failed "
+                         "hidden test is about, and which known mistake gives the same answers; never its input")
     command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')
     command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="MiB that one student's files may have, zips unpacked "
                          "(default: 256), beside 10,000 files, 200 notebooks of 20 MiB, and zips three deep; what has more is unreadable")
@@ -206,7 +206,7 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
         try:
             if name in teacher.NAMES:
                 exercises = [place.parent / "exercises" / f"{bundle['assignment']}.ipynb" for place in _bundles()]
-                _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises)}")
+                _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises, 'pages' in args.export)}")
                 continue
             _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column, worksheet)}")
         except each.Incomplete as error:

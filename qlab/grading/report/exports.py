@@ -22,7 +22,7 @@ from qlab.grading.handed_in.canvas import HIDDEN
 from qlab.grading.report import each, feedback, given_back, moodle, whole
 from qlab.grading.report.summary import number
 from qlab.grading.report.text import clean, table
-from qlab.grading.report.words import by_hand, comments, deadline, graded, handed_in
+from qlab.grading.report.words import by_hand, comments, deadline, graded, handed_in, named
 
 NAMES = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics")
 
@@ -54,9 +54,13 @@ def _written(name: str, counts: list[dict], bundle: dict, folder: Path, canvas_c
         sure = [result for result in scored if not _doubted(result["submission"])]
         whole.files({folder / "canvas.csv": canvas(sure, bundle, canvas_column)})
         doubted = f", {len(scored) - len(sure)} in doubt whose they are left out" if len(sure) < len(scored) else ""
+        hidden = [result for result in sure if _hidden(result["submission"])]
+        if hidden:
+            doubted += f", {len(hidden)} without an ID, for Canvas hides their names, so that it cannot import their rows: {named(hidden)}"
         return f"{folder / 'canvas.csv'}, {number(len(sure), 'row')}{doubted}{without}"
     if name == "moodle":
-        text, told = moodle.filled(worksheet, scored) if worksheet else (moodle.table(scored), number(len(scored), "row"))
+        text, told = moodle.filled(worksheet, scored) if worksheet else (moodle.table(scored), number(len(scored), "row")
+                                                                                + moodle.nobodys(scored))
         whole.files({folder / "moodle.csv": text})
         return f"{folder / 'moodle.csv'}, {told}{without}"
     if name == "gradescope":
@@ -83,7 +87,11 @@ def _written(name: str, counts: list[dict], bundle: dict, folder: Path, canvas_c
 
 def _doubted(who: dict) -> bool:
     """Whether a hand-in of Canvas's has no number, and that not because Canvas hides it: by its name it might become another one's."""
-    return who["platform"] == "canvas" and not who["number"] and not HIDDEN.fullmatch(who["entry"])
+    return who["platform"] == "canvas" and not who["number"] and not _hidden(who)
+
+
+def _hidden(who: dict) -> bool:
+    return who["platform"] == "canvas" and not who["number"] and bool(HIDDEN.fullmatch(who["entry"]))
 
 
 def _of_groups(scored: list[dict]) -> tuple[dict[str, str], list[str]]:

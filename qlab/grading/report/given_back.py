@@ -6,8 +6,8 @@ and hands what lies in it to that student under its own name: feedback.html (mod
 Canvas ("Upload Multiple Submissions") reads the student's and the upload's number off the file's name, lovelaceada_LATE_123_456_02.ipynb,
 or anon_AbC12_456_02.ipynb, and attaches the file to a comment, under the name of the student's own upload whatever it holds
 (app/models/abstract_assignment.rb, infer_comment_context_from_filename). So what goes back for a notebook is a notebook, with the page as
-its one output, for a zip a zip with the page in it, and for anything else the page's text. A link or text
-that was handed in has no upload's number: Canvas takes nothing back.
+its one output, for a zip a zip with the page in it, for a text the page's text. What is none of these (.pdf, .rar) would open as nothing,
+and is left out. A link or text that was handed in has no upload's number: Canvas takes nothing back.
 """
 
 import io
@@ -21,6 +21,7 @@ from qlab.grading.report.summary import number
 from qlab.grading.report.text import clean
 
 FOLDER = re.compile(r"[^_]+_[0-9]+_assignsubmission_[a-z0-9]+_?")  # what follows it is the name of a file, where all lay in one folder
+TEXTS = ("txt", "md", "py", "csv", "log", "rst", "tex")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # so that the same results make the same zip
 
 
@@ -32,28 +33,35 @@ def packed(platform: str, scored: list[dict]) -> tuple[bytes, str]:
     groups = {}
     for result in of:
         groups.setdefault(handed_out_as(result["submission"]), []).append(result)
-    rest = len(scored) - len(of) + len(groups.pop(None, ()))
-    files = {}
+    rest = [result for result in scored if result not in of] + groups.pop(None, [])
+    files, unlike = {}, []
     for name, group in groups.items():
         if len({feedback.page(_called(result, "")) for result in group}) > 1:
-            rest += len(group)  # members of one group with different marks: who opens the file would read another one's
+            rest += group  # members of one group with different marks: who opens the file would read another one's
             continue
         result = _called(group[0], ", ".join(result["submission"]["student"] for result in group))
         if platform == "moodle":
             files[f"{name}/feedback.html"] = feedback.page(result)
+        elif (content := _like(name, result)) is not None:
+            files[name] = content
         else:
-            files[name] = _like(name, result)
-    return _zipped(files), number(len(files), "file") + (f", {rest} without a name to give theirs back under" if rest else "")
+            unlike += group
+    told = [number(len(files), "file"), *([f"{len(rest)} without a name to give theirs back under: {words.named(rest)}"] if rest else []),
+            *([f"{len(unlike)} left out, whose hand-in is no notebook, zip or text, so that a page under its name could not be opened: "
+               f"{words.named(unlike)}"] if unlike else [])]
+    return _zipped(files), ", ".join(told)
 
 
-def _like(name: str, result: dict) -> str | bytes:
-    """The feedback as what a file of this name can be opened as."""
+def _like(name: str, result: dict) -> str | bytes | None:
+    """The feedback as what a file of this name can be opened as; None if it is nothing that can hold it."""
     suffix = name.lower().rpartition(".")[2]
-    if suffix == "ipynb":
+    if suffix in ("ipynb", "json"):  # a notebook saved under another name
         return notebook(result)
     if suffix == "zip":
         return _zipped({"feedback.html": feedback.page(result)})
-    return feedback.page(result) if suffix in ("html", "htm") else clean("\n".join(words.comments(result))) + "\n"
+    if suffix in ("html", "htm"):
+        return feedback.page(result)
+    return clean("\n".join(words.comments(result))) + "\n" if suffix in TEXTS else None
 
 
 def _zipped(files: dict[str, str | bytes]) -> bytes:

@@ -28,10 +28,20 @@ def table(scored: list[dict]) -> str:
     rows = [FORM]
     for result in scored:
         who = result["submission"]
-        identifier = f"Participant {who['number']}" if who["platform"] == "moodle" and who["number"] else ""
-        rows.append([identifier, who["student"], who["email"], "Submitted for grading", result["score"], result["max_score"], "",
+        rows.append([_identifier(who), who["student"], who["email"], "Submitted for grading", result["score"], result["max_score"], "",
                      told(result)])
     return text.table(rows)
+
+
+def nobodys(scored: list[dict]) -> str:
+    """What to say of those whom Moodle does not find in a worksheet of our own; "" if there are none."""
+    without = [result for result in scored if not _identifier(result["submission"])]
+    return (f", {len(without)} without Moodle's number, so that Moodle cannot import their rows (--moodle-worksheet finds them by e-mail "
+            f"or name): {words.named(without)}") if without else ""
+
+
+def _identifier(who: dict) -> str:
+    return f"Participant {who['number']}" if who["platform"] == "moodle" and who["number"] else ""
 
 
 def told(result: dict) -> str:

@@ -142,8 +142,8 @@ body { max-width: 84rem; } .both { display: grid; grid-template-columns: 1fr 1fr
 """
 
 
-def page(found: list[Pair], bundle: dict, cells: dict[str, tuple[dict, ...]], compared: int) -> str:
-    """The pairs with their answers side by side, in one HTML file that loads and runs nothing."""
+def page(found: list[Pair], bundle: dict, cells: dict[str, tuple[dict, ...]], compared: int, linked: bool = False) -> str:
+    """The pairs with their answers side by side, in one HTML file that loads and runs nothing. linked: whether names lead to pages/."""
     questions = {question["id"]: question for question in bundle["questions"]}
     more = f"<p>{len(found) - SHOWN} more pairs are in similar.csv.</p>" if len(found) > SHOWN else ""
     number = "No pair" if not found else "1 pair" if len(found) == 1 else f"{len(found)} pairs"
@@ -151,11 +151,14 @@ def page(found: list[Pair], bundle: dict, cells: dict[str, tuple[dict, ...]], co
     return frame(f"{bundle['assignment']}: similar answers", "\n".join([
         f"<h1>{escape(bundle['assignment'])}: similar answers</h1>", '<p class="soft">For the teacher only.</p>',
         f"<p>{heading} {LEFT_OUT}</p>", f"<p>{MEANS}</p>",
-        *(_pair(pair, questions, cells) for pair in found[:SHOWN]), more]), WIDE)
+        *(_pair(pair, questions, cells, linked) for pair in found[:SHOWN]), more]), WIDE)
 
 
-def _pair(pair: Pair, questions: dict, cells: dict) -> str:
-    names = [escape(answers.visible(result["submission"]["student"])) for result in (pair.one, pair.other)]
+def _pair(pair: Pair, questions: dict, cells: dict, linked: bool) -> str:
+    whose = [result["submission"] for result in (pair.one, pair.other)]
+    names = [escape(answers.visible(who["student"])) for who in whose]
+    if linked:
+        names = [f'<a href="pages/{escape(who["id"])}.html">{name}</a>' for who, name in zip(whose, names)]
     parts = []
     for name, (shared, share) in pair.alike.items():
         codes = [answers.of_question(cells[result["submission"]["id"]], questions[name])["source"] for result in (pair.one, pair.other)]

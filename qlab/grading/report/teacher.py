@@ -16,10 +16,12 @@ from qlab.grading.report.text import table
 NAMES = ("pages", "similar")
 
 
-def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: Iterable, exercises: Iterable[Path] = ()) -> str:
+def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: Iterable, exercises: Iterable[Path] = (),
+           linked: bool = False) -> str:
     """Write one of the two below folder and say what was written. Raises OSError, or each.Incomplete where some had to be left out.
 
-    hand_ins: as ingest.hand_ins returns them, to read the code again; exercises: where the exercise as it was handed out may lie.
+    hand_ins: as ingest.hand_ins returns them, to read the code again; exercises: where the exercise as it was handed out may lie;
+    linked: whether both are exported, so that names in similar lead to the pages.
     """
     counts = [result for result in made if result["submission"]["duplicate_of"] is None]
     cells = {entry.id: entry.cells for hand_in in hand_ins for entry in hand_in.read()}
@@ -33,7 +35,7 @@ def export(name: str, made: list[dict], bundle: dict, folder: Path, hand_ins: It
     given = next(filter(None, map(handed_out, exercises)), ())
     found = similar.pairs(counts, bundle, cells, given)
     whole.files({folder / "similar.csv": "\ufeff" + table(similar.rows(found)),
-                 folder / "similar.html": similar.page(found, bundle, cells, len(counts))})
+                 folder / "similar.html": similar.page(found, bundle, cells, len(counts), linked)})
     without = "" if given else ", without the exercise as it was handed out, so that its lines count as the students' own"
     return f"{folder / 'similar.html'} and .csv, {number(len(found), 'pair')}, for the teacher only{without}"
 

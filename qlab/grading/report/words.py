@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+from qlab.grading.report.text import clean
+
 
 def comments(result: dict) -> list[str]:
     """What a student may read, a line a question, and one for what holds for all.
@@ -73,6 +75,16 @@ def deadline(who: dict) -> str:
     """
     when = datetime.fromisoformat(who["deadline"]).isoformat(" ", "seconds") if who.get("deadline") else ""
     return when + (", extended" if who.get("extended") else "")
+
+
+def named(of: list[dict], most: int = 10) -> str:
+    """The students of results by name, so many of them.
+
+    >>> named([{"submission": {"student": name}} for name in ("Ada", "Bob\\n", "Cyd")], most=2)
+    'Ada, Bob and 1 more'
+    """
+    names = [clean(" ".join(str(result["submission"]["student"]).split())) for result in of]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def graded(row: dict) -> str:
