@@ -34,7 +34,7 @@ def lay_out(folder: Path, layout: str, students: list[Student], exercise: Exerci
         (place / path).write_bytes(data)
     (folder / "bundle.json.gz").write_bytes(gzip.compress(json.dumps(exercise.bundle).encode()))
     if layout == "moodle":
-        (folder / "worksheet.csv").write_bytes(worksheet(students))
+        (folder / "worksheet.csv").write_bytes(worksheet(students, sum(exercise.points.values())))
 
 
 def shown_name(student: Student, layout: str) -> str:
@@ -113,13 +113,13 @@ def _metadata(students: list[Student]) -> bytes:
         ":score": None} for student in students}, allow_unicode=True).encode()
 
 
-def worksheet(students: list[Student]) -> bytes:
-    """Moodle's grading worksheet, in English, its times in UTC; one participant has handed in nothing."""
+def worksheet(students: list[Student], most: float) -> bytes:
+    """Moodle's grading worksheet, in English, its times in UTC; most: the maximum grade. One participant has handed in nothing."""
     head = ["Identifier", "Full name", "Email address", "Status", "Grade", "Maximum grade", "Grade can be changed",
             "Last modified (submission)", "Last modified (grade)", "Feedback comments"]
-    rows = [[f"Participant {student.number}", student.name, student.email, "Submitted for grading", "", "100.00", "Yes",
+    rows = [[f"Participant {student.number}", student.name, student.email, "Submitted for grading", "", f"{most:.2f}", "Yes",
              _moodle_time(_handed_in(student)), "-", ""] for student in students]
-    rows.append(["Participant 7", "Nobody Yet", "s7@example.edu", "No submission", "", "100.00", "Yes", "-", "-", ""])
+    rows.append(["Participant 7", "Nobody Yet", "s7@example.edu", "No submission", "", f"{most:.2f}", "Yes", "-", "-", ""])
     stream = io.StringIO(newline="")
     csv.writer(stream).writerows([head, *rows])
     return b"\xef\xbb\xbf" + stream.getvalue().encode()
