@@ -323,7 +323,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02 (default: all)")
     command.set_defaults(run=notebooks)
 
-    command = commands.add_parser("build", help="make exercises/ and the grader's bundles from solutions/")
+    command = commands.add_parser("build", help="make exercises/, the grader's bundles and the list of released notebooks from "
+                                   "solutions/")
     command.add_argument("names", nargs="*", metavar="SET", help="a name or a number such as 02 (default: all)")
     command.add_argument("--check", action="store_true", help="write nothing; say whether everything holds and exercises/ is up to date")
     command.add_argument("--seed", help="of the hidden cases (default: QLAB_SEED, or the teacher's own in ~/.config/qlab/seed)")

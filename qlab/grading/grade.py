@@ -97,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
                          "numbers could be read from")
     command.add_argument("--export", nargs="+", default=[], choices=EXPORTS, metavar="FORMAT", help=f"{', '.join(EXPORTS)}; pages (a page "
                          "a student with code and failed case, an index) and similar (answers that are alike) are for the teacher alone")
-    command.add_argument("--reveal", choices=("hints",), help="after --deadline and the last extension: exports tell students what a failed "
-                         "hidden test is about, and which known mistake gives the same answers; never its input")
+    command.add_argument("--reveal", choices=("hints",), help="after --deadline and the last extension: exports tell students what a "
+                         "failed hidden test is about, and which known mistake gives the same answers; never its input")
     command.add_argument("--canvas-column", metavar="TITLE", help='the assignment\'s column in Canvas, as in "Linear quantization (4711)"')
     command.add_argument("--hand-in-mib", type=float, default=256, metavar="N", help="MiB that one student's files may have, zips unpacked "
                          "(default: 256), beside 10,000 files, 200 notebooks of 20 MiB, and zips three deep; what has more is unreadable")
