@@ -169,7 +169,8 @@ def test_canvas_takes_its_feedback_back(tmp_path):
 
 @pytest.mark.parametrize("ending, kind", [("02.IPYNB", "{"), ("02.ipynb.json", "{"), ("02.ipynb.txt", "q1: "),
                                           ("notes.md", "q1: "), ("a.py", "q1: "), ("a.htm", "<!DOCTYPE"), ("a.ZIP", "PK"),
-                                          ("a.pdf", None), ("a.rar", None), ("a.7z", None), ("a.tar.gz", None), ("a.docx", None), ("a.png", None), ("02_linear", None), ("a.", None)])
+                                          ("a.pdf", None), ("a.rar", None), ("a.7z", None), ("a.tar.gz", None),
+                                          ("a.docx", None), ("a.png", None), ("02_linear", None), ("a.", None)])
 def test_what_goes_back_can_be_opened_under_its_name(tmp_path, ending, kind):
     made = from_platform("canvas", f"ada_123_456_{ending}")
     told = exports.export("canvas-feedback", made, BUNDLE, tmp_path)

@@ -128,6 +128,7 @@ def test_a_group_of_gradescopes_has_one_file_or_none(tmp_path):
     ("moodle-feedback", "moodle_feedback.zip, 1 file")])
 def test_a_record_that_cannot_be_written_ends_no_export(tmp_path, name, rest):
     of = {"canvas-feedback": {"platform": "canvas", "number": "17", "entry": "ada_17_9001_02.ipynb"},
+          "moodle": {"platform": "moodle", "number": "17"},
           "moodle-feedback": {"platform": "moodle", "number": "17", "entry": "Ada_17_assignsubmission_file_"}}.get(name, {})
     broken = result("Bob", id="bob-2", **of)
     del broken["questions"][0]["score"]
