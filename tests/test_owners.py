@@ -436,7 +436,7 @@ def test_nobody_gets_a_mark_under_a_number_that_is_in_doubt(tmp_path):
     laid(tmp_path / "in", "mal_1_123_9002_02.ipynb", "bob_2_9003_4711_02.ipynb", "cyd_3_9004_02.ipynb")  # user 1 handed nothing in
     assert students(tmp_path / "in") == [("bob", "", False), ("cyd", "3", False), ("mal", "", False)]
     told = exports.export("canvas", graded(tmp_path / "in"), BUNDLE, tmp_path)
-    assert told.endswith("canvas.csv, 1 row, 2 in doubt whose they are left out")
+    assert told.endswith("canvas.csv, 1 row, 2 in doubt whose they are left out: bob, mal")
     assert [row[:2] for row in table((tmp_path / "canvas.csv").read_text())[2:]] == [["cyd", "3"]]
     path = tmp_path / "gradebook.csv"
     path.write_text("Student,ID,SIS Login ID,Section,02 (7)\n    Points Possible,,,,12\nVic,1,,,\nBob,2,,,\nCyd,3,,,\nMal 1,123,,,\n")

@@ -53,7 +53,8 @@ def _written(name: str, counts: list[dict], bundle: dict, folder: Path, canvas_c
     if name == "canvas":
         sure = [result for result in scored if not _doubted(result["submission"])]
         whole.files({folder / "canvas.csv": canvas(sure, bundle, canvas_column)})
-        doubted = f", {len(scored) - len(sure)} in doubt whose they are left out" if len(sure) < len(scored) else ""
+        unsure = [result for result in scored if _doubted(result["submission"])]
+        doubted = f", {len(unsure)} in doubt whose they are left out: {named(unsure)}" if unsure else ""
         hidden = [result for result in sure if _hidden(result["submission"])]
         if hidden:
             doubted += f", {len(hidden)} without an ID, for Canvas hides their names, so that it cannot import their rows: {named(hidden)}"
