@@ -75,7 +75,7 @@ def defined(source: str, parse: bool = True) -> dict[str, int]:
     >>> defined("%matplotlib inline\\ndef f(x):\\n    '''Twice x.'''\\n    raise NotImplementedError()")
     {'f': 1}
     >>> defined("def f(x:\\n    return 1\\ng = 2")  # no Python
-    {'f': 3, 'g': 2}
+    {'g': 2, 'f': 3}
     """
     tree = _parsed(source) if parse and len(source) <= LONGEST else None
     found = _of_text(source) if tree is None else _of_tree(tree)
