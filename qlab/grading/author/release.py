@@ -6,7 +6,7 @@ what is left out, the zip's copy keeps the words and drops the link.
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import qlab
@@ -24,29 +24,39 @@ def release(root: Path, out: Path) -> int:
     Raises ValueError where exercises/ is not what solutions/ generates, a hidden line or the teacher's seed stands in a file, a link leads
     nowhere, or out is no .zip; FileNotFoundError where something of the course is missing.
     """
-    if out.suffix != ".zip":
-        raise ValueError(f"{out} must end with .zip.")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent}.")
+    check_zip(out)
     contents = {name: (root / name).read_bytes() for name in sorted(names(root))}
     for name, content in contents.items():
         if name.endswith(".md"):
             contents[name] = links.without(name, content, LEFT_OUT)
     _check(root, contents)
+    write_zip(out, {f"qlab-{qlab.__version__}/{name}": content for name, content in contents.items()})
+    return len(contents)
+
+
+def check_zip(out: Path) -> None:
+    """ValueError or FileNotFoundError where out is no .zip or its folder is missing."""
+    if out.suffix != ".zip":
+        raise ValueError(f"{out} must end with .zip.")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent}.")
+
+
+def write_zip(out: Path, contents: Mapping[str, bytes], mode: Callable[[str], int] = lambda name: 0o644, own: int = 0o666) -> None:
+    """Write the archive whole or not at all; the same contents give the same bytes. mode: of each file in it; own: of the archive."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
+        with open(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, own), "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
                 for name, content in contents.items():
-                    entry = zipfile.ZipInfo(f"qlab-{qlab.__version__}/{name}")  # of 1980: the same files, the same bytes
-                    entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+                    entry = zipfile.ZipInfo(name)  # of 1980
+                    entry.external_attr, entry.compress_type = mode(name) << 16, zipfile.ZIP_DEFLATED
                     archive.writestr(entry, content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    return len(contents)
 
 
 def names(root: Path, folders: tuple[str, ...] = FOLDERS) -> Iterator[str]:

@@ -13,8 +13,6 @@ Source: gradescope-autograders.readthedocs.io and github.com/gradescope/autograd
 docs/base_images.md, docs/troubleshooting.md, docs/submission_metadata.md, docs/best_practices.md).
 """
 
-import os
-import zipfile
 from pathlib import Path
 
 from qlab.grading.author import release
@@ -59,29 +57,13 @@ def package(root: Path, assignment: str, out: Path, bundle: str | None = None, n
 
     root: the clone. Raises ValueError if out is no .zip or the bundle none, FileNotFoundError where something is missing.
     """
-    if out.suffix != ".zip":
-        raise ValueError(f"{out} must end with .zip.")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent}.")
+    release.check_zip(out)
     kept = find_bundle(assignment, bundle)
     name = load_bundle(kept)["assignment"]
     contents = {"setup.sh": SETUP.encode(), "run_autograder": RUN.format(options="" if namespaces else "--without-namespaces").encode(),
                 "bundle.json.gz": kept.read_bytes()}
     contents |= {f"qlab/{file}": (root / file).read_bytes() for file in sorted(release.names(root, ("qlab",)))}
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with open(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path, content in contents.items():
-                    entry = zipfile.ZipInfo(path)  # of 1980: the same files, the same bytes
-                    entry.external_attr = (0o100755 if path in ("setup.sh", "run_autograder") else 0o100644) << 16
-                    entry.compress_type = zipfile.ZIP_DEFLATED
-                    archive.writestr(entry, content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    release.write_zip(out, contents, lambda path: 0o100755 if path in ("setup.sh", "run_autograder") else 0o100644, own=0o600)
     size = out.stat().st_size / 2**20
     return (f"{out}: the autograder of {name}, {len(contents)} files, {size:.1f} MiB. The hidden tests are in it: upload it to Gradescope, "
             f"and give it to nobody.\n{FULL if namespaces else WITHOUT}\nIn the assignment's settings allow 1 processor and 3 GB or more.")
