@@ -92,7 +92,8 @@ def _mode(path: Path) -> int | None:
     if not stat.S_ISREG(mode):
         found = next((name for test, name in _KINDS if test(mode)), "a device")
         raise OSError(f"cannot write {path}: it is {found}, and must be a file, or nothing yet.")
-    if not os.access(path, os.W_OK):  # open() would refuse it, a rename would not
+    effective = os.access in os.supports_effective_ids                                      # whom open() would ask
+    if not os.access(path, os.W_OK, effective_ids=effective):                               # open() would refuse it, a rename would not
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return stat.S_IMODE(mode)
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -200,22 +201,47 @@ def test_a_missing_folder_and_a_file_in_its_place(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "x" * 255]
 
 
-def test_permission_is_asked_of_the_folder_and_of_the_file(tmp_path):
+_NO_PERMISSION = "cannot write .*old .Permission denied.*no permission to write old in"
+
+
+def test_no_permission_for_a_file_or_for_its_folder_is_said(tmp_path, monkeypatch):
+    """As the system would answer: for the rights themselves do not bind every user who runs tests."""
     path = tmp_path / "old"
     path.write_bytes(b"old")
-    root = os.geteuid() == 0
-    for place, mode in ((tmp_path, 0o555), (path, 0o444)):
-        tmp_path.chmod(0o777)
-        place.chmod(mode)
-        try:
-            if root:
-                os.seteuid(65534)                                                           # root may write anywhere: step down
-            with pytest.raises(PermissionError, match="cannot write .*old .Permission denied.*no permission to write old in"):
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for target, name, answer in ((os, "access", lambda *_, **__: False), (saving, "_create", refused), (os, "replace", refused)):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, answer)
+            with pytest.raises(PermissionError, match=_NO_PERMISSION):
                 saving.write({path: b"new"})
-        finally:
-            if root:
-                os.seteuid(0)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["old"]
+        assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["old"]
+
+
+def test_the_rights_of_the_folder_and_of_the_file_bind():
+    """With real rights, in a folder that everyone may enter, and as another user where root runs the tests."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "old"
+        path.write_bytes(b"old")
+        for place, mode in ((Path(folder), 0o555), (path, 0o444)):
+            Path(folder).chmod(0o777)
+            path.chmod(0o666)
+            place.chmod(mode)
+            try:
+                if root:
+                    os.seteuid(65534)
+                if os.access(place, os.W_OK, effective_ids=True):
+                    pytest.skip("this user may write where rights forbid it")
+                with pytest.raises(PermissionError, match=_NO_PERMISSION):
+                    saving.write({path: b"new"})
+            finally:
+                if root:
+                    os.seteuid(0)
+            Path(folder).chmod(0o777)
+            assert path.read_bytes() == b"old" and os.listdir(folder) == ["old"]
 
 
 @pytest.mark.parametrize("had", [(), ("a",), ("b", "c"), ("a", "b", "c")])
