@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qlab.lab import data, zoo
-from qlab.nets import integer, ptq
+from qlab.nets import integer, ptq, steps
 from qlab.nets.models import MODELS
 from qlab.quant import kmeans, linear, log
 
@@ -70,7 +70,7 @@ def test_a_layer_by_hand():
 def test_int8_arithmetic_in_torch_wraps_and_ours_does_not():
     a = torch.full((1, 4), 100, dtype=torch.int8)
     assert (a @ a.T).item() != 40_000
-    assert (integer._centred(a, integer.Grid(1.0, 0, -128, 127)) @ a.T.int()).item() == 40_000
+    assert (steps._centred(a, integer.Grid(1.0, 0, -128, 127)) @ a.T.int()).item() == 40_000
 
 
 # Whole networks

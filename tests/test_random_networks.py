@@ -16,7 +16,7 @@ from network_bounds import Magnitude, truth
 from torch import fx, nn
 
 from qlab.deploy import c
-from qlab.nets import graph, integer
+from qlab.nets import graph, integer, steps
 
 pytestmark = [pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason=c.NO_COMPILER),
               pytest.mark.skipif(not importlib.util.find_spec("onnxruntime") or not importlib.util.find_spec("ai_edge_litert"),
@@ -80,7 +80,7 @@ def test_a_sum_that_rounds_once_is_found(monkeypatch):
     def once(step, a, b):
         real = [float(m) * 2.0 ** (int(n) - 31) for m, n in zip(step.m, step.n)]
         terms = [(q.double() - grid.zero_point) * m for q, grid, m in zip((a, b), step.grids, real)]
-        return integer._finish(step, ((terms[0] + terms[1]) * 2**integer.ADD_SHIFT * real[2] + 0.25).round().to(torch.int32))
+        return steps._finish(step, ((terms[0] + terms[1]) * 2**integer.ADD_SHIFT * real[2] + 0.25).round().to(torch.int32))
 
     monkeypatch.setitem(integer.RUN, "add", once)
     assert any("not the codes of the NumPy reference" in said for said in failures(range(0, 16, 2)))

@@ -10,7 +10,8 @@ from dataclasses import asdict, fields
 import torch
 
 from qlab import saving
-from qlab.nets.integer import OPTIONS, RUN, Grid, IntegerNetwork, Step
+from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step
+from qlab.nets.lowering import OPTIONS
 from qlab.nets.stored import check_option, whole
 from qlab.quant import checked
 
