@@ -40,6 +40,33 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
+class Viewed(nn.Module):
+    """A network that calls view on its maps, as many do."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        torch.manual_seed(width)
+        self.maps, self.last = nn.Conv2d(3, width, 3), nn.Linear(36 * width, 4)
+
+    def forward(self, x):
+        return self.last(self.maps(x).relu().view(x.size(0), -1))
+
+
+def test_teacher_and_student_may_call_view():
+    images, labels = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    teacher = Viewed(6).eval().requires_grad_(False)
+    with torch.no_grad():
+        v = teacher(images)
+    assert torch.equal(distill.teacher_logits(teacher, images), v)
+    live, cached = Viewed(), Viewed()
+    distill.distill(live, teacher, images, labels, 2, 0.05, batch_size=20)
+    distill.distill(cached, v, images, labels, 2, 0.05, batch_size=20)
+    for a, b in zip(live.parameters(), cached.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    distill.fit_hints(live, teacher, images, "maps", "maps", 1, 0.01)
+    assert all(a.is_contiguous() for a in [*live.parameters(), *teacher.parameters()])
+
+
 # The loss
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])

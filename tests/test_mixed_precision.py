@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -613,21 +614,32 @@ def test_a_row_of_the_experiment_repeats_itself(monkeypatch):
 
 # The times of a training step
 
-def test_speed_writes_one_entry_a_processor_and_keeps_the_others(tmp_path, monkeypatch):
+LOAD = {"cores": 2, "at_start": 0.1}
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No wait for a quiet machine; returns what speed was told."""
+    told = []
+    monkeypatch.setattr(experiment.quiet, "wait", lambda anyway: told.append(anyway) or SimpleNamespace(load=lambda: LOAD))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    return told
+
+
+def test_speed_writes_one_entry_a_processor_and_keeps_the_others(tmp_path, at_once):
     runs.write("mixed_precision_speed", "python", tmp_path, processors={"Another": {"rows": []}})
-    experiment.speed("cpu", tmp_path, widths=(4, 8), batches=(2,), rounds=1)
+    experiment.speed("cpu", tmp_path, widths=(4, 8), batches=(2,), rounds=1, anyway=True)
     record = runs.raw("mixed_precision_speed", tmp_path)
     (name,) = set(record["processors"]) - {"Another"}
     entry = record["processors"][name]
     assert name == entry["environment"]["cpu"] and entry["device"] == "cpu" and record["processors"]["Another"] == {"rows": []}
+    assert at_once == [True] and entry["load"] == LOAD
     assert [(row["width"], row["batch"], row["flop"]) for row in entry["rows"]] == [
         (4, 2, 2 * (4 * 784 * 4 + 6 * 4 * 14)), (8, 2, 2 * (4 * 784 * 8 + 6 * 8 * 18))]
     assert all(list(row["times"]) == ["float32", "bfloat16", "float16"] for row in entry["rows"])
 
 
-def test_speed_leaves_out_what_would_take_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+def test_speed_leaves_out_what_would_take_too_long(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(experiment, "step_time", lambda w, b, dtype, device: {"ms": 1000.0 if dtype == "float16" else 1.0})
     experiment.speed("cpu", tmp_path, widths=(4,), batches=(1, 4, 5), rounds=1)
     (entry,) = runs.raw("mixed_precision_speed", tmp_path)["processors"].values()
@@ -662,3 +674,23 @@ def test_the_speed_record_has_a_gpu_and_a_cpu_with_instructions_for_halves():
     for half in ("float16", "bfloat16"):                                                    # a small step is launched, a large one computed
         assert small[half]["ms"] >= 0.9 * small["float32"]["ms"] and large[half]["ms"] < large["tf32"]["ms"] < large["float32"]["ms"] / 3
     assert large["float16"]["peak_mb"] < large["float32"]["peak_mb"]
+
+
+@pytest.mark.parametrize("train", [mp.train, mp.train_autocast])
+def test_a_network_may_call_view_and_keeps_its_order_in_memory(train):
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.maps, self.last = nn.Conv2d(3, 4, 3), nn.Linear(64, 4)
+
+        def forward(self, x):
+            return self.last(self.maps(x).relu().view(x.size(0), -1))
+
+    x, y = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    half, full = Viewed(), Viewed()
+    run = train(half, x, y, 2, 0.05, half=torch.bfloat16, batch_size=20)
+    training.fit(full, x, y, 2, 0.05, batch_size=20)
+    assert len(run.losses) == 4 and run.skipped == [] and all(p.is_contiguous() for p in half.parameters())
+    for a, b in zip(half.parameters(), full.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.01)

@@ -140,7 +140,7 @@ def teacher_logits(teacher: nn.Module, images: torch.Tensor, batch_size: int = 5
     if len(images) == 0:
         raise ValueError("there are no images: give at least one.")
     with torch.no_grad():
-        return torch.cat([teacher(_channels_last(x)) for x in images.split(batch_size)])
+        return torch.cat([_asked(teacher, x) for x in images.split(batch_size)])
 
 
 def distill(student: nn.Module, teacher: nn.Module | torch.Tensor, images: torch.Tensor, labels: torch.Tensor | None, epochs: int,
@@ -327,5 +327,10 @@ def _check_teacher(teacher: nn.Module) -> None:
         raise ValueError("the teacher has parameters that require gradients: call teacher.requires_grad_(False), it is not trained.")
 
 
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x            # a third faster on a CPU
+def _asked(teacher: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if x.ndim == 4:
+        try:
+            return teacher(x.contiguous(memory_format=torch.channels_last))                 # a third faster on a CPU
+        except RuntimeError:                                                                # of view, say, which refuses that order
+            x = x.contiguous()
+    return teacher(x)
