@@ -79,7 +79,8 @@ class Viewed(nn.Module):
     def __init__(self, view=True):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.bn, self.drop, self.last, self.view = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3 * view), nn.Linear(64, 3), view
+        self.conv, self.bn, self.drop, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3 * view), nn.Linear(64, 3)
+        self.view = view
 
     def forward(self, x):
         if self.view:
