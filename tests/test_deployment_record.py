@@ -1,6 +1,7 @@
 """The record behind notebook 14: it shows what the course promises of every runtime, and a part of it can be measured again here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,6 +214,29 @@ def test_runtimes_take_turns_and_the_fastest_call_counts(monkeypatch):
     found = speed.turns({"a": runtime("a", 1e3), "b": runtime("b", 2e3), "slow": runtime("slow", 1e8)}, 4)
     assert found == {"a": 1.0, "b": 2.0, "slow": pytest.approx(1e5, rel=1)} and seen[:4] == ["a", "b", "slow", "a"]
     assert seen.count("a") == 2 + speed.REPEATS and seen.count("slow") == 7
+
+
+def test_each_network_is_timed_after_a_wait_and_says_how_busy_the_machine_was(monkeypatch):
+    order = []
+
+    def wait(anyway):
+        order.append(("wait", anyway))
+        return SimpleNamespace(load=lambda: order.append("load") or {"at_start": 0.1})
+    monkeypatch.setattr(speed.quiet, "wait", wait)
+    monkeypatch.setattr(speed, "all_threads", lambda: (1, 2))
+    monkeypatch.setattr(speed, "callables", lambda net, threads: order.append((net, threads)) or {"LiteRT": None})
+    monkeypatch.setattr(speed, "turns", lambda some, batch: dict.fromkeys(some, float(batch)))
+    found = dict(speed.timing(True))
+    assert order == [step for net in speed.NETS for step in (("wait", True), (net, 1), (net, 2), "load")]
+    times = {str(batch): batch for batch in speed.BATCHES}
+    assert all(rows["load"] == {"at_start": 0.1} and rows["us"] == {"LiteRT": {"1": times, "2": times}} and rows["machine"]["line"]
+               for rows in found.values())
+    asked = []
+    monkeypatch.setattr(experiment, "write", lambda part, rows: None)
+    monkeypatch.setattr(experiment, "timing", lambda anyway: asked.append(anyway) or iter(()))
+    experiment.main(["timing"])
+    experiment.main(["timing", "--busy"])
+    assert asked == [False, True]
 
 
 def test_layers_counts_what_ran():

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -367,6 +368,19 @@ def test_record_of_the_lottery_is_complete():
         for number in range(1, 6):
             ticket, again = ([r for r in mine if r["round"] == number and r["arm"] == arm] for arm in ("ticket", "again"))
             assert len(ticket) == len(again) == 1 and ticket[0]["kept"] == again[0]["kept"]
+
+
+def test_speed_waits_for_a_quiet_machine_first_and_says_how_busy_it_was(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(experiment.quiet, "wait", lambda anyway: order.append(anyway) or SimpleNamespace(load=lambda: {"at_start": 0.1}))
+    monkeypatch.setattr(experiment, "in_turn", lambda made: order.append([f() for f in made.values()]) or dict.fromkeys(made))
+    experiment.speed(True, tmp_path)
+    assert order[0] is True and len(order) == 8 and runs.raw("pruning_speed", tmp_path)["load"] == {"at_start": 0.1}
+    monkeypatch.setattr(experiment, "PARTS", {"speed": order.append})
+    experiment.main(["speed"])
+    experiment.main(["speed", "--busy"])
+    assert order[-2:] == [False, True]
 
 
 def test_record_of_speed_zeros_do_not_make_a_dense_kernel_faster():

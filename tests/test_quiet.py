@@ -143,6 +143,20 @@ def test_the_option_is_one_word(capsys):
     assert parser.parse_args([]).busy is False and parser.parse_args([quiet.OPTION]).busy is True
 
 
+@pytest.mark.parametrize("arguments", [[], ["--sets", "02"], ["--busy"]])
+def test_the_grader_s_benchmark_waits_before_it_grades(monkeypatch, tmp_path, arguments):
+    bench = pytest.importorskip("qlab.grading.bench", exc_type=ImportError)
+
+    def refuse(anyway):
+        raise SystemExit(f"anyway is {anyway}")
+    monkeypatch.setattr(bench, "environment", dict)
+    monkeypatch.setattr(bench, "time_qlab", lambda *_: pytest.fail("it was graded"))
+    monkeypatch.setattr(bench.quiet, "wait", refuse)
+    with pytest.raises(SystemExit, match=f"anyway is {'--busy' in arguments}"):
+        bench.main([*arguments, "--out", str(tmp_path / "grading.json")])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(not quiet.STAT.exists(), reason="there is no /proc/stat")
 def test_another_program_is_seen_and_this_one_is_not():
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -1,10 +1,10 @@
-"""How fast a batch is, beside nbgrader: python -m qlab.grading.bench, on a machine that does nothing else.
+"""How fast a batch is, beside nbgrader: python -m qlab.grading.bench, which waits for a machine that does nothing else.
 
 One assignment of two questions that imports torch, in two forms: for qlab with cases, for nbgrader with the same tests as asserts. The same
 answers of 20 students, right, wrong and blank, are graded by both, one after the other, each as a command started from nothing, and both
 must give the same marks. Then 300 students are graded by qlab alone. What is stated is the ratio of the two commands' times.
 
-The record is qlab/lab/records/grading.json: the command, the machine, the date and the versions beside the times.
+The record is qlab/lab/records/grading.json: the command, the machine, how busy others kept it, the date and the versions beside the times.
 
 With --sets 02 07, a minute or so, sets of the course are timed instead (module bench_sets), and nothing is written.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from qlab.grading import results
 from qlab.grading.sandbox import bwrap
+from qlab.lab import quiet
 
 RECORD = Path(__file__).resolve().parents[1] / "lab" / "records" / "grading.json"
 NAME = "99_bench"
@@ -204,7 +205,7 @@ def environment() -> dict:
     return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "nbgrader")}, "bubblewrap": version[-1],
             "os": f"{platform.system()} {platform.release().split('-')[0]}", "architecture": platform.machine(),
-            "cpu": cpu[0] if cpu else None, "usable_cores": len(os.sched_getaffinity(0)), "load_before": round(os.getloadavg()[0], 2)}
+            "cpu": cpu[0] if cpu else None, "usable_cores": len(os.sched_getaffinity(0))}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -215,15 +216,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--many", type=int, default=300, help="students that qlab alone grades (default: 300)")
     parser.add_argument("--sets", nargs="+", metavar="NN", help="time these sets of the course instead, and write nothing")
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
+    quiet.add_option(parser)
     args = parser.parse_args(argv)
     if args.sets:
         from qlab.grading import bench_sets
 
+        quiet.wait(args.busy)
         return bench_sets.run(args.sets)
     nbgrader = [args.nbgrader] if args.nbgrader else [sys.executable, "-m", "nbgrader"]
     if args.nbgrader and not shutil.which(args.nbgrader):
         raise FileNotFoundError(f"there is no {args.nbgrader}: pip install nbgrader, or name its executable with --nbgrader.")
-    machine = environment()
+    machine, watch = environment(), quiet.wait(args.busy)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         qlab_few = time_qlab(root / "few", args.few)
@@ -232,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         many = time_qlab(root / "many", args.many)
     ours = max(qlab_few, qlab_few_again)  # before and after: the worse of the two
     record = {
-        "command": "python -m qlab.grading.bench", "environment": machine,
+        "command": "python -m qlab.grading.bench", "environment": machine, "load": watch.load(),
         "against_nbgrader": {
             "students": args.few, "qlab_seconds": [round(qlab_few, 2), round(qlab_few_again, 2)], "nbgrader_seconds": round(theirs, 2),
             "ratio": round(theirs / ours, 2), "promise": f"at least {TIMES_NBGRADER}"},

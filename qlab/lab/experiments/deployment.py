@@ -1,7 +1,7 @@
 """The runs behind notebook 14: one network in every runtime, on the 10,000 test images; nothing is trained.
 
     python -m qlab.lab.experiments.deployment                all parts; an hour of two slow cores
-    python -m qlab.lab.experiments.deployment timing         the times again, a quarter of an hour: on a machine that does nothing else
+    python -m qlab.lab.experiments.deployment timing         the times again, a quarter of an hour: it waits until the machine is quiet
     python -m qlab.lab.experiments.deployment onnx pytorch   these parts again; the others' results stay in the record
 
     integer    qlab's integer-only network: the codes that the others are compared with
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 
 from qlab.deploy import c, cortex_m, onnx, pytorch, tflite
-from qlab.lab import data, machine, runs, zoo
+from qlab.lab import data, machine, quiet, runs, zoo
 from qlab.lab.experiments.deployment_files import (
     CALIBRATION_IMAGES,
     CORTEX,
@@ -198,10 +198,11 @@ PARTS = {"integer": integer_only, "litert": litert, "c": host_c, "cortex": corte
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="only these, beside what the record holds")
-    parts = parser.parse_args(arguments).part or list(PARTS)
-    for part in parts:
+    quiet.add_option(parser)
+    given = parser.parse_args(arguments)
+    for part in given.part or PARTS:
         done = {}
-        for net, rows in PARTS[part]():
+        for net, rows in (timing(given.busy) if part == "timing" else PARTS[part]()):
             done[net] = rows
             print(part, net, flush=True)
         write(part, done)

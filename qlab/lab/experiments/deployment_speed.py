@@ -1,11 +1,10 @@
 """The memory and the times of notebook 14's runtimes: parts of qlab.lab.experiments.deployment.
 
 The runtimes take turns, one call each, again and again, and the fastest of a runtime's calls counts: what else a machine does can only
-add time. On a machine that is busy all the same, two threads wait for each other longer than they compute: run it on a quiet one.
+add time. On a machine that is busy all the same, two threads wait for each other longer than they compute: so they wait for a quiet one.
 """
 
 import ctypes
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import torch
 
 from qlab.deploy import onnx, pytorch, tflite
 from qlab.deploy.side_by_side import all_threads
-from qlab.lab import data, machine
+from qlab.lab import data, machine, quiet
 from qlab.lab.experiments.deployment_files import (
     HOST,
     LITERT,
@@ -84,10 +83,13 @@ def c_function(net: str) -> Callable[[torch.Tensor], None]:
     return run
 
 
-def timing() -> Rows:
-    """By network: microseconds an image (fastest of turns) by runtime, threads and batch; the machine, and how busy it was."""
+def timing(anyway: bool = False) -> Rows:
+    """By network: microseconds an image (fastest of turns) by runtime, threads and batch; the machine, and how busy others kept it.
+
+    anyway: on a busy machine too, without waiting for a quiet one.
+    """
     for net in NETS:
-        done = {"machine": machine.environment() | {"load": round(os.getloadavg()[0], 1), "line": machine.describe()}, "us": {}}
+        watch, done = quiet.wait(anyway), {"machine": machine.environment() | {"line": machine.describe()}, "us": {}}
         for threads in all_threads():
             with pytorch.torch_threads(threads):
                 made = callables(net, threads)
@@ -96,7 +98,7 @@ def timing() -> Rows:
                     for name, us in turns(some, batch).items():
                         done["us"].setdefault(name, {}).setdefault(str(threads), {})[str(batch)] = us
                     print(net, threads, batch, flush=True)
-        yield net, done
+        yield net, {"load": watch.load()} | done
 
 
 def turns(made: dict[str, Callable], batch: int) -> dict[str, float]:

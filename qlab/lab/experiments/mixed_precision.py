@@ -2,7 +2,8 @@
 
     python -m qlab.lab.experiments.mixed_precision              all parts, about five minutes on one core
     python -m qlab.lab.experiments.mixed_precision rate         one of them again: equal, weight or rate
-    python -m qlab.lab.experiments.mixed_precision speed        the times of a training step, on the CPU or with --device cuda
+    python -m qlab.lab.experiments.mixed_precision speed        the times of a training step, on the CPU or with --device cuda; the
+                                                                command waits until the machine is quiet
 
     equal    float32 with six seeds, float16 with five, torch.autocast with GradScaler, float16 without scaling, bfloat16
     weight   the loss times 2^-k, the learning rate times 2^k: in float32 the same training, in float16 only with scaling
@@ -35,7 +36,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qlab.lab import data, machine, runs, zoo
+from qlab.lab import data, machine, quiet, runs, zoo
 from qlab.lab.measure import accuracy, latency_ms
 from qlab.nets.mixed_precision import HALVES, LossScale, Run, train, train_autocast
 from qlab.nets.models import lenet_300_100
@@ -164,13 +165,13 @@ def step_time(width: int, batch: int, dtype: str, device: str, seconds: float = 
     return {"ms": float(f"{min([once, *samples]):.4g}"), **peak}
 
 
-def speed(device: str, folder: Path = runs.FOLDER, widths=WIDTHS, batches=BATCHES, rounds: int = 3) -> None:
-    """Time every size, the data types in turn, and put this processor's entry into the record after each.
+def speed(device: str, folder: Path = runs.FOLDER, widths=WIDTHS, batches=BATCHES, rounds: int = 3, anyway: bool = False) -> None:
+    """Time every size, the data types in turn, and put this processor's entry into the record after each, with how busy others kept it.
 
     Left out is what would take longer than SLOW_S a step, judged by the size before: the largest networks on a CPU, and most of them
-    in a data type that it has no instructions for.
+    in a data type that it has no instructions for. anyway: on a busy machine too, without waiting for a quiet one.
     """
-    name = f"{NAME}_speed"
+    name, watch = f"{NAME}_speed", quiet.wait(anyway)
     torch.set_num_threads(1)
     environment, rows = machine.environment(), []
     dtypes = ("float32", *(["tf32"] if device == "cuda" else []), "bfloat16", "float16")
@@ -185,7 +186,7 @@ def speed(device: str, folder: Path = runs.FOLDER, widths=WIDTHS, batches=BATCHE
         rows.append({"width": width, "batch": batch, "flop": flop, "times": times})
         print(f"width {width}, batch {batch}:", ", ".join(f"{dtype} {time['ms']:g} ms" for dtype, time in times.items()), flush=True)
         kept = runs.raw(name, folder)["processors"] if (folder / f"{name}.json").exists() else {}
-        entry = {"device": device, "environment": environment, "rows": rows}
+        entry = {"device": device, "environment": environment, "load": watch.load(), "rows": rows}
         runs.write(name, f"python -m qlab.lab.experiments.{NAME} speed --device {device}", folder, network="784-w-w-10, ReLU",
                    optimiser="SGD, Nesterov momentum 0.9", processors=kept | {environment["cuda" if device == "cuda" else "cpu"]: entry})
 
@@ -211,6 +212,7 @@ if __name__ == "__main__":
                                                  "and write records/mixed_precision.json; or time a training step.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"which parts to run: {', '.join(PARTS)} (default: these), or speed alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where speed runs (default: cpu)")
+    quiet.add_option(parser)
     arguments = parser.parse_args()
     parts = arguments.parts
     if unknown := set(parts) - {*PARTS, "speed"}:
@@ -220,6 +222,6 @@ if __name__ == "__main__":
     if arguments.device == "cuda" and (parts != ["speed"] or not torch.cuda.is_available()):
         parser.error("--device cuda is for speed, on a machine where PyTorch finds a CUDA device.")
     if parts == ["speed"]:
-        speed(arguments.device)
+        speed(arguments.device, anyway=arguments.busy)
     else:
         main(parts or tuple(PARTS))

@@ -3,7 +3,8 @@
     python -m qlab.lab.experiments.pruning sensitivity     each layer of the cnn pruned alone; training images, nothing is trained
     python -m qlab.lab.experiments.pruning arms            90.5 % of the weights, 2:4, whole channels; their controls; three seeds
     python -m qlab.lab.experiments.pruning lottery         LeNet-300-100: winning tickets against the same masks, drawn anew; five seeds
-    python -m qlab.lab.experiments.pruning speed           milliseconds of dense, pruned and channel-pruned networks, and of CSR products
+    python -m qlab.lab.experiments.pruning speed           milliseconds of dense, pruned and channel-pruned networks, and of CSR products;
+                                                           it waits until the machine is quiet
 
 The part arms is many runs, some hours of one core. One at a time, where a GPU is, each written as it ends, and then the record:
 
@@ -31,7 +32,7 @@ import torch
 from torch import nn
 
 from qlab import saving
-from qlab.lab import data, measure, runs, zoo
+from qlab.lab import data, measure, quiet, runs, zoo
 from qlab.nets import channels, distill, prune
 from qlab.nets.models import lenet_300_100, plain_cnn
 from qlab.nets.training import fit
@@ -210,8 +211,12 @@ def in_turn(functions: dict[str, Callable[[], object]], turns: int = 5) -> dict[
 
 
 @torch.inference_mode()
-def speed() -> None:
-    """A batch of 64 images through three networks; and a square matrix of several densities times 64 columns, dense and as CSR."""
+def speed(anyway: bool = False, folder: Path = runs.FOLDER) -> None:
+    """A batch of 64 images through three networks; and a square matrix of several densities times 64 columns, dense and as CSR.
+
+    anyway: on a busy machine too, without waiting for a quiet one.
+    """
+    watch = quiet.wait(anyway)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
     kept = runs.load("pruning")["checkpoints"]
@@ -229,7 +234,8 @@ def speed() -> None:
         columns, sparse = torch.randn(1024, 64, generator=generator), weight.to_sparse_csr()
         assert torch.allclose(sparse @ columns, weight @ columns, atol=1e-3)
         rows.append({"density": density, **in_turn({"dense": lambda: weight @ columns, "csr": lambda: sparse @ columns})})  # noqa: B023
-    runs.write("pruning_speed", f"{COMMAND} speed", threads=torch.get_num_threads(), batch=64, networks=networks, products=rows)
+    runs.write("pruning_speed", f"{COMMAND} speed", folder, load=watch.load(), threads=torch.get_num_threads(), batch=64,
+               networks=networks, products=rows)
 
 
 PARTS = {function.__name__: function for function in (sensitivity, arms, lottery, speed)}
@@ -241,6 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("which", nargs="*", metavar="ARM SEED", help="after run: one or more arms, each with a seed, as list prints them")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where single runs are written (runs)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    quiet.add_option(parser)
     given = parser.parse_args(arguments)
     which = [(arm, int(seed)) for arm, seed in zip(given.which[::2], given.which[1::2]) if seed.isdigit()]
     if (given.what == "run") != bool(given.which) or 2 * len(which) != len(given.which) or not set(which) <= set(names()):
@@ -254,7 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
         collect(given.folder)
     else:
         for name in [given.what] if given.what else PARTS:
-            arms(given.folder, given.device) if name == "arms" else PARTS[name]()
+            more = {"arms": (given.folder, given.device), "speed": (given.busy,)}
+            PARTS[name](*more.get(name, ()))
 
 
 if __name__ == "__main__":
