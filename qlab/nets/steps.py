@@ -124,7 +124,8 @@ def _centred(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
 def _finish(step: Step, scaled: torch.Tensor) -> torch.Tensor:
     grid = step.grids[-1]
     low = max(grid.low, grid.zero_point) if step.relu else grid.low
-    return (scaled + grid.zero_point).clamp_(low, grid.high).to(torch.int8)
+    scaled = scaled.clamp(low - grid.zero_point, grid.high - grid.zero_point)               # first, so that nothing leaves int32
+    return scaled.add_(grid.zero_point).to(torch.int8)
 
 
 def _layer(step: Step, codes: torch.Tensor) -> torch.Tensor:
