@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from qlab.nets.equalize import cross_layer_equalize, subtract_mean_error
 from qlab.nets.fake import FakeQuantize
-from qlab.nets.graph import Walk, calls, folding_pairs, maker, points, trace
+from qlab.nets.graph import Walk, calls, folding_pairs, kind, maker, points, readable, trace
 from qlab.nets.plain import LAYERS, plain_copy
 from qlab.quant import QTensor, linear
 from qlab.quant import ranges as ranges_of
@@ -27,11 +27,12 @@ from qlab.quant.layout import FLOATS, as_tensor, check_bits
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy in which every BatchNorm2d that a Conv2d feeds is folded into it and gone (an Identity is in its place).
+    """A copy in which every batch norm is folded into the convolution or linear layer before it and gone (an Identity is in its place).
 
     The copy is in evaluation mode and computes the same logits up to rounding. Convolutions that share a weight get one each: their batch
-    norms differ. Raises ValueError for a batch norm without running statistics, one that no convolution feeds, or a network that
-    qlab.nets.graph cannot read.
+    norms differ. A batch norm that no such layer feeds becomes a depthwise convolution with 1 x 1 filters, and a transposed convolution
+    a convolution (qlab.nets.rewrite). Raises ValueError for a batch norm without running statistics, or a network that qlab.nets.graph
+    cannot read.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     >>> fold_batch_norm(net)
@@ -41,12 +42,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
       (2): ReLU()
     )
     """
-    pairs = folding_pairs(trace(model))
-    model = plain_copy(model).eval()
-    norms = [model.get_submodule(bn.target) for _, bn in pairs]
-    for (conv, node), bn in zip(pairs, norms):
-        _check_statistics(bn, node.target)
-        _fold(model.get_submodule(conv.target), bn)
+    model = readable(model)
+    pairs = dict.fromkeys((conv.target, bn.target) for conv, bn in folding_pairs(trace(model)))  # once, however often they run
+    norms = [model.get_submodule(name) for _, name in pairs]
+    for (conv, name), bn in zip(pairs, norms):
+        _check_statistics(bn, name)
+        _fold(model.get_submodule(conv), bn)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):                                   # under all of its names, if it has several
             if child in norms:
@@ -54,13 +55,13 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_statistics(bn: nn.BatchNorm2d, name: str) -> None:
+def _check_statistics(bn: nn.BatchNorm1d | nn.BatchNorm2d, name: str) -> None:
     if not (bn.running_mean.isfinite().all() and bn.running_var.isfinite().all() and (bn.running_var >= 0).all()):
         raise ValueError(f"the running statistics of {name} hold NaN, infinity or a negative variance, and must be finite.")
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Conv1d | nn.Conv2d | nn.Linear, bn: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     """In float32 at least, whatever the network's dtype."""
     wide, old = torch.promote_types(conv.weight.dtype, torch.float32), conv.weight
     mean, var = bn.running_mean.to(wide), bn.running_var.to(wide)
@@ -68,7 +69,7 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
     beta = torch.zeros_like(var) if bn.bias is None else bn.bias.to(wide)
     factor = gamma / (var + bn.eps).sqrt()
     bias = torch.zeros_like(beta) if conv.bias is None else conv.bias.to(wide)
-    weight = old.to(wide) * factor[:, None, None, None]                                     # a new one: another layer may share the old
+    weight = old.to(wide) * factor.view(-1, *[1] * (old.dim() - 1))                  # a new one: another layer may share the old
     conv.weight = nn.Parameter(weight.to(old.dtype), requires_grad=old.requires_grad)
     conv.bias = nn.Parameter((beta + (bias - mean) * factor).to(old.dtype), requires_grad=old.requires_grad)
 
@@ -216,7 +217,8 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
 
 def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:
     """The bits of each of graph.points, by node name: 8 for the network's input and its logits, inner for all between."""
-    ends = calls(traced, "input")[0], maker(traced, calls(traced, "output")[0])
+    ends = [calls(traced, "input")[0], maker(traced, calls(traced, "output")[0])]
+    ends += [maker(traced, node) for node in ends[1:] if kind(traced, node) == "softmax"]   # the logits themselves
     return {node.name: 8 if node in ends else inner for node in points(traced)}
 
 
@@ -246,7 +248,8 @@ def _images(batch) -> torch.Tensor:
 def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bits: dict[str, int]) -> dict[str, ranges_of.Range]:
     """The range of the values at each of graph.points, by node name, over all batches; bits: of each point.
 
-    All extremes are seen; percentile, mse and entropy work on a random sample of up to 262,144 values and the extremes.
+    All extremes are seen; percentile, mse and entropy work on a random sample of up to 262,144 values and the extremes. A softmax's codes
+    are those of 0, 1/256, .. 255/256, whatever was seen.
     """
     wanted = {node: _Seen(node.name, ranges) for node in points(traced)}
 
@@ -264,7 +267,8 @@ def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bi
             said = str(error).splitlines()[0]
             own = next((f", a network of {p.dtype}," for p in traced.parameters() if p.dtype != batch.dtype), "")
             raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
-    return {node.name: seen.range(bits[node.name]) for node, seen in wanted.items()}
+    shares = (torch.tensor(0.0), torch.tensor(255 / 256))
+    return {node.name: shares if kind(traced, node) == "softmax" else seen.range(bits[node.name]) for node, seen in wanted.items()}
 
 
 class _Seen:

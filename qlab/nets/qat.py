@@ -91,9 +91,9 @@ class WeightQuantizer(Settled):
 
 
 class QuantizedLayer(nn.Module):
-    """A Conv2d or Linear whose weight is rounded in the forward pass; with batch norm, the folded weight."""
+    """A convolution or Linear whose weight is rounded in the forward pass; with batch norm, the folded weight."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, bn: nn.BatchNorm2d | None, bits: int, axis: int | None, learned: bool):
+    def __init__(self, layer: nn.Module, bn: nn.BatchNorm1d | nn.BatchNorm2d | None, bits: int, axis: int | None, learned: bool):
         super().__init__()
         self.layer, self.bn, self.frozen = layer, bn, False
         self.quantizer = WeightQuantizer(self.folded(), bits, axis, learned)
@@ -112,14 +112,19 @@ class QuantizedLayer(nn.Module):
         return torch.where(factor.abs() < 1e-12, 1e-12, factor).detach()
 
     def folded(self) -> torch.Tensor:
-        return self.layer.weight if self.bn is None else self.layer.weight * self.factor().view(-1, 1, 1, 1)
+        return self.layer.weight if self.bn is None else self.layer.weight * self._shaped(self.factor())
+
+    def _shaped(self, channels: torch.Tensor, outputs: bool = False) -> torch.Tensor:
+        """A number a channel, as it multiplies the weight (out, ...) or the outputs (n, out, ...)."""
+        rest = [1] * (self.layer.weight.dim() - (2 if outputs else 1))
+        return channels.view(*([1] if outputs else []), -1, *rest)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.bn is None:
             return self._run(x, self.quantizer(self.layer.weight), self.layer.bias)
         factor = self.factor()
-        y = (self._run(x, self.quantizer(self.layer.weight * factor.view(-1, 1, 1, 1)), None) / factor.view(1, -1, 1, 1)).to(x.dtype)
-        y = y if self.layer.bias is None else y + self.layer.bias.view(1, -1, 1, 1)
+        y = (self._run(x, self.quantizer(self.layer.weight * self._shaped(factor)), None) / self._shaped(factor, True)).to(x.dtype)
+        y = y if self.layer.bias is None else y + self._shaped(self.layer.bias, True)
         return self.bn(y) if len(y) else y                                                  # the mean of no images is NaN, for good
 
     def _run(self, x, weight, bias):
@@ -193,16 +198,17 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
     seen = observe(folded, batches_of(calibration), ranges, bits)
 
     traced = trace(model).requires_grad_(True)
-    norms = {conv.target: (bn, traced.get_submodule(bn.target)) for conv, bn in folding_pairs(traced)}
-    for node in {n.target: n for n in calls(traced, "conv", "linear")}.values():
-        bn, norm = norms.get(node.target, (None, None))
-        layer = QuantizedLayer(traced.get_submodule(node.target), norm, weight_bits, axis, learned)
-        parent, _, child = node.target.rpartition(".")
+    pairs = folding_pairs(traced)
+    norms = {conv.target: traced.get_submodule(bn.target) for conv, bn in pairs}
+    for target in dict.fromkeys(n.target for n in calls(traced, "conv", "linear")):
+        layer = QuantizedLayer(traced.get_submodule(target), norms.get(target), weight_bits, axis, learned)
+        parent, _, child = target.rpartition(".")
         setattr(traced.get_submodule(parent), child, layer)
-        if bn is not None:
-            bn.replace_all_uses_with(node)
-            traced.graph.erase_node(bn)
-            traced.delete_submodule(bn.target)                                              # it lives in the layer now
+    for conv, bn in pairs:
+        bn.replace_all_uses_with(conv)
+        traced.graph.erase_node(bn)
+    for name in dict.fromkeys(bn.target for _, bn in pairs):                                # they live in the layers now
+        traced.delete_submodule(name)
     kind_of = LearnedActivations if learned else AveragedActivations if moving else FakeQuantize
     insert(traced, {name: kind_of(bits[name], *seen[name]) for name in seen})
     return traced.eval()
