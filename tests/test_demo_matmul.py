@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from qlab.lab import runs
 from qlab.lab.demos.matmul import GRID, SIZE, TILES, bytes_moved, milliseconds, order, tiled_product, tiles_loaded, waves
 
 
@@ -138,14 +139,30 @@ def test_bad_arguments():
         order(1, 1, 0)
 
 
-def test_a_table_of_milliseconds_has_the_square_products_of_a_record(tmp_path):
-    rows = [{"what": "a", "shape": [512] * 3, "threads": 1, "ms": 1.5}, {"what": "a", "shape": [1024] * 3, "threads": 1, "ms": 1234.5},
-            {"what": "a", "shape": [512] * 3, "threads": 2, "ms": 0.75}, {"what": "a", "shape": [1, 512, 512], "threads": 2, "ms": 9.0},
-            {"what": "exact", "shape": [512, 512, 512], "differ": 0}]
-    for name, key, on in (("matmul_cpu", "cpu", ", 1 thread "), ("matmul_cuda_x", "cuda", " ")):
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"environment": {key: "Some machine", "date": "2026-11-23"}, "rows": rows}))
-        first, sizes, *table = milliseconds(path).splitlines()
-        assert first == "Some machine, 2026-11-23" and sizes.split() == ["milliseconds", "512", "1,024"]
-        assert table[0].startswith(f"a{on}") and table[0].split()[-2:] == (["1.50", "1234.50"] if key == "cpu" else ["0.75", "1234.50"])
-        assert len(table) == (2 if key == "cpu" else 1)
+MADE_UP = [{"what": what, "shape": shape, "threads": 1} | result for what, shape, result in (
+    ("float32", [512] * 3, {"ms": 3.0}), ("codes", [512] * 3, {"ms": 1.5}), ("codes", [1024] * 3, {"ms": 1234.5}),
+    ("codes", [1, 4096, 4096], {"ms": 0.25}), ("float32", [1, 4096, 4096], {"ms": 0.1}), ("codes", [7, 512, 512], {"ms": 9.0}),
+    ("float32", [1024] * 3, {"left_out": "it would take too long"}), ("codes", [2048] * 3, {"left_out": "it would take too long"}))]
+NO_GPU = {"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True, "amx_int8": False, "arm_dot": False, "cuda": None}
+
+
+@pytest.mark.parametrize("name, environment, said", [
+    ("matmul_cpu", NO_GPU | {"cpu": "Some CPU"}, "Some CPU, VNNI, no AMX, 1 thread"),
+    ("matmul_cpu_x", NO_GPU | {"cpu": "Other", "avx_vnni": None, "amx_int8": True}, "Other, no VNNI, AMX, 1 thread"),
+    ("matmul_cpu_arm", {"cpu": "A", "architecture": "aarch64", "arm_dot": True, "arm_i8mm": False}, "A, dot product, no I8MM, 1 thread"),
+    ("matmul_cuda", NO_GPU | {"cpu": "Some CPU", "cuda": "Some GPU"}, "Some GPU")])
+def test_a_record_s_times_stand_beside_its_machine_and_float32_s(tmp_path, name, environment, said):
+    path, more = tmp_path / f"{name}.json", [{"what": "float32", "shape": [512] * 3, "threads": 2, "ms": 0.75}]
+    rows = [row | {"threads": 16} for row in MADE_UP] if "cuda" in name else MADE_UP + more
+    path.write_text(json.dumps({"environment": environment | {"date": "2026-11-23"}, "rows": rows}))
+    first, sizes, *table = milliseconds(path).splitlines()
+    assert first == f"{said}, 2026-11-23" and sizes.split() == ["milliseconds", "512^3", "1,024^3", "1x4,096x4,096"]
+    assert [line.split() for line in table] == [["float32", "3", "(1.00)", "0.1", "(1.00)"],
+                                                ["codes", "1.5", "(2.00)", "1234", "0.25", "(0.40)"]]
+    assert len({len(line) for line in (sizes, *table)}) == 1
+
+
+@pytest.mark.parametrize("path", sorted(runs.FOLDER.glob("matmul_*.json")), ids=lambda path: path.stem)
+def test_every_record_of_products_has_a_table(path):
+    first, sizes, *table = milliseconds(path).splitlines()
+    assert table and table[0].startswith("float32") and all("(" in line for line in table)

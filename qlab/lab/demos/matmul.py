@@ -62,19 +62,41 @@ def tiles_loaded(programs: np.ndarray, tiles_k: int) -> int:
 
 
 def milliseconds(path: Path) -> str:
-    """The times of square products in a record of qlab.lab.matmul_bench: a line for its machine and date, then a row for what was timed."""
-    record, times, gpu = json.loads(Path(path).read_text()), {}, "cuda" in Path(path).stem
+    """The times in a record of qlab.lab.matmul_bench, and in brackets how many times as fast as float32 in the same run.
+
+    A line for the record's machine, what its CPU has for INT8, and the date; then a row for what was timed, a column for each square
+    product and for a row by 4,096 x 4,096, as far as the record has them. Of a CPU the times on one thread.
+    """
+    record, gpu = json.loads(Path(path).read_text()), "cuda" in Path(path).stem
+    times = {}
     for row in record["rows"]:
-        if len(set(row["shape"])) == 1 and "ms" in row:
-            threads = row.get("threads")
-            on = f", {threads} thread{'s' if threads != 1 else ''}" if threads and not gpu else ""
-            times.setdefault(row["what"] + on, {})[row["shape"][0]] = row["ms"]
-    sizes = sorted({size for row in times.values() for size in row})
-    lines = [f"{record['environment']['cuda' if gpu else 'cpu']}, {record['environment']['date']}",
-             f"{'milliseconds':32}" + "".join(f"{size:10,}" for size in sizes)]
+        shape = tuple(row["shape"])
+        if "ms" in row and (len(set(shape)) == 1 or shape == (1, 4096, 4096)) and (gpu or row["threads"] == 1):
+            times.setdefault(row["what"], {})[shape] = row["ms"]
+    shapes = sorted({shape for row in times.values() for shape in row}, key=lambda shape: (shape[0] == 1, shape))
+    at = record["environment"]
+    lines = [f"{at['cuda'] if gpu else _cpu(at)}, {at['date']}", f"{'milliseconds':24}" + "".join(f"{_size(s):>16}" for s in shapes)]
     for name, row in times.items():
-        lines.append(f"{name:32}" + "".join(f"{row[size]:10.2f}" if size in row else " " * 10 for size in sizes).rstrip())
+        cells = [_time(row.get(shape), times.get("float32", {}).get(shape)) for shape in shapes]
+        lines.append((f"{name:24}" + "".join(f"{cell:>16}" for cell in cells)).rstrip())
     return "\n".join(lines)
+
+
+def _cpu(at: dict) -> str:
+    """A record's CPU, and what it has for products of int8."""
+    if at["architecture"] in ("aarch64", "arm64"):
+        known = {"dot product": at["arm_dot"], "I8MM": at["arm_i8mm"]}
+    else:
+        known = {"VNNI": at["avx512_vnni"] or at["avx_vnni"], "AMX": at["amx_int8"]}
+    return ", ".join([at["cpu"], *(name if has else f"no {name}" for name, has in known.items()), "1 thread"])
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    return f"{shape[0]:,}^3" if len(set(shape)) == 1 else "{:,}x{:,}x{:,}".format(*shape)
+
+
+def _time(ms: float | None, float32: float | None) -> str:
+    return "" if ms is None else f"{ms:.4g} ({float32 / ms:.2f})" if float32 else f"{ms:.4g}"
 
 
 def _three_matrices(ax, size: int):
