@@ -12,10 +12,11 @@ Every product is the upper half of 2 a b, rounded to nearest. Sources: the libra
 one_over_one_plus_x_for_x_in_0_1), TensorFlow Lite's reference/softmax.h; Jacob et al. 2018, appendix A.
 """
 
+import math
+
 import torch
 
-from qlab.nets.steps import INT32, multiplier
-
+INT32 = 2**31 - 1
 SCALED_BITS, SUM_BITS = 5, 12                                                               # bits before the point: of d, of the sum
 FINEST = 2.0**-26
 CLASSES = 4095                                                                              # of 1.0 each: more would leave SUM_BITS
@@ -32,11 +33,9 @@ def softmax_multiplier(scale: float) -> tuple[int, int]:
     """
     if not FINEST < scale < float("inf"):
         raise ValueError(f"the logits have the scale {scale:g}, and softmax takes a finite one above 2**-26.")
-    real = scale / FINEST
-    if real >= INT32:  # TensorFlow Lite's largest: all but the greatest logit get nothing either way
-        return INT32, 31
-    m, n = multiplier([real / 4])                                                           # of one below 2**30
-    return int(m), int(n) + 2
+    fraction, n = math.frexp(min(scale / FINEST, INT32))                                    # the largest: all but the greatest get nothing
+    m = round(fraction * 2**31)
+    return (m, n) if m < 2**31 else (2**30, n + 1)
 
 
 def softmax(codes: torch.Tensor, m: int, n: int) -> torch.Tensor:
