@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from qlab.deploy import c, cortex_m, onnx, pytorch, tflite
 from qlab.lab import data, runs, zoo
@@ -65,16 +66,48 @@ def test_onnx_runtime_is_within_a_fifth_of_a_point(net):
 
 @pytest.mark.parametrize("line", RECORD["saturation"])
 def test_eight_bits_cost_accuracy_only_without_vnni(line):
-    rows = {name: row["result"] for name, row in RECORD["saturation"][line]["cnn"].items()}
-    for safe, full in zip(experiment.SATURATING[::2], experiment.SATURATING[1::2]):
-        lost = mcnemar(rows[safe], rows[full])
-        assert (lost.significant and lost.difference < 0) == ("no VNNI" in line and full.startswith("ONNX")), full
-    seven, eight = (RECORD["saturation"][line]["cnn"][name]["from_decoded"] for name in experiment.SATURATING[2:])
-    assert (eight > 3 * seven) == ("no VNNI" in line)
+    for net in set(experiment.NETS) & set(RECORD["saturation"][line]):
+        rows = RECORD["saturation"][line][net]
+        assert set(experiment.SATURATING[2:]) <= set(rows)
+        for safe, full in zip(experiment.SATURATING[::2], experiment.SATURATING[1::2]):
+            if full in rows:
+                lost = mcnemar(rows[safe]["result"], rows[full]["result"])
+                assert (lost.significant and lost.difference < 0) == ("no VNNI" in line and full.startswith("ONNX")), full
 
 
 def test_the_saturating_files_were_run_with_and_without_vnni():
     assert {"no VNNI" in line for line in RECORD["saturation"]} == {False, True}
+    assert any("oneDNN limited to AVX2" in line for line in RECORD["saturation"])
+
+
+WITH_STEPS = {line: nets for line, nets in RECORD["saturation"].items() if "uncut" in nets["cnn"][experiment.SATURATING[2]]}
+
+
+@pytest.mark.parametrize("line", WITH_STEPS)
+@EACH
+def test_the_kernels_do_not_keep_to_seven_bits(line, net):
+    seven, eight = (WITH_STEPS[line][net][name] for name in experiment.SATURATING[2:])
+    assert seven["decoded"]["images"] > 20 * seven["uncut"]["images"] and seven["decoded"]["steps"] > 5 * seven["uncut"]["steps"]
+    assert eight["decoded"] == eight["uncut"]                                               # eight bits have no limit to lift
+
+
+def test_pytorch_s_sums_saturate_without_vnni_and_not_with_it():
+    images = {limited: [nets["cnn"][experiment.SATURATING[3]]["decoded"]["images"] for line, nets in WITH_STEPS.items()
+                        if ("no VNNI" in line or "oneDNN limited" in line) == limited] for limited in (False, True)}
+    assert images[True] and min(images[True]) > 20 * max(images[False])
+
+
+def test_uncut_lifts_every_limit_but_the_input_s(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install qlab[deploy]")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, 3), nn.ReLU(), nn.Conv2d(2, 2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).eval()
+    few = data.load("test").images[:20]
+    pytorch.export(model, tmp_path / "net.pt", few, "static")
+    decoded, uncut = pytorch.load(tmp_path / "net.pt"), experiment.uncut(tmp_path / "net.pt")
+    limits = [node.args[4] for node in uncut.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert limits[:2] == [127, 127] and len(limits) >= 6 and set(limits[2:]) == {255}
+    inside, outside = ((uncut(x) - decoded(x)).abs().max() for x in (few, 3 * few))
+    assert inside < 0.001 < outside                                                         # what calibration saw is hardly cut
 
 
 @EACH

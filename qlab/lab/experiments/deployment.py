@@ -9,7 +9,8 @@
     c          the C file, compiled for this machine                              cortex   the same file on a Cortex-M4 in QEMU, 200 images
     onnx       ONNX Runtime in float32 and with its own quantizer                 pytorch  PyTorch in float32 and with its own quantizers
     operators  each operator of the .tflite file by itself, fed with the codes that reach it in qlab's network: who rounds differently
-    saturation the cloud's files with 8 bits and with 7: wrong sums on a machine without VNNI. One entry for each machine, the others' stay
+    saturation the cloud's files with 8 bits and with 7: wrong sums on a machine without VNNI. One entry for each machine, the others' stay;
+               ONEDNN_MAX_CPU_ISA=AVX2 python -m ... saturation shows what PyTorch does without VNNI on a machine that has it
     memory     what a runtime adds to the memory of a Python process (Linux)
     timing     microseconds an image by threads and batch size; the runtimes take turns
 
@@ -18,7 +19,8 @@ qlab's logits in steps of qlab's output scale.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -172,23 +174,45 @@ def operators() -> Rows:
 def saturation() -> Rows:
     """By network: the quantized files of the cloud's runtimes with 8 bits and with one taken away, and which images they get right here.
 
-    Of PyTorch's also how far its logits are, in steps of qlab's output scale, from those of the same file without integer kernels.
+    Of PyTorch's also how far its logits are from those of the same file without integer kernels: as it is, and uncut. Where oneDNN was told
+    to use fewer instructions there are no rows of ONNX Runtime, which asks the processor itself.
     """
     images, labels = data.load("test")
     for net in NETS:
         done = {}
         for name in SATURATING:
-            if name in ONNX:
-                path = place(net, f"onnx {ONNX[name]}")
-                logits, more = in_batches(onnx.load(path, 1), images), {}
-            else:
+            if name in TORCH:
                 path = place(net, f"pytorch {TORCH[name][0]}")
-                fast, few = pytorch.load(path, compile=True), images[:OPERATOR_IMAGES]
-                logits, plain = in_batches(fast, images), in_batches(pytorch.load(path), few)
-                apart = (plain - logits[:len(few)]).abs().max().item() / network(net).grid_out.scale
-                more = {"from_decoded": round(apart, 1)}
+                logits = in_batches(pytorch.load(path, compile=True), images)
+                without = {"decoded": pytorch.load(path), "uncut": uncut(path)}
+                more = {key: apart(logits, in_batches(runtime, images), net) for key, runtime in without.items()}
+            elif machine.abilities()["onednn_limit"]:
+                continue
+            else:
+                logits, more = in_batches(onnx.load(place(net, f"onnx {ONNX[name]}"), 1), images), {}
             done[name] = runs.outcome(Accuracy(logits.argmax(1) == labels)) | more
         yield net, done
+
+
+def apart(a: torch.Tensor, b: torch.Tensor, net: str) -> dict:
+    """The largest difference of two runtimes' logits in steps of qlab's output scale, and the images where it is above a hundredth."""
+    steps = (a - b).abs().amax(1) / network(net).grid_out.scale
+    return {"steps": round(steps.max().item(), 1), "images": int((steps > 0.01).sum())}
+
+
+def uncut(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A file of PyTorch's quantizer, decoded, in which codes go up to 255 wherever a layer writes them: the input's stay as they are.
+
+    The quantizer takes a bit from the activations by letting their codes end at 127. A kernel that writes bytes ends at 255.
+    """
+    module = torch.export.load(path).module()
+    for node in module.graph.nodes:
+        if "quantize_per_tensor" in str(node.target) and node.args[4] == 127:
+            source = node.args[0].args[0] if "dequantize" in str(node.target) else node.args[0]
+            if source.op != "placeholder":
+                node.update_arg(4, 255)
+    module.recompile()
+    return module
 
 
 PARTS = {"integer": integer_only, "litert": litert, "c": host_c, "cortex": cortex, "onnx": onnx_files, "pytorch": pytorch_files,
