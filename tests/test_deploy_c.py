@@ -140,6 +140,15 @@ class FlattenedSum(nn.Module):
         return self.after(self.a(x).flatten(1) + self.b(x).flatten(1))
 
 
+class FlatSum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(16, 12)
+
+    def forward(self, patch):
+        return torch.flatten(self.conv(patch), 1) + self.fc(torch.flatten(patch, 1))
+
+
 def seq(*layers):
     return lambda: nn.Sequential(*(layer() for layer in layers))
 
@@ -165,6 +174,8 @@ SMALL = {
     "flat sum out": (FlattenedSum, (1, 2, 2)),
     "flat sum, ReLU out": (lambda: FlattenedSum(nn.ReLU()), (1, 3, 2)),
     "flat sum, two ReLUs out": (lambda: FlattenedSum(nn.ReLU(), nn.ReLU()), (1, 3, 2)),
+    "flat sum of two orders": (FlatSum, (1, 4, 4)),
+    "fully connected map": (seq(conv(2, 3, 1), lambda: nn.Linear(5, 4), nn.ReLU), (2, 3, 5)),
     "flat twice": (seq(conv(2, 5, 3), nn.Flatten, nn.ReLU, nn.Flatten, lambda: nn.Linear(60, 4)), (2, 6, 5)),
     "depthwise": (seq(conv(7, 7, (3, 2), groups=7, padding=(2, 1), dilation=(2, 1), stride=2), nn.ReLU), (7, 9, 6)),
     "two for each": (conv(3, 6, 3, groups=3, padding=1), (3, 5, 4)),
@@ -344,17 +355,30 @@ def leftovers(folder):
 
 
 def with_step(network, **changes):
-    step = Step(**{"kind": "softmax", "name": "probabilities", "inputs": (network.output,), "output": "p",
+    step = Step(**{"kind": "sorting", "name": "ranks", "inputs": (network.output,), "output": "r",
                    "grids": (network.grid_out,) * 2} | changes)
     return IntegerNetwork((*network.steps, step), network.input, step.output, network.grid_in, network.grid_out)
 
 
+PART = {"dim": 1, "start": 0, "stop": 2, "step": 1}
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda net: {"network": nn.Linear(2, 2)}, "network is a Linear, and must be an IntegerNetwork"),
-    (lambda net: {"network": with_step(net)}, "probabilities is a softmax, and C has add, conv, flatten, linear, maxpool, mean, relu"),
+    (lambda net: {"network": with_step(net)}, "ranks is a sorting, and C has add, cat, conv, flatten, linear, "),
     (lambda net: {"image_shape": (1, -1, 4)}, r"image_shape is \(1, -1, 4\), and must be .* fixed and positive"),
     (lambda net: {"image_shape": (1, None, 4)}, "fixed and positive"),
-    (lambda net: {"image_shape": (4, 4)}, "must be"),
+    (lambda net: {"image_shape": (4, 4)}, r"image_shape is \(4, 4\), which _0 cannot take"),
+    (lambda net: {"image_shape": (1, 1, 4, 4)}, "image_shape is .* and must be"),
+    (lambda net: {"network": with_step(net, kind="slice", options=PART | {"dim": -2})}, "ranks, a slice, has dim -2"),
+    (lambda net: {"network": with_step(net, kind="slice", options=PART | {"start": 2})},
+     r"ranks then gives values of the shape \(0,\)"),
+    (lambda net: {"network": with_step(net, kind="permute", options={"dims": (1, 0)})}, "in the order .1, 0., and must leave the first"),
+    (lambda net: {"network": with_step(net, kind="cat", options={"dim": 0}, m=net.steps[0].m[:1], n=net.steps[0].n[:1])},
+     "ranks, a cat, has dim 0"),
+    (lambda net: {"network": with_step(net, kind="add", inputs=(net.input, net.output), grids=(net.grid_in,) * 3,
+                                           m=net.steps[0].m[:3], n=net.steps[0].n[:3])},
+     "ranks adds values of the shapes .1, 4, 4. and .2,., and must get as many dimensions of both"),
     (lambda net: {"image_shape": (1, 5, 5)}, r"image_shape is \(1, 5, 5\), which _3 cannot take"),
     (lambda net: {"name": "2net"}, "name is '2net', and must be a C name"),
     (lambda net: {"name": "net-2"}, "must be a C name"),
@@ -367,24 +391,6 @@ def test_export_refuses(change, message, tiny, tmp_path):
     with pytest.raises((TypeError, ValueError), match=message):
         c.export(**arguments | {"path": tmp_path / arguments["path"]})
     assert leftovers(tmp_path) == []
-
-
-class FlatSum(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(16, 12)
-
-    def forward(self, patch):
-        return torch.flatten(self.conv(patch), 1) + self.fc(torch.flatten(patch, 1))
-
-
-@pytest.mark.parametrize("net, shape, message", [
-    (FlatSum, (1, 4, 4), "add adds values that were flattened from different maps"),
-    (seq(conv(1, 2, 1), lambda: nn.Linear(4, 2)), (1, 4, 4), "_1 is fully connected and gets a map of 4 x 4 x 2, and must get a vector"),
-])
-def test_an_order_that_c_does_not_have_is_refused(net, shape, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        c.export(network_of(net, shape), tmp_path / "net.c", image_shape=shape)
 
 
 def test_nothing_is_half_written(tiny, tmp_path):

@@ -34,10 +34,10 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
            name: str | None = None) -> files.Description:
     """Write path (NAME.c), with NAME.h and NAME.c.json beside it, all or none; return what the last says.
 
-    image_shape: of the image that a run takes, (channels, rows, columns) or (values,). name: what the C names begin with, by default
-    the file's; networks of different names can be linked into one program. Raises TypeError for what is no IntegerNetwork; ValueError
-    for a step that C has no kernel for (by its name), a shape that is not fixed or does not fit, a path that does not end in .c, a name
-    that C does not allow; OSError where nothing can be written.
+    image_shape: of the image that a run takes: (channels, rows, columns), (channels, columns) or (values,). name: what the C names begin
+    with, by default the file's; networks of different names can be linked into one program. Raises TypeError for what is no
+    IntegerNetwork; ValueError for a step that C has no kernel for (by its name), a shape that is not fixed or does not fit, a path that
+    does not end in .c, a name that C does not allow; OSError where nothing can be written.
 
     >>> from qlab.nets import integer, ptq
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2))
@@ -58,26 +58,22 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
         raise ValueError(f"path is {path}, and must end in .c.")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"name is {name!r}, and must be a C name: letters, digits and _, a letter first (name=... gives one).")
-    program, places = c_layers.compile_steps(network, tuple(image_shape))
-    memory = c_source.lay_out(program, network, places)
-    out, header = places[network.output], path.with_suffix(".h")
+    program = c_layers.compile_steps(network, tuple(image_shape))
+    memory = c_source.lay_out(program, network)
+    out, header = program.places[network.output], path.with_suffix(".h")
     layers = tuple({
         "name": layer.name, "kernel": layer.kernel, "about": layer.about, "shape_in": list(layer.shape_in),
         "shape_out": list(layer.shape_out), "products": layer.products, "weight_bytes": layer.weight_bytes,
         "writes": "logits" if layer.tensors[-1] == out.root else "arena", "memory": memory.alive(step),
     } for step, layer in enumerate(program.layers))
-    text = c_source.source(name, header.name, program, memory, network, places)
-    return files.write(path, text.encode(), {header: c_source.header(name, network, places, memory).encode()}, format="C99",
+    text = c_source.source(name, header.name, program, memory, network)
+    return files.write(path, text.encode(), {header: c_source.header(name, network, program, memory).encode()}, format="C99",
                        network=name, layers=layers, input=_port(tuple(image_shape), network.grid_in),
-                       output=_port(_torch_shape(out.shape), network.grid_out))
+                       output=_port(out.shape, network.grid_out))
 
 
 def _port(shape: tuple[int, ...], grid: Grid) -> files.Port:
     return files.Port(shape, "int8", grid.scale, grid.zero_point)
-
-
-def _torch_shape(stored: tuple[int, ...]) -> tuple[int, ...]:
-    return (stored[2], *stored[:2]) if len(stored) == 3 else stored
 
 
 def arena_bytes(description: files.Description) -> int:
@@ -128,14 +124,14 @@ def encode(about: files.Description, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.int8:
         ends = Grid(about.input.scale, about.input.zero_point, -128, 127)
         x = IntegerNetwork((), "", "", ends, ends).encode(x)
-    return (x.permute(0, 2, 3, 1) if len(shape) == 3 else x).reshape(len(x), math.prod(shape)).contiguous()
+    return (x.movedim(1, -1) if len(shape) > 1 else x).reshape(len(x), math.prod(shape)).contiguous()
 
 
 def decode(about: files.Description, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Logits from their codes (n, values) in C's order: codes again for images that were codes, else float32."""
     stored = next(layer["shape_out"] for layer in reversed(about.layers) if layer["writes"] == "logits")
-    if len(stored) == 3:
-        codes = codes.view(-1, *stored).permute(0, 3, 1, 2)
+    if len(stored) > 1:
+        codes = codes.view(len(codes), *stored).movedim(-1, 1)
     codes = codes.reshape(len(codes), *about.output.shape)
     return codes if dtype == torch.int8 else (codes.int() - about.output.zero_point) * torch.tensor(about.output.scale)
 

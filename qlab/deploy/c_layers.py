@@ -1,148 +1,139 @@
 """From the steps of an integer-only network to C: what each layer's constants are, and which kernel is called with them.
 
-Maps are stored by rows, columns, channels, so that a pixel's channels lie side by side and a convolution is a dot product of two runs
-of bytes; torch's are channels, rows, columns. Weights are put in that order here, once: on the device nothing is rearranged, and
-flattening is no work at all.
+Weights are put in the order of the bytes that they meet (qlab.deploy.c_places) here, once: on the device nothing is rearranged for
+them, and flattening is no work at all.
 """
 
 import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
+from qlab.deploy.c_places import LOOPS, Place, in_order, last, loops, plain, stored
+from qlab.deploy.c_program import NONE, PATCH, Program, walk
 from qlab.nets import integer
 from qlab.nets.integer import IntegerNetwork, Step
 
-PATCH, NONE = "(patch)", "(none)"                                                           # a call's scratch memory, or no such
+Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One call of a kernel. shape_in, shape_out: (rows, columns, channels), for a ReLU or a sum of flattened maps too, or (values,);
-    products: multiplications for one image; weight_bytes: what it stores, 0 where it shares another layer's weights.
-
-    prefix: of the layer's C names; struct: the layer's constants as C text, "" for none; call: the call with {0}, {1}, .. for the
-    tensors; patch: bytes of scratch memory.
-    """
-
-    name: str
-    kernel: str
-    about: str
-    shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
-    products: int
-    weight_bytes: int
-    prefix: str
-    struct: str
-    call: str
-    tensors: tuple[str, ...]
-    patch: int = 0
+def compile_steps(network: IntegerNetwork, image_shape: Shape) -> Program:
+    """The program. Raises ValueError for a step that has no kernel, by the step's name."""
+    shapes, program = _shapes(network, image_shape), Program()
+    program.new_map(network.input, shapes[network.input])
+    for step in network.steps:
+        LOWER[step.kind](program, step, shapes[step.output])
+    place = program.places[network.output]
+    if place.root == network.input:
+        raise ValueError("the network computes nothing: it has no layer, sum or pooling.")
+    shape = program.stored[place.root]
+    if not program.whole(place) or not place.at.flatten().equal(last((*shape[-1:], *shape[:-1])).flatten()):
+        program.copy(network.output)                                                        # whoever reads the output knows one order
+    return program
 
 
-def identifier(name: str) -> str:
-    """A layer's name as the beginning of a C name.
-
-    >>> identifier("_3"), identifier("block1.conv")
-    ('layer_3', 'block1_conv')
-    """
-    name = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return name if name[0].isalpha() else f"layer{'' if name[0] == '_' else '_'}{name}"
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """What becomes of a network: its layers, and their arrays of constants by C name."""
-
-    layers: list[Layer] = field(default_factory=list)
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def prefix(self, name: str) -> str:
-        """A C name for a layer that no other has."""
-        prefix = identifier(name)
-        while prefix in {layer.prefix for layer in self.layers}:
-            prefix += "_"
-        return prefix
-
-    def constant(self, name: str, values: torch.Tensor) -> str:
-        """The name under which the values are stored: an earlier one where they are the same, as with shared weights."""
-        for known, other in self.constants.items():
-            if values.dtype == other.dtype and values.equal(other):
-                return known
-        self.constants[name] = values
-        return name
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """How a tensor is stored. shape: (rows, columns, channels) or (values,); root: the tensor whose bytes it shares; map: of a flattened
-    map, what its shape was."""
-
-    shape: tuple[int, ...]
-    root: str
-    map: tuple[int, ...] | None = None
-
-    def as_map(self) -> "Place":
-        """The same bytes before they were flattened: their order is the map's still."""
-        return Place(self.map or self.shape, self.root)
-
-    def __str__(self):
-        return " x ".join(str(n) for n in self.shape)
-
-
-def compile_steps(network: IntegerNetwork, image_shape: tuple[int, ...]) -> tuple[Program, dict[str, Place]]:
-    """The program, and how each tensor is stored. Raises ValueError for a step that has no kernel, by the step's name."""
-    shapes = _shapes(network, image_shape)
-    program, places = Program(), {network.input: Place(_stored(network.input, shapes[network.input]), network.input)}
+def _shapes(network: IntegerNetwork, image_shape: Shape) -> dict[str, Shape]:
+    """The shape of every tensor for one image, torch's order, found by running one."""
+    if not all(isinstance(n, int) and n > 0 for n in image_shape) or len(image_shape) not in (1, 2, 3):
+        raise ValueError(f"image_shape is {image_shape}, and must be (channels, rows, columns), (channels, columns) or (values,), fixed "
+                         "and positive: the arena is laid out for one shape.")
+    tensors = {network.input: torch.zeros(1, *image_shape, dtype=torch.int8)}
     for step in network.steps:
         if step.kind not in LOWER:
             raise ValueError(f"{step.name} is a {step.kind}, and C has {', '.join(sorted(LOWER))}.")
-        inputs = [places[name] for name in step.inputs]
-        if step.kind == "flatten":
-            places[step.output] = _flattened(step, inputs[0])
-            continue
-        if len({place.map for place in inputs}) > 1:
-            raise ValueError(f"{step.name} adds values that were flattened from different maps: add the maps, then flatten.")
-        flat = inputs[0].map if step.kind in ("add", "relu") else None
-        places[step.output] = Place(_stored(step.name, shapes[step.output]), step.output, flat)
-        LOWER[step.kind](program, step, inputs, places[step.output])
-    if places[network.output].root == network.input:
-        raise ValueError("the network computes nothing: it has no layer, sum or pooling.")
-    return program, places
-
-
-def _shapes(network: IntegerNetwork, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor for one image, torch's order, found by running one."""
-    if not all(isinstance(n, int) and n > 0 for n in image_shape) or len(image_shape) not in (1, 3):
-        raise ValueError(f"image_shape is {image_shape}, and must be (channels, rows, columns) or (values,), fixed and positive: the arena "
-                         "is laid out for one shape.")
-    tensors = {network.input: torch.zeros(1, *image_shape, dtype=torch.int8)}
-    for step in network.steps:
-        if step.kind not in integer.RUN:
-            continue                                                                        # refused by name later
         try:
             tensors[step.output] = integer.RUN[step.kind](step, *(tensors[name] for name in step.inputs))
-        except (RuntimeError, IndexError, KeyError) as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             raise ValueError(f"image_shape is {image_shape}, which {step.name} cannot take ({str(error).splitlines()[0]}).") from None
+        shape = tuple(tensors[step.output].shape[1:])
+        if not shape or 0 in shape:
+            raise ValueError(f"image_shape is {image_shape}, and {step.name} then gives values of the shape {shape}: C takes one dimension "
+                             "or more, each of one value or more.")
     return {name: tuple(t.shape[1:]) for name, t in tensors.items()}
 
 
-def _stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) not in (1, 3):
-        raise ValueError(f"the values of {name} have the shape {shape}, and C takes (channels, rows, columns) or (values,).")
-    return shape if len(shape) == 1 else (shape[1], shape[2], shape[0])
+# What hands on the codes that it gets, and moves them at most
 
 
-def _flattened(step: Step, place: Place) -> Place:
-    dims, (rows, columns, channels) = len(place.shape), place.shape if len(place.shape) == 3 else (1, 1, 1)
-    if step.options["start_dim"] != 1 or step.options["end_dim"] not in (-1, dims):
-        raise ValueError(f"{step.name} flattens dimensions {step.options['start_dim']} to {step.options['end_dim']}, and must flatten all "
-                         "but the batch: 1 to -1.")
-    moved = rows * columns > 1 and channels > 1                                             # else both orders are the same
-    return Place((math.prod(place.shape),), place.root, place.shape if moved else place.map)
+def _dim(step: Step, name: str, dims: int) -> int:
+    """An option that names a dimension of a batch, as one of one image."""
+    dim = step.options[name] % (dims + 1) - 1
+    if dim < 0:
+        raise ValueError(f"{step.name}, a {step.kind}, has {name} {step.options[name]}, that of the images, which C takes one by one.")
+    return dim
 
 
-# One function a kind: its constants, its struct, its call
+def _flatten(program: Program, step: Step, shape: Shape) -> None:
+    dims = len(program.places[step.inputs[0]].shape)
+    start, end = (step.options[name] % (dims + 1) for name in ("start_dim", "end_dim"))
+    if start == 0:
+        raise ValueError(f"{step.name} flattens dimensions {step.options['start_dim']} to {step.options['end_dim']}, and must leave the "
+                         "first, that of the images, as it is.")
+    _view(program, step, shape)
+
+
+def _permute(program: Program, step: Step, shape: Shape) -> None:
+    dims = step.options["dims"]
+    if dims[0] % len(dims):
+        raise ValueError(f"{step.name} puts the dimensions in the order {dims}, and must leave the first, that of the images, where it is.")
+    _view(program, step, shape)
+
+
+def _slice(program: Program, step: Step, shape: Shape) -> None:
+    _dim(step, "dim", len(program.places[step.inputs[0]].shape))
+    _view(program, step, shape)
+
+
+def _view(program: Program, step: Step, shape: Shape) -> None:
+    """The same bytes, seen otherwise: the step is taken on the table of their addresses. What loops cannot visit in the new order is
+    copied into torch's before."""
+    place, run = program.places[step.inputs[0]], integer.RUN[step.kind]
+    at = run(step, place.at[None])[0]
+    if loops(at.flatten()) is None:
+        place = program.as_plain(step.inputs[0])
+        at = run(step, place.at[None])[0]
+        if loops(at.flatten()) is None:
+            _too_many(step)
+    program.places[step.output] = Place(place.root, at)
+
+
+def _pad(program: Program, step: Step, shape: Shape) -> None:
+    padding = step.options["padding"]
+    if len(padding) > 2 * len(shape):
+        raise ValueError(f"{step.name} pads {len(padding) // 2} dimensions of images of {len(shape)}.")
+    about = f"padding {' '.join(map(str, padding))} with {step.options['code']}"
+    _spread(program, step, shape, about, lambda at: F.pad(at, padding, value=-1), step.options["code"])
+
+
+def _stretch(program: Program, step: Step, shape: Shape) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"{step.name} stretches {shape[0]} values, and must stretch a map of rows and columns.")
+    nothing = replace(step.grids[0], zero_point=-1)
+    alone = replace(step, grids=(nothing, nothing))
+    about = "stretch {} x {}".format(*step.options["stride"])
+    _spread(program, step, shape, about, lambda at: integer.RUN["stretch"](alone, at), step.grids[0].zero_point)
+
+
+def _spread(program: Program, step: Step, shape: Shape, about: str, moved, code: int) -> None:
+    """Bytes of its own for the output: moved puts the addresses of the input where its numbers go, and -1 elsewhere, where the code is."""
+    out = last(shape)
+    for made in (program.places.get, program.as_last):
+        place = made(step.inputs[0])
+        there = in_order(moved(place.at))
+        walked = walk(there[there >= 0], in_order(out)[there >= 0])
+        if walked is not None:
+            program.new_map(step.output, shape)
+            program.move(step.name, about, place.root, step.output, walked, program.stored[place.root], stored(shape), code)
+            return
+    _too_many(step)
+
+
+def _too_many(step: Step):
+    raise ValueError(f"{step.name}, a {step.kind} of so many dimensions, takes more than {LOOPS} nested loops, and C has {LOOPS}.")
+
+
+# What computes: its constants, its struct, its call
 
 
 def _pair(value) -> tuple[int, int]:
@@ -154,9 +145,9 @@ class Window:
     """The window of a convolution or pooling: (rows, columns) of each."""
 
     kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(cls, step: Step) -> "Window":
@@ -167,22 +158,30 @@ class Window:
             padding = tuple(d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel))
         return cls(kernel, _pair(o["stride"]), _pair(padding), dilation)
 
-    def fields(self, into: Place, out: Place) -> list[str]:
-        """Two lines of C: the maps' shapes, and the window."""
-        shapes = {f"in_{axis}": n for axis, n in zip("hwc", into.shape)} | {f"out_{axis}": n for axis, n in zip("hwc", out.shape)}
+    def fields(self, into: Shape, out: Shape) -> list[str]:
+        """Two lines of C: the maps' shapes in memory, and the window."""
+        shapes = {f"in_{axis}": n for axis, n in zip("hwc", into)} | {f"out_{axis}": n for axis, n in zip("hwc", out)}
         steps = {"kernel": self.kernel, "stride": self.stride, "pad": self.padding, "dilation": self.dilation}
         window = {f"{name}_{axis}": n for name, pair in steps.items() for axis, n in zip("hw", pair)}
         return [", ".join(f".{name} = {n}" for name, n in part.items()) for part in (shapes, window)]
 
     def __str__(self):
         words = [f"{self.kernel[0]} x {self.kernel[1]}"]
-        for name, pair, plain in (("stride", self.stride, 1), ("padding", self.padding, 0), ("dilation", self.dilation, 1)):
-            if pair != (plain, plain):
+        for name, pair, usual in (("stride", self.stride, 1), ("padding", self.padding, 0), ("dilation", self.dilation, 1)):
+            if pair != (usual, usual):
                 words.append(f"{name} {pair[0]}" if pair[0] == pair[1] else f"{name} {pair[0]} x {pair[1]}")
         return ", ".join(words)
 
 
-def _nested(window: Window, into: Place, out: Place) -> str:
+def _map(program: Program, step: Step) -> Place:
+    """The one input as a map, its bytes by rows, columns, channels."""
+    shape = program.places[step.inputs[0]].shape
+    if len(shape) != 3:
+        raise ValueError(f"{step.name}, {step.kind}, gets values of the shape {shape}, and must get a map: (channels, rows, columns).")
+    return program.as_last(step.inputs[0])
+
+
+def _nested(window: Window, into: Shape, out: Shape) -> str:
     return ".window = {" + (",\n" + 15 * " ").join(window.fields(into, out)) + "}"
 
 
@@ -192,80 +191,169 @@ def _limits(step: Step) -> str:
     return f".out_zero = {grid.zero_point}, .low = {low}, .high = {grid.high}"
 
 
-def _layer(program: Program, step: Step, kernel: str, about: str, into: Place, out: Place, ctype: str, fields: list[str],
-           tensors: tuple[str, ...], products: int = 0, patch: int = 0) -> None:
-    """Note the layer: a struct of the C type, which the kernel gets before its tensors; for "" the fields are arguments themselves."""
-    about += ", ReLU" * step.relu
+def _zeros(step: Step) -> str:
+    if len(step.inputs) == 1:
+        return f".in_zero = {step.grids[0].zero_point}"
+    return f".a_zero = {step.grids[0].zero_point}, .b_zero = {step.grids[1].zero_point}"
+
+
+def _constants(program: Program, step: Step, **values: torch.Tensor) -> str:
     prefix = program.prefix(step.name)
-    weight = program.constants.get(f"{prefix}_weight")                                      # none where it is stored under another name
-    body = ",\n    ".join(fields)
-    struct = f"static const {ctype} {prefix}_layer = {{\n    {body},\n}};" if ctype else ""
-    arguments = ([f"&{prefix}_layer"] if ctype else fields) + [f"{{{i}}}" for i in range(len(tensors))]
-    call = f"{kernel}({', '.join(arguments)});"
-    program.layers.append(Layer(step.name, kernel, about, into.shape, out.shape, products, 0 if weight is None else len(weight), prefix,
-                                struct, call, tensors, patch))
+    return ", ".join(f".{part} = {program.constant(f'{prefix}_{part}', v.contiguous())}" for part, v in values.items())
 
 
 def _weights(program: Program, step: Step, weight: torch.Tensor) -> str:
-    prefix, channels = program.prefix(step.name), len(step.bias)
-    parts = {"weight": weight.flatten(), "bias": step.bias, "m": step.m.expand(channels), "n": step.n.expand(channels)}
-    return ", ".join(f".{part} = {program.constant(f'{prefix}_{part}', values.contiguous())}" for part, values in parts.items())
+    channels = len(step.bias)
+    return _constants(program, step, weight=weight.flatten(), bias=step.bias, m=step.m.expand(channels), n=step.n.expand(channels))
 
 
-def _conv(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
-    into, groups, window = inputs[0], step.options["groups"], Window.of(step)
-    values, products = step.weight[0].numel(), math.prod(out.shape) * step.weight[0].numel()
-    if groups == into.shape[2] == out.shape[2] and groups > 1:
-        kernel, about, tensors, patch = "depthwise", f"depthwise convolution {window}", (into.root, out.root), 0
+def _conv(program: Program, step: Step, shape: Shape) -> None:
+    place, groups, window, out = _map(program, step), step.options["groups"], Window.of(step), stored(shape)
+    into, values, products = stored(place.shape), step.weight[0].numel(), math.prod(shape) * step.weight[0].numel()
+    about, relu = f"convolution {window}", ", ReLU" * step.relu
+    if groups == into[2] == out[2] and groups > 1:
+        kernel, about, tensors, patch = "depthwise", f"depthwise {about}", (place.root, step.output), 0
         weight = step.weight[:, 0].permute(1, 2, 0)                                         # (kernel rows, columns, channels)
     else:
-        about = f"convolution {window}" + (f", {groups} groups" if groups > 1 else "")
+        about += f", {groups} groups" if groups > 1 else ""
         patch = 0 if window.kernel == (1, 1) and window.padding == (0, 0) else values
-        kernel, tensors = "convolution", (into.root, PATCH if patch else NONE, out.root)
+        kernel, tensors = "convolution", (place.root, PATCH if patch else NONE, step.output)
         weight = step.weight.permute(0, 2, 3, 1)                                            # (out, kernel rows, columns, in)
-    fields = [_nested(window, into, out), f".groups = {groups}, .in_zero = {step.grids[0].zero_point}, {_limits(step)}",
-              _weights(program, step, weight)]
-    _layer(program, step, kernel, about, into, out, "Layer", fields, tensors, products, patch)
+    fields = [_nested(window, into, out), f".groups = {groups}, {_zeros(step)}, {_limits(step)}", _weights(program, step, weight)]
+    program.layer(step.name, kernel, about + relu, "Layer", fields, tensors, into, out, products, patch)
+    program.new_map(step.output, shape)
 
 
-def _linear(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
-    into, weight = inputs[0], step.weight
-    if len(into.shape) != 1:
-        raise ValueError(f"{step.name} is fully connected and gets a map of {into}, and must get a vector: put a Flatten before it.")
-    if into.map is not None:
-        rows, columns, channels = into.map
-        weight = weight.view(-1, channels, rows, columns).permute(0, 2, 3, 1)
-    one = Window((1, 1), (1, 1), (0, 0), (1, 1))
-    fields = [_nested(one, Place((1, 1, *into.shape), ""), Place((1, 1, *out.shape), "")),
-              f".groups = 1, .in_zero = {step.grids[0].zero_point}, {_limits(step)}", _weights(program, step, weight)]
-    tensors = (into.root, NONE, out.root)
-    _layer(program, step, "convolution", "fully connected", into, out, "Layer", fields, tensors, weight.numel())
+def _linear(program: Program, step: Step, shape: Shape) -> None:
+    place, weight = program.places[step.inputs[0]], step.weight
+    if len(shape) == 1 and program.whole(place):  # in whatever order the values lie, the weights can follow
+        into, weight = program.stored[place.root], weight[:, place.at.argsort()]
+    else:
+        place = program.as_plain(step.inputs[0])
+        into = place.shape
+    rows = math.prod(shape[:-1])
+    fields = [_nested(Window((1, 1)), (rows, 1, weight.shape[1]), (rows, 1, len(weight))),
+              f".groups = 1, {_zeros(step)}, {_limits(step)}", _weights(program, step, weight)]
+    about, values = "fully connected" + ", ReLU" * step.relu, (weight.shape[1],) if len(shape) == 1 else into
+    program.layer(step.name, "convolution", about, "Layer", fields, (place.root, NONE, step.output), values, shape, rows * weight.numel())
+    program.new(step.output, plain(shape), shape)
 
 
-def _mean(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
-    into, window = inputs[0], Window.of(step)
-    fields = [_nested(window, into, out), f".in_zero = {step.grids[0].zero_point}, {_limits(step)}, .m = {step.m[0]}, .n = {step.n[0]}"]
-    _layer(program, step, "mean", f"mean {window}", into, out, "Mean", fields, (into.root, out.root))
+def _mean(program: Program, step: Step, shape: Shape) -> None:
+    place, window, out = _map(program, step), Window.of(step), stored(shape)
+    into = stored(place.shape)
+    fields = [_nested(window, into, out), f"{_zeros(step)}, {_limits(step)}, .m = {step.m[0]}, .n = {step.n[0]}"]
+    program.layer(step.name, "mean", f"mean {window}" + ", ReLU" * step.relu, "Mean", fields, (place.root, step.output), into, out)
+    program.new_map(step.output, shape)
 
 
-def _maxpool(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
-    into, window = inputs[0], Window.of(step)
-    _layer(program, step, "maxpool", f"maximum {window}", into, out, "Window", window.fields(into, out), (into.root, out.root))
+def _windows(program: Program, step: Step, shape: Shape) -> None:
+    place, out = _map(program, step), stored(shape)
+    into, ends = stored(place.shape), {what: torch.tensor(step.options[what], dtype=torch.int32).flatten() for what in ("rows", "columns")}
+    sizes = f".in_w = {into[1]}, .in_c = {into[2]}, .out_h = {out[0]}, .out_w = {out[1]}, {_zeros(step)}, {_limits(step)}"
+    fields = [sizes, _constants(program, step, **ends, m=step.m, n=step.n)]
+    about = f"mean of {out[0]} x {out[1]} windows" + ", ReLU" * step.relu
+    program.layer(step.name, "windows", about, "Windows", fields, (place.root, step.output), into, out)
+    program.new_map(step.output, shape)
 
 
-def _add(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
-    a, b = inputs
-    if a.shape != b.shape:
-        raise ValueError(f"{step.name} adds maps of {a} and {b}, and must add maps of one shape.")
-    zeros = f".a_zero = {step.grids[0].zero_point}, .b_zero = {step.grids[1].zero_point}"
+def _maxpool(program: Program, step: Step, shape: Shape) -> None:
+    place, window, out = _map(program, step), Window.of(step), stored(shape)
+    into = stored(place.shape)
+    program.layer(step.name, "maxpool", f"maximum {window}", "Window", window.fields(into, out), (place.root, step.output), into, out)
+    program.new_map(step.output, shape)
+
+
+def _two(program: Program, step: Step, shape: Shape, what: str) -> tuple[Place, Place, str | None]:
+    """The two inputs, and the loops that visit both in the order of the output; None where they lie in one order, and so does the
+    output."""
+    places = [program.places[name] for name in step.inputs]
+    if len({len(place.shape) for place in places}) > 1:
+        raise ValueError(f"{step.name} {what} values of the shapes {places[0].shape} and {places[1].shape}, and must get as many "
+                         "dimensions of both.")
+    a, b = places
+    if a.at.equal(b.at) and program.whole(a) and program.whole(b):
+        program.new(step.output, a.at, program.stored[a.root])
+        return a, b, None
+    for made in (program.places.get, program.as_last):
+        a, b = (made(name) for name in step.inputs)
+        walked = walk(*(in_order(place.at.expand(shape)) for place in (a, b)))
+        if walked is not None:
+            program.new_map(step.output, shape)
+            return a, b, walked
+    _too_many(step)
+
+
+def _add(program: Program, step: Step, shape: Shape) -> None:
+    a, b, walked = _two(program, step, shape, "adds")
     m, n = (", ".join(map(str, part.tolist())) for part in (step.m, step.n))
-    fields = [f".count = {math.prod(out.shape)}, {zeros}, {_limits(step)}", f".m = {{{m}}}, .n = {{{n}}}"]
-    _layer(program, step, "add", "sum", a.as_map(), out.as_map(), "Add", fields, (a.root, b.root, out.root))
+    count, rest = f".count = {math.prod(shape)}, ", f"{_zeros(step)}, {_limits(step)}"
+    lines, about, out = [rest, f".m = {{{m}}}, .n = {{{n}}}"], "sum" + ", ReLU" * step.relu, program.stored[step.output]
+    if walked is None:
+        kernel, ctype, fields = "add", "Add", [count + lines[0], lines[1]]
+    else:
+        kernel, ctype, fields = "add_walk", "AddWalk", [walked, ".add = {" + ",\n            ".join(lines) + "}"]
+    program.layer(step.name, kernel, about, ctype, fields, (a.root, b.root, step.output), program.stored[a.root], out)
 
 
-def _relu(program: Program, step: Step, inputs: list[Place], out: Place) -> None:
-    fields = [str(math.prod(out.shape)), str(step.grids[0].zero_point)]
-    _layer(program, step, "relu", "ReLU", inputs[0].as_map(), out.as_map(), "", fields, (inputs[0].root, out.root))
+def _mul(program: Program, step: Step, shape: Shape) -> None:
+    a, b, walked = _two(program, step, shape, "multiplies")
+    if walked is None:
+        walked = walk(*[plain((math.prod(shape),))] * 2)
+    fields = [walked, f"{_zeros(step)}, {_limits(step)}, .m = {step.m[0]}, .n = {step.n[0]}"]
+    about, into, out = "product" + ", ReLU" * step.relu, program.stored[a.root], program.stored[step.output]
+    program.layer(step.name, "mul", about, "Mul", fields, (a.root, b.root, step.output), into, out)
 
 
-LOWER = {"conv": _conv, "linear": _linear, "mean": _mean, "maxpool": _maxpool, "add": _add, "relu": _relu, "flatten": None}
+def _cat(program: Program, step: Step, shape: Shape) -> None:
+    """One call for each input, which goes to its own part of the output."""
+    dim, start, out = _dim(step, "dim", len(shape)), 0, program.new_map(step.output, shape)
+    for i, name in enumerate(step.inputs):
+        size = program.places[name].shape[dim]
+        part = in_order(out.at.narrow(dim, start, size))
+        walked = walk(in_order(program.places[name].at), part) or walk(in_order(program.as_last(name).at), part) or _too_many(step)
+        place, start = program.places[name], start + size
+        fields = [walked, f".in_zero = {step.grids[i].zero_point}, {_limits(step)}, .m = {step.m[i]}, .n = {step.n[i]}"]
+        about = f"part {i + 1} of {len(step.inputs)} side by side"
+        program.layer(step.name, "cat", about, "Cat", fields, (place.root, step.output), stored(place.shape), stored(shape))
+
+
+def _same(program: Program, step: Step) -> tuple[str, str, Shape]:
+    """The input's bytes, all of them, for what is done to each; how many; their shape. The output's lie in the same order."""
+    place = program.places[step.inputs[0]]
+    if not program.whole(place):
+        place = program.as_last(step.inputs[0])
+        place = place if program.whole(place) else program.copy(step.inputs[0])
+    program.new(step.output, place.at, program.stored[place.root])
+    return place.root, str(place.at.numel()), program.stored[place.root]
+
+
+def _relu(program: Program, step: Step, shape: Shape) -> None:
+    root, count, into = _same(program, step)
+    program.layer(step.name, "relu", "ReLU", "", [count, str(step.grids[0].zero_point)], (root, step.output), into, into)
+
+
+def _relu6(program: Program, step: Step, shape: Shape) -> None:
+    root, count, into = _same(program, step)
+    fields = [count, str(step.grids[0].zero_point), str(step.options["high"])]
+    program.layer(step.name, "relu6", "ReLU6", "", fields, (root, step.output), into, into)
+
+
+def _table(program: Program, step: Step, shape: Shape) -> None:
+    root, count, into = _same(program, step)
+    codes = program.constant(f"{program.prefix(step.name)}_table", step.table)
+    program.layer(step.name, "table", "table", "", [count, codes], (root, step.output), into, into)
+
+
+def _softmax(program: Program, step: Step, shape: Shape) -> None:
+    place = program.as_plain(step.inputs[0])
+    fields = [f".rows = {math.prod(shape[:-1])}, .classes = {shape[-1]}, .m = {step.m[0]}, .n = {step.n[0]}"]
+    program.layer(step.name, "softmax", "softmax", "Softmax", fields, (place.root, step.output), shape, shape)
+    program.new(step.output, place.at, shape)
+
+
+LOWER = {
+    "conv": _conv, "linear": _linear, "mean": _mean, "windows": _windows, "maxpool": _maxpool, "add": _add, "mul": _mul, "cat": _cat,
+    "relu": _relu, "relu6": _relu6, "table": _table, "softmax": _softmax, "flatten": _flatten, "reshape": _view, "permute": _permute,
+    "slice": _slice, "pad": _pad, "stretch": _stretch,
+}

@@ -11,16 +11,20 @@ import torch
 
 import qlab
 from qlab.deploy import arena
-from qlab.deploy.c_layers import NONE, PATCH, Place, Program
+from qlab.deploy.c_program import NONE, PATCH, Program
 from qlab.nets.integer import ADD_SHIFT, IntegerNetwork
 
 KERNELS = Path(__file__).parent / "c_kernels"
-NEEDS = {  # the pieces of c_kernels that a kernel stands on, in order
+NEEDS = {  # the pieces of c_kernels that a kernel stands on
     "convolution": ("requantize", "window", "layer", "dsp", "dot", "convolution"),
     "depthwise": ("requantize", "window", "inside", "layer", "dsp", "depthwise"),
-    "maxpool": ("window", "inside", "maxpool"), "mean": ("requantize", "window", "mean"), "add": ("requantize", "add"), "relu": ("relu",),
+    "maxpool": ("window", "inside", "maxpool"), "mean": ("requantize", "window", "mean"), "windows": ("requantize", "windows"),
+    "add": ("requantize", "added", "add"), "add_walk": ("requantize", "walk", "added", "add_walk"), "mul": ("requantize", "walk", "mul"),
+    "cat": ("requantize", "walk", "cat"), "softmax": ("requantize", "softmax"), "move": ("walk", "move"),
+    "relu": ("relu",), "relu6": ("relu6",), "table": ("table",),
 }
-ORDER = ("requantize", "window", "inside", "layer", "dsp", "dot", "convolution", "depthwise", "maxpool", "mean", "add", "relu")
+ORDER = ("requantize", "window", "inside", "layer", "dsp", "dot", "convolution", "depthwise", "maxpool", "mean", "windows", "walk", "added",
+         "add", "add_walk", "mul", "cat", "softmax", "relu", "relu6", "table", "move")
 
 
 def _array(name: str, values: torch.Tensor) -> str:
@@ -44,10 +48,10 @@ class Memory:
         return sorted(there, key=lambda entry: entry["address"])
 
 
-def lay_out(program: Program, network: IntegerNetwork, places: dict[str, Place]) -> Memory:
+def lay_out(program: Program, network: IntegerNetwork) -> Memory:
     """Every tensor's place in the arena, from its first step to its last."""
-    outside = (NONE, PATCH, network.input, places[network.output].root)
-    sizes = {place.root: math.prod(place.shape) for place in places.values()}
+    outside = (NONE, PATCH, network.input, program.places[network.output].root)
+    sizes = {root: math.prod(shape) for root, shape in program.stored.items()}
     alive: dict[str, list[int]] = {}
     for step, layer in enumerate(program.layers):
         for name in layer.tensors:
@@ -58,26 +62,26 @@ def lay_out(program: Program, network: IntegerNetwork, places: dict[str, Place])
     return Memory(tuple(tensors), *arena.plan(tensors))
 
 
-def source(name: str, header_name: str, program: Program, memory: Memory, network: IntegerNetwork, places: dict[str, Place]) -> str:
+def source(name: str, header_name: str, program: Program, memory: Memory, network: IntegerNetwork) -> str:
     """The C file: kernels, constants and a struct for each layer, the arena, the run."""
     pieces = {piece for layer in program.layers for piece in NEEDS[layer.kernel]}
-    sizes = _sizes(network, places, memory)
+    sizes = _sizes(network, program, memory)
     parts = [f"/* {about(name)} */", f'#include "{header_name}"\n#include <string.h>',
              "#if " + " || ".join(f"{name.upper()}_{key} != {value}" for key, value in sizes.items())
              + f'\n#error "{header_name} was written for another network."\n#endif']
-    if "add" in pieces:
+    if "added" in pieces:
         parts.append(f"#define ADD_SHIFT {ADD_SHIFT}")
     parts += [(KERNELS / f"{piece}.c").read_text().rstrip() for piece in ORDER if piece in pieces]
     calls, where = [], {name: f"arena + {address}" if address else "arena" for name, address in memory.addresses.items()}
-    where |= {NONE: "NULL", network.input: "image", places[network.output].root: "logits"}
+    where |= {NONE: "NULL", network.input: "image", program.places[network.output].root: "logits"}
     for layer in program.layers:
         shapes = " -> ".join(" x ".join(map(str, s)) for s in (layer.shape_in, layer.shape_out))
         comment = f"/* {layer.name}: {layer.about}; {shapes}" + (f"; {layer.products} products */" if layer.products else " */")
         arrays = [_array(n, values) for n, values in program.constants.items() if n.rpartition("_")[0] == layer.prefix]
-        if layer.struct:
-            parts.append("\n\n".join([comment, *arrays, layer.struct]))
+        if constants := [*arrays, *[layer.struct] * bool(layer.struct)]:
+            parts.append("\n\n".join([comment, *constants]))
         calls.append("    " + layer.call.format(*(where[f"{layer.name} patch" if t == PATCH else t] for t in layer.tensors)))
-        calls[-1] += "" if layer.struct else f"  {comment}"
+        calls[-1] += "" if constants else f"  {comment}"
     if memory.arena_bytes:
         parts.append(f"static int8_t arena[{name.upper()}_ARENA];")
     return "\n\n".join([*parts, RUN.format(name=name, NAME=name.upper(), calls="\n".join(calls))])
@@ -87,9 +91,9 @@ def about(name: str) -> str:
     return f"{name}: an integer-only network, int8 codes and int32 sums. Written by qlab {qlab.__version__}."
 
 
-def _sizes(network: IntegerNetwork, places: dict[str, Place], memory: Memory) -> dict[str, int]:
+def _sizes(network: IntegerNetwork, program: Program, memory: Memory) -> dict[str, int]:
     ends = {"INPUT": network.input, "OUTPUT": network.output}
-    return {key: math.prod(places[name].shape) for key, name in ends.items()} | {"ARENA": memory.arena_bytes}
+    return {key: program.places[name].at.numel() for key, name in ends.items()} | {"ARENA": memory.arena_bytes}
 
 
 RUN = """void {name}_run(const int8_t image[{NAME}_INPUT], int8_t logits[{NAME}_OUTPUT])
@@ -143,9 +147,9 @@ int32_t {name}_argmax(const int8_t logits[{NAME}_OUTPUT]);
 """
 
 
-def header(name: str, network: IntegerNetwork, places: dict[str, Place], memory: Memory) -> str:
+def header(name: str, network: IntegerNetwork, program: Program, memory: Memory) -> str:
     """The header: what goes in, what comes out, and how much memory it takes."""
-    out = places[network.output]
-    return HEADER.format(about=about(name), name=name, NAME=name.upper(), shape_in=places[network.input],
-                         shape_out=out if out.map is None else " x ".join(map(str, out.map)), grid_in=network.grid_in,
-                         grid_out=network.grid_out, **_sizes(network, places, memory))
+    shapes = (program.stored[program.places[end].root] for end in (network.input, network.output))
+    shape_in, shape_out = (" x ".join(map(str, shape)) for shape in shapes)
+    return HEADER.format(about=about(name), name=name, NAME=name.upper(), shape_in=shape_in, shape_out=shape_out, grid_in=network.grid_in,
+                         grid_out=network.grid_out, **_sizes(network, program, memory))

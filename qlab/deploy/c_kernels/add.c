@@ -1,15 +1,7 @@
-/* The sum of two maps: both terms on one scale with 20 bits of fraction, then on the scale of the result. */
-typedef struct {
-    int32_t count, a_zero, b_zero, out_zero, low, high;
-    int32_t m[3];                                                    /* of the first term, the second, the sum */
-    int8_t n[3];
-} Add;
-
+/* The sum of two maps, code by code. */
 static void add(const Add *sum, const int8_t *a, const int8_t *b, int8_t *y)
 {
     for (int32_t i = 0; i < sum->count; i++) {
-        const int32_t first = scaled((a[i] - sum->a_zero) * ((int32_t)1 << ADD_SHIFT), sum->m[0], sum->n[0]);
-        const int32_t second = scaled((b[i] - sum->b_zero) * ((int32_t)1 << ADD_SHIFT), sum->m[1], sum->n[1]);
-        y[i] = code(scaled(first + second, sum->m[2], sum->n[2]), sum->out_zero, sum->low, sum->high);
+        y[i] = added(sum, a[i], b[i]);
     }
 }
