@@ -478,17 +478,6 @@ def test_calibration_that_does_not_fit_is_refused_in_one_sentence():
 # Words
 
 
-@pytest.mark.parametrize("pool, said", [
-    (nn.AvgPool2d(3, 1, 1), "1 pads the map, and an average in integers"), (nn.AvgPool2d(2, ceil_mode=True), "1 rounds the map's size up"),
-    (nn.AvgPool2d(2, divisor_override=3), "1 divides by a number of its own"),
-    (nn.AdaptiveAvgPool2d(2), "1 averages a map of 5 x 5 over 2 x 2 windows of different sizes"),
-])
-def test_a_mean_that_integers_do_not_take_is_refused_as_what_it_is(pool, said):
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), pool)
-    with pytest.raises(ValueError, match=said):
-        integer.convert(ptq.quantize(net, torch.rand(8, 1, 5, 5)), (1, 5, 5))
-
-
 @pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf"), 2.0**31])
 def test_a_multiplier_that_is_none(value):
     with pytest.raises(ValueError, match="a multiplier is"):

@@ -54,7 +54,8 @@ LAYER_KINDS = {  # by the module's exact class: a subclass may compute something
     nn.ZeroPad1d: "pad", nn.ZeroPad2d: "pad", nn.ConstantPad1d: "pad", nn.ConstantPad2d: "pad", nn.ConstantPad3d: "pad",
     Stretch: "stretch", nn.Softmax: "softmax",
     **dict.fromkeys((nn.LeakyReLU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.SiLU, nn.GELU, nn.Tanh, nn.Hardtanh, nn.ELU, nn.SELU,
-                     nn.CELU, nn.Softplus, nn.Softsign, nn.Mish, nn.LogSigmoid, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold), "table"),
+                     nn.CELU, nn.Softplus, nn.Softsign, nn.Mish, nn.LogSigmoid, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
+                     nn.Threshold), "table"),
 }
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)  # in evaluation
 NOTHING_CALLS = ("contiguous", "clone", "detach", torch.clone)
@@ -101,6 +102,27 @@ NAMED = {"dim", "dims", "shape", "keepdim", "split_size_or_sections", "chunks", 
 CATS, MEANS = (torch.cat, torch.concat, torch.concatenate), ("mean", torch.mean)
 ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
               operator.getitem, math.prod)
+
+
+def kind(traced: fx.GraphModule, node: fx.Node) -> str:
+    """What a node is (the table above); ValueError for what no quantized network may hold."""
+    found = call_kind(traced, node)
+    if node.op == "output" and not isinstance(node.args[0], fx.Node):
+        raise ValueError("the network returns several values, and may return one tensor.")
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        if getattr(module, "return_indices", False):
+            raise ValueError(f"{node.target} returns the places of the maxima too (return_indices=True), and may return one tensor.")
+        what = f"{node.target}, a {type(module).__name__}"
+    elif node.op == "get_attr":
+        what = f"{node.target}, which forward reads itself"
+    else:
+        what = f"{node.name}, a call of {getattr(node.target, '__name__', node.target)}"
+    if found is None:
+        known = ", ".join(c.__name__ for c in LAYER_KINDS if c is not Stretch)
+        raise ValueError(f"{what}, cannot be quantized: a network may hold {known}, ConvTranspose2d, Dropout, Identity, sums, products, "
+                         "means and concatenations of tensors, functions of one number, other views of a tensor.")
+    return found
 
 
 def call_kind(traced: fx.GraphModule, node: fx.Node) -> str | None:

@@ -32,7 +32,8 @@ def give_convolutions(model: nn.Module, norms: dict[str, bool]) -> nn.Module:
         like = next((t for t in (bn.weight, bn.running_var) if t is not None), torch.zeros(()))
         conv = made_of(width, width, 1, groups=width, bias=False).to(like)
         nn.init.ones_(conv.weight)
-        made[bn] = nn.Sequential(*([nn.Unflatten(1, (width, 1))] if flat else []), conv, bn, *([nn.Flatten()] if flat else [])).train(bn.training)
+        layers = [nn.Unflatten(1, (width, 1)), conv, bn, nn.Flatten()] if flat else [conv, bn]
+        made[bn] = nn.Sequential(*layers).train(bn.training)
     return _replaced(model, made)
 
 
@@ -49,10 +50,11 @@ def _replaced(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 @torch.no_grad()
 def _as_convolution(layer: nn.ConvTranspose2d, name: str) -> nn.Sequential:
     into, out, groups = layer.in_channels, layer.out_channels, layer.groups
-    padding = tuple(d * (k - 1) - p for d, k, p in zip(layer.dilation, layer.kernel_size, layer.padding))
+    reach = tuple(d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size))
+    padding = tuple(r - p for r, p in zip(reach, layer.padding))
     if min(padding) < 0:
-        raise ValueError(f"{name or 'the network'}, a ConvTranspose2d with padding {layer.padding}, crops more than its kernel reaches, and may "
-                         f"have at most {tuple(d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size))}.")
+        raise ValueError(f"{name or 'the network'}, a ConvTranspose2d with padding {layer.padding}, cuts off more than its kernel reaches, "
+                         f"and may have at most {reach}.")
     conv = nn.Conv2d(into, out, layer.kernel_size, padding=padding, dilation=layer.dilation, groups=groups, bias=layer.bias is not None)
     conv = conv.to(layer.weight)
     weight = layer.weight.unflatten(0, (groups, into // groups)).transpose(1, 2).flatten(0, 1).flip(-2, -1)

@@ -11,13 +11,21 @@ per tensor or per output channel. Sums need 32 bits: the products are taken afte
 """
 
 import math
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
+from qlab.nets import rescale, sums
+from qlab.nets.rescale import INT32, multiplier, multiply
+from qlab.nets.softmax import softmax
+
+__all__ = ["ADD_SHIFT", "RUN", "Grid", "Step", "float32_share", "multiplier", "multiply"]
+
 ADD_SHIFT = 20                                                                              # a sum's terms get 20 bits of fraction first
-INT32 = 2**31 - 1
+AT_ONCE = 2**18                                                                             # numbers that stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -73,48 +81,41 @@ class Step:
     options: dict = field(default_factory=dict)
 
 
-def multiplier(real) -> tuple[torch.Tensor, torch.Tensor]:
-    """Real numbers M (k,) as m (int32, 2**30 <= m < 2**31) and n (int8): M = m 2**(n - 31). Below 2**-32, m = n = 0.
+def float32_share(step: Step) -> torch.Tensor:
+    """(max|x - z| sum|w| + |bias|) / 2**24 of each output channel, over all int8 codes x: float64 (out,).
 
-    Raises ValueError for a negative one, NaN, or 2**30 and above.
+    step: a convolution or a linear layer. Where no channel is above 1, float32 holds every partial sum, and adds without rounding.
 
-    >>> multiplier([0.5, 0.003])
-    (tensor([1073741824, 1649267442], dtype=torch.int32), tensor([ 0, -8], dtype=torch.int8))
+    >>> step = Step("linear", "fc", ("x",), "y", (Grid(0.5, -28, -128, 127), Grid(0.1, 2, -128, 127)), bias=torch.tensor([-7, 0]).int(),
+    ...             weight=torch.tensor([[-128, 3], [1, 0]], dtype=torch.int8))
+    >>> float32_share(step) * 2**24                                                         # (127 + 28) * (128 + 3) + 7, 155
+    tensor([20312.,   155.], dtype=torch.float64)
     """
-    m, n = [], []
-    for value in torch.as_tensor(real, dtype=torch.float64).reshape(-1).tolist():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"a multiplier is {value:g}, and must be finite and not negative.")
-        fraction, exponent = math.frexp(value)  # value = fraction * 2**exponent, 1/2 <= fraction < 1
-        whole = round(fraction * 2**31)
-        if whole == 2**31:
-            whole, exponent = 2**30, exponent + 1
-        if exponent > 30:
-            raise ValueError(f"a multiplier is {value:g}, and must be below 2**30: two scales that follow each other differ too much.")
-        m.append(whole if exponent > -32 else 0)
-        n.append(exponent if exponent > -32 else 0)
-    return torch.tensor(m, dtype=torch.int32), torch.tensor(n, dtype=torch.int8)
+    if step.kind not in ("conv", "linear"):
+        raise ValueError(f"{step.name!r} is a {step.kind}, and must be a conv or a linear: other steps have no weights.")
+    return sums.bound(step.weight, step.bias, step.grids[0].zero_point) / sums.FLOAT32
 
 
-def multiply(a: torch.Tensor, m: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-    """round(a * M), int32 in and out: shift left by n > 0, doubling high multiplication by m, shift right by n < 0.
-
-    a: int32; m, n: of a shape that broadcasts to it. Rounded to nearest, ties up in the multiplication and away from zero in the
-    shift, as ARM's instructions, gemmlowp and TensorFlow Lite's kernels do. What leaves int32 on the shift to the left saturates.
-
-    >>> multiply(torch.tensor([100, -100, 1], dtype=torch.int32), *multiplier([0.5]))
-    tensor([ 50, -50,   1], dtype=torch.int32)
-    """
-    n = n.to(torch.int64)
-    wide = (a.to(torch.int64) << n.clamp(min=0)).clamp_(-INT32 - 1, INT32)
-    high = (wide * m + 2**30) >> 31
-    right = (-n).clamp(min=0)
-    half = (1 << right) >> 1
-    return (high.sign() * ((high.abs() + half) >> right)).to(torch.int32)
+# What a step needs made once. It is no part of the step: no copy, no file and no comparison holds it.
+_READY = weakref.WeakKeyDictionary()
 
 
-def _per_channel(t: torch.Tensor, dims: int) -> torch.Tensor:
-    return t.view(1, -1, *[1] * (dims - 2))
+def _ready(step: Step, make: Callable):
+    """make(step), made again only after the step's tensors, or how torch computes in float32 here, have changed."""
+    tensors = (t for t in (step.weight, step.bias, step.m, step.n) if t is not None)
+    state = (torch.is_autocast_enabled("cpu"), torch.backends.mkldnn.enabled, torch.backends.mkldnn.conv.fp32_precision,
+             torch.backends.mkldnn.matmul.fp32_precision, *(None if t.is_inference() else t._version for t in tensors))
+    found = _READY.get(step)
+    if found is None or found[0] != state:
+        found = _READY[step] = state, make(step)  # two threads may both make it: it is the same
+    return found[1]
+
+
+def _limits(step: Step) -> tuple[int, int, int]:
+    """The zero-point, the lowest and the highest code of what a step makes."""
+    grid = step.grids[-1]
+    low = max(grid.low, grid.zero_point) if step.relu else grid.low
+    return grid.zero_point, min(low, grid.high), grid.high
 
 
 def _centred(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -122,25 +123,30 @@ def _centred(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def _finish(step: Step, scaled: torch.Tensor) -> torch.Tensor:
-    grid = step.grids[-1]
-    low = max(grid.low, grid.zero_point) if step.relu else grid.low
-    scaled = scaled.clamp(low - grid.zero_point, grid.high - grid.zero_point)               # first, so that nothing leaves int32
-    return scaled.add_(grid.zero_point).to(torch.int8)
+    return rescale.to_code(scaled, *_limits(step))
+
+
+def _arithmetic(step: Step) -> tuple[sums.Sums, rescale.Floor | None]:
+    zero_point, options = step.grids[0].zero_point, step.options if step.kind == "conv" else None
+    farthest = sums.bound(step.weight, step.bias, zero_point).clamp(max=INT32)
+    return sums.exact(step.weight, step.bias, zero_point, options), rescale.floor(step.m, step.n, farthest, *_limits(step))
 
 
 def _layer(step: Step, codes: torch.Tensor) -> torch.Tensor:
-    x, w = _centred(codes, step.grids[0]), step.weight.to(torch.int32)                      # padding with 0 now pads with the zero-point
-    total = _convolve(x, w, step.bias, **step.options) if step.kind == "conv" else x @ w.T + step.bias
-    m, n = (_per_channel(t, total.dim()) if step.kind == "conv" else t for t in (step.m, step.n))  # a linear layer's outputs are last
-    return _finish(step, multiply(total, m, n))
-
-
-def _convolve(x, w, bias, stride, padding, dilation, groups) -> torch.Tensor:
-    if dilation != (1, 1):  # torch dilates no integers: the same kernel with zeros between its rows and columns
-        spread = w.new_zeros(*w.shape[:2], *((k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation)))
-        spread[:, :, ::dilation[0], ::dilation[1]] = w
-        w = spread
-    return F.conv2d(x, w, bias, stride, padding, groups=groups)
+    """The sums and their codes, some images at a time: what is between them has four or eight bytes a number, and stays in the cache."""
+    total, floor = _ready(step, _arithmetic)
+    images, out = (codes,), []
+    if step.kind == "conv":
+        if codes.dim() != 4:
+            raise RuntimeError("a convolution takes maps, (n, channels, rows, columns)")
+        channels, positions = codes.shape[1], codes.shape[2] * codes.shape[3]
+        largest = max(channels * positions, len(step.weight) * positions // math.prod(step.options["stride"]), 1)
+        images = codes.split(max(1, AT_ONCE // largest))
+    for few in images:
+        a = total(few, step.grids[0].zero_point)
+        out.append(_finish(step, multiply(a, step.m, step.n)) if floor is None else floor(a))
+    codes = torch.cat(out)
+    return codes.permute(0, 3, 1, 2) if step.kind == "conv" else codes
 
 
 def _mean(step: Step, codes: torch.Tensor) -> torch.Tensor:
@@ -149,18 +155,62 @@ def _mean(step: Step, codes: torch.Tensor) -> torch.Tensor:
     return _finish(step, multiply(total, step.m, step.n))
 
 
+# What is computed from one code or two has 256 or 65,536 results: a table of all of them is the function.
+
+
+def _all_codes() -> torch.Tensor:
+    return torch.arange(-128, 128, dtype=torch.int8)
+
+
+def _look_up(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """table (k,) at index, int32; a map's channels come last in memory, as those of a layer's result."""
+    if index.dim() == 4:
+        return _look_up(table, index.permute(0, 2, 3, 1).unsqueeze(0)).squeeze(0).permute(0, 3, 1, 2)
+    return table.index_select(0, index.flatten()).view(index.shape)
+
+
+def _of_two(make: Callable) -> Callable:
+    def run(step: Step, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        table = _ready(step, lambda step: make(step, _all_codes()[:, None], _all_codes()[None]).flatten())
+        return _look_up(table, (a.to(torch.int32) * 256 + b).add_(128 * 256 + 128))
+
+    return run
+
+
 def _add(step: Step, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     terms = [multiply(_centred(q, grid) << ADD_SHIFT, step.m[i], step.n[i]) for i, (q, grid) in enumerate(zip((a, b), step.grids))]
-    return _finish(step, multiply(terms[0] + terms[1], step.m[2], step.n[2]))
+    return _finish(step, multiply((terms[0].long() + terms[1]).clamp_(-INT32 - 1, INT32), step.m[2], step.n[2]))
 
 
 def _mul(step: Step, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _finish(step, multiply(_centred(a, step.grids[0]) * _centred(b, step.grids[1]), step.m, step.n))
 
 
+def _rescaled(step: Step) -> list[torch.Tensor]:
+    return [_finish(step, multiply(_centred(_all_codes(), grid), m, n)) for grid, m, n in zip(step.grids, step.m, step.n)]
+
+
 def _cat(step: Step, *inputs: torch.Tensor) -> torch.Tensor:
-    scaled = [_finish(step, multiply(_centred(q, grid), m, n)) for q, grid, m, n in zip(inputs, step.grids, step.m, step.n)]
-    return torch.cat(scaled, step.options["dim"])
+    tables = _ready(step, _rescaled)
+    return torch.cat([_look_up(table, codes.to(torch.int32).add_(128)) for table, codes in zip(tables, inputs)], step.options["dim"])
+
+
+def _maxpool(step: Step, codes: torch.Tensor) -> torch.Tensor:
+    """The maximum of whole rows, then of columns: torch's kernel for int8 goes from number to number, at a tenth of the speed."""
+    o = step.options
+    kernel, stride, padding, dilation = ((o[name], o[name]) if isinstance(o[name], int) else o[name]
+                                         for name in ("kernel_size", "stride", "padding", "dilation"))
+    size = F.max_pool2d(torch.empty(codes.shape, device="meta"), **o).shape[-2:]            # torch refuses what does not fit
+    needed = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(size, stride, kernel, dilation)]
+    rows, columns = ((p, max(0, all_ - length - p)) for p, all_, length in zip(padding, needed, codes.shape[-2:]))
+    if any((*rows, *columns)):
+        codes = F.pad(codes, (*columns, *rows), value=-128)
+    for axis, n, s, k, d in zip((-2, -1), size, stride, kernel, dilation):
+        shifted = [codes.narrow(axis, i * d, (n - 1) * s + 1)[(..., slice(None, None, s)) + (slice(None),) * (-1 - axis)] for i in range(k)]
+        codes = shifted[0]
+        for other in shifted[1:]:
+            codes = torch.maximum(codes, other)
+    return codes
 
 
 def _windows(step: Step, codes: torch.Tensor) -> torch.Tensor:
@@ -184,14 +234,16 @@ def _slice(step: Step, codes: torch.Tensor) -> torch.Tensor:
 
 
 RUN = {
-    "conv": _layer, "linear": _layer, "mean": _mean, "add": _add,
-    "maxpool": lambda step, codes: F.max_pool2d(codes, **step.options),
-    "flatten": lambda step, codes: codes.flatten(**step.options),
+    "conv": _layer, "linear": _layer, "mean": _mean, "windows": _windows, "add": _of_two(_add), "mul": _of_two(_mul), "cat": _cat,
+    "table": lambda step, codes: _look_up(step.table, codes.to(torch.int32).add_(128)),
+    "softmax": lambda step, codes: softmax(codes, step.m[0], step.n[0]),
     "relu": lambda step, codes: codes.clamp(min=step.grids[0].zero_point),
-    "mul": _mul, "cat": _cat, "windows": _windows, "stretch": _stretch, "slice": _slice,
-    "table": lambda step, codes: step.table[codes.long() + 128],
     "relu6": lambda step, codes: codes.clamp(step.grids[0].zero_point, step.options["high"]),
+    "maxpool": _maxpool,
+    "flatten": lambda step, codes: codes.flatten(**step.options),
     "reshape": lambda step, codes: codes.reshape(len(codes), *step.options["shape"]),
     "permute": lambda step, codes: codes.permute(step.options["dims"]),
+    "slice": _slice,
     "pad": lambda step, codes: F.pad(codes, step.options["padding"], value=step.options["code"]),
+    "stretch": _stretch,
 }

@@ -11,7 +11,7 @@ import torch
 
 from qlab import saving
 from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step
-from qlab.nets.lowering import OPTIONS
+from qlab.nets.made import OPTIONS
 from qlab.nets.stored import check_option, whole
 from qlab.quant import checked
 
