@@ -23,7 +23,8 @@ from torch.func import functional_call
 
 from qlab import saving
 from qlab.nets import container
-from qlab.nets.plain import recomputed
+from qlab.nets.left import ByLayer, behind
+from qlab.nets.plain import LAYERS, recomputed
 from qlab.nets.training import fit, hard_loss
 from qlab.quant import kmeans
 from qlab.quant.packing import packed_size
@@ -50,12 +51,12 @@ class Shared:
 
 
 def share(model: nn.Module, masks: Mapping[str, torch.Tensor], bits: int | Mapping[str, int] = 5,
-          start: str = "linear") -> dict[str, Shared]:
+          start: str = "linear") -> ByLayer:
     """Codes and codebook of every layer that has a mask, by layer name: k-means over the weights that the mask keeps.
 
     masks: bool, of the weights' shapes, True where a weight stays (qlab.nets.prune). bits: at most 2**bits centroids, 1 to 12, for all
     layers or by layer name. start: where k-means starts; "linear" is the paper's choice, "optimal" has the least squared error.
-    A centroid that no weight is nearest to is left out. The model is not changed.
+    A centroid that no weight is nearest to is left out. The model is not changed; the result's left names what shares nothing, and why.
 
     Raises ValueError, by name, for a mask that fits no layer; a weight that is not float32, that another module shares, or that is
     recomputed in each forward (qlab.nets.plain); missing or unfit bits.
@@ -79,7 +80,7 @@ def share(model: nn.Module, masks: Mapping[str, torch.Tensor], bits: int | Mappi
         codes = torch.zeros(weight.numel(), dtype=torch.int32, device=weight.device)
         codes[kept] = index.int() + 1
         shared[name] = Shared(codes.view(weight.shape), q.codebook[used.long()])
-    return shared
+    return _by_layer(model, shared)
 
 
 def apply(model: nn.Module, shared: Mapping[str, Shared]) -> None:
@@ -92,7 +93,7 @@ def apply(model: nn.Module, shared: Mapping[str, Shared]) -> None:
 
 
 def fine_tune(model: nn.Module, shared: Mapping[str, Shared], images: torch.Tensor, labels: torch.Tensor, epochs: int, max_lr: float, *,
-              loss: Callable = hard_loss, **options) -> dict[str, Shared]:
+              loss: Callable = hard_loss, **options) -> ByLayer:
     """Train the centroids, and whatever is no shared weight (biases); codes stay as they are. Returns the new Shared, applied to the model.
 
     A centroid's gradient is a sum over hundreds of weights, so max_lr must be smaller than for single weights. loss(model, x, y) as for
@@ -111,7 +112,7 @@ def fine_tune(model: nn.Module, shared: Mapping[str, Shared], images: torch.Tens
         parameters=[*(layer.codebook for layer in trained.values()), *others])
     trained = {name: replace(layer, codebook=layer.codebook.detach()) for name, layer in trained.items()}
     apply(model, trained)
-    return trained
+    return _by_layer(model, trained)
 
 
 def encode(model: nn.Module, shared: Mapping[str, Shared]) -> bytes:
@@ -179,13 +180,14 @@ def load(path, model: nn.Module) -> nn.Module:
         raise ValueError(f"{path}: {error}") from None
 
 
-def load_shared(path, model: nn.Module) -> dict[str, Shared]:
+def load_shared(path, model: nn.Module) -> ByLayer:
     """Codes and codebooks of a saved file, by layer name; model: of its architecture, it is not changed. Raises as load does."""
     try:
         found = container.unpack(saving.read(path), {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return {key.removesuffix("weight").removesuffix("."): Shared(*pair) for key, pair in found.items() if isinstance(pair, tuple)}
+    return _by_layer(model, {key.removesuffix("weight").removesuffix("."): Shared(*pair) for key, pair in found.items()
+                             if isinstance(pair, tuple)})
 
 
 def parts(path) -> list[container.Part]:
@@ -228,13 +230,17 @@ def stages(model: nn.Module, shared: Mapping[str, Shared]) -> dict[str, dict[str
     return {stage: dict(parts) | {"biases": biases} for stage, parts in found.items()}
 
 
+def _by_layer(model: nn.Module, shared: Mapping[str, Shared]) -> ByLayer:
+    return ByLayer(shared, behind(model, shared, "shared", "it has no mask"))
+
+
 def _key(layer: str) -> str:
     """The weight's name in a state_dict; a model that is one bare layer names that layer ""."""
     return f"{layer}.weight" if layer else "weight"
 
 
 def _weights(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
     for name, mask in masks.items():
         if name not in layers:
             raise ValueError(f"there is no layer {name!r}: the layers are {', '.join(layers)}.")

@@ -6,101 +6,240 @@ same range in both weights (eq. 11):
 
     W1[i] / s_i,  b1[i] / s_i,  W2[:, i] * s_i          s_i = sqrt(r1_i / r2_i),  r_i = max|W[i]|
 
+A depthwise layer between two others is in two pairs. Gone through again and again, they settle where the channel has one range in all
+three: (r1_i r2_i r3_i)^(1/3).
+
+A ReLU6 clips at 6, before the factor or after it, and passes none on. The paper puts a ReLU in its place first, which cost MobileNetV2
+0.02 of 71.72 % on ImageNet (table 1); what it costs another network is to be measured:
+
+    unclipped = relu6_to_relu(model)
+    print(agreement(model, unclipped, images, labels))
+    q = ptq.quantize(unclipped, calibration, equalize=True)
+    print(q.equalized)                                                                      # the pairs, and why not others
+
 Bias correction. Rounded weights W + e move the mean of a layer's output by e * mean(x), in each channel; subtract it from the bias
 (section 4.2, with the mean measured on calibration images, appendix D).
 """
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import fx, nn
 
-from qlab.nets.graph import Walk, calls, kind, only_user
+from qlab.nets.graph import Walk, calls, kind, trace
 from qlab.nets.plain import LAYERS, users_of
 
-PASSES = ("relu", "maxpool", "mean", "flatten")                                             # pass on a positive factor of a channel
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 # Where the channels are: "maps", along axis 1 of a convolution's output; "columns", maps flattened, each channel a block of neighbouring
 # columns; "last", along the last axis of a linear layer's output. A convolution reads the first, a linear layer the others.
 
 
+@dataclass(frozen=True)
+class Equalized:
+    """pairs: the names of two layers whose channels between them got factors. left: every layer that is first in no pair, by name, and why
+    the channels that it puts out have none.
+
+    >>> print(Equalized([("conv1", "conv2")], {"conv2": "it makes the network's output"}))
+    1 of 2 layers equalized with the next
+    left as they are:
+        conv2: it makes the network's output
+    """
+
+    pairs: list[tuple[str, str]]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.pairs)} of {len(self.pairs) + len(self.left)} layers equalized with the next"]
+        return "\n".join(lines + ["left as they are:"] * bool(self.left) + [f"    {name}: {why}" for name, why in self.left.items()])
+
+
 @torch.no_grad()
-def cross_layer_equalize(traced: fx.GraphModule, rounds: int = 100) -> list[tuple[str, str]]:
-    """Equalize in place every pair of layers between which there are only ReLU, pooling and flattening; return their names.
+def cross_layer_equalize(traced: fx.GraphModule, rounds: int = 100) -> Equalized:
+    """Equalize in place every pair of layers between which there is only what passes positive factors on; return which, and why not others.
 
-    traced: from graph.trace, batch norm folded. Each pair changes its neighbours', so all are gone through until the factors settle.
-    The computed function stays the same up to rounding. A layer that runs twice, or whose weight or bias is shared, is left as it is.
+    traced: from graph.trace, batch norm folded. What passes them on: ReLU, leaky ReLU, pooling, padding with zeros, flattening. Each pair
+    changes its neighbours', so all are gone through until the factors settle. The computed function stays the same up to rounding. A
+    layer that runs twice, whose weight or bias is shared, or whose output is read at two places, is left as it is, and so are sums, as
+    in the paper: every layer that such a channel reaches would have to take one factor.
 
-    >>> from qlab.nets.graph import trace
     >>> net = trace(nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)))
     >>> net.get_submodule("0").weight.data = torch.tensor([[8.0], [1.0]])
     >>> net.get_submodule("2").weight.data = torch.tensor([[0.5, 4.0]])
-    >>> pairs = cross_layer_equalize(net)
+    >>> cross_layer_equalize(net)
+    Equalized(pairs=[('0', '2')], left={'2': "it makes the network's output"})
     >>> net.get_submodule("0").weight.flatten(), net.get_submodule("2").weight.flatten()
     (tensor([2., 2.], grad_fn=<ViewBackward0>), tensor([2., 2.], grad_fn=<ViewBackward0>))
     """
-    pairs = _pairs(traced)
+    found = _found(traced)
     for _ in range(rounds):
-        moved = max([_equalize(traced.get_submodule(a), traced.get_submodule(b)) for a, b in pairs], default=0.0)
+        moved = max([_equalize(traced.get_submodule(a), traced.get_submodule(b)) for a, b in found.pairs], default=0.0)
         if moved < 1e-3:
             break
-    return pairs
+    return found
 
 
-def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    nodes = calls(traced, "conv", "linear")
+def _found(traced: fx.GraphModule) -> Equalized:
+    nodes, users, kept = calls(traced, "conv", "linear"), users_of(traced), {}
     targets = [node.target for node in nodes]
-    users = users_of(traced)
-    alone = [n for n in nodes if targets.count(n.target) == 1 and
-             all(len(users[id(p)]) == 1 for p in traced.get_submodule(n.target).parameters(recurse=False))]
-    pairs = []
-    for node in alone:
-        user, how = only_user(node), "maps" if kind(traced, node) == "conv" else "last"
-        while user is not None and kind(traced, user) in PASSES:
-            how, user = _behind(traced, user, how), only_user(user)
-        channels = traced.get_submodule(node.target).weight.shape[0]
-        if user in alone and _reads(traced.get_submodule(user.target), channels, how):
-            pairs.append((node.target, user.target))
-    return pairs
+    for target in targets:
+        shared = {user: what for what, p in traced.get_submodule(target).named_parameters(recurse=False) for user in users[id(p)]
+                  if user != target}
+        if targets.count(target) > 1:
+            kept[target] = f"it runs {targets.count(target)} times"
+        elif shared:
+            kept[target] = f"it shares its {next(iter(shared.values()))} with {next(iter(shared))}"
+    pairs, left = [], dict(kept)
+    for node in nodes:
+        if node.target not in kept:
+            second, why = _reader(traced, node)
+            if second in kept:
+                second, why = None, f"{second} reads it, and {kept[second]}"
+            if second:
+                pairs.append((node.target, second))
+            else:
+                left[node.target] = why
+    return Equalized(pairs, {target: left[target] for target in targets if target in left})
 
 
-def _behind(traced: fx.GraphModule, node: fx.Node, how: str) -> str:
-    """Where the channels are behind a node of PASSES; "" where it mixes up their places."""
-    what = kind(traced, node)
-    if what == "flatten" and how == "maps":
-        module = traced.get_submodule(node.target)
-        return "columns" if (module.start_dim, module.end_dim) in ((1, -1), (1, 3)) else ""
-    return how if what in ("relu", "flatten") or how == "maps" else ""
+def _reader(traced: fx.GraphModule, node: fx.Node) -> tuple[str | None, str]:
+    """The layer that alone reads the channels that a layer puts out; or None, and why there is none to take their factors."""
+    layer, how = traced.get_submodule(node.target), "maps" if kind(traced, node) == "conv" else "last"
+    while True:
+        readers = [_called(user) for user in node.users]
+        if len(readers) != 1:
+            return None, f"it is read at {len(readers)} places ({', '.join(readers)}), and all would need its factors"
+        before, node = node, next(iter(node.users))
+        what = kind(traced, node)
+        if what == "output":
+            return None, "it makes the network's output"
+        if what == "add":
+            return None, f"it is added to another in {node.name}, and both would need the same factors"
+        if what == "relu6":
+            return None, f"{node.target}, a ReLU6, clips at 6, whatever the factor is: relu6_to_relu takes a ReLU"
+        if what in ("conv", "linear"):
+            fits = _inputs(traced.get_submodule(node.target), len(layer.weight), how) is not None
+            return (node.target, "") if fits else (None, f"an input of {node.target} is not one of its channels")
+        if not _passes(traced, node, what):
+            return None, f"{_called(node)} reads it, through which no factors are led"
+        how = _behind(traced, node, what, how, layer.weight.dim())
+        if not how:
+            return None, f"{_called(node)} reads {_called(before)}, and its channels are at other places then"
 
 
-def _reads(layer: nn.Module, channels: int, how: str) -> bool:
-    """Whether each input of the layer belongs to one channel."""
-    if isinstance(layer, nn.Conv2d):
-        return how == "maps" and _inputs(layer, channels) is not None
-    inputs = layer.weight.shape[1]                                                          # of a flattened vector as many as channels
-    return inputs % channels == 0 if how == "columns" else how == "last" and inputs == channels
+def _called(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
 
 
-def _inputs(layer: nn.Module, channels: int) -> torch.Tensor | None:
-    """The weight as a view (channels, what they are multiplied by); None where groups cut across channels."""
-    w = layer.weight
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return w.view(channels, -1) if layer.groups == channels == w.shape[0] else None
-    if w.shape[1] % channels:
-        return None
-    return w.view(w.shape[0], channels, -1).transpose(0, 1)                                 # a flattened map has several columns a channel
+def _passes(traced: fx.GraphModule, node: fx.Node, what: str) -> bool:
+    """Whether f(c x) = c f(x) for c > 0, channel by channel."""
+    leaky = node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.LeakyReLU
+    return leaky or what in ("relu", "maxpool", "mean", "flatten", "reshape", "pad", "stretch")
+
+
+def _behind(traced: fx.GraphModule, node: fx.Node, what: str, how: str, dims: int) -> str:
+    """Where the channels are behind a node that passes them on; "" where it mixes up their places. dims: of a map, (n, channels, ...)."""
+    if what in ("relu", "table"):
+        return how
+    module = traced.get_submodule(node.target) if node.op == "call_module" else None
+    if what == "flatten":
+        ends = (1, -1), (1, dims - 1)
+        return ("columns" if (module.start_dim, module.end_dim) in ends else "") if how == "maps" else how
+    if how != "maps":
+        return ""
+    if what == "reshape":                                                                   # x.view(x.size(0), -1)
+        rows = len(node.args) == 3 and _is_batch(node.args[1]) and node.args[2] == -1
+        return "columns" if node.target in ("view", "reshape") and rows else ""
+    if what == "mean" and module is None:
+        over, keep = (*node.args[1:], None, None)[:2]
+        over, keep = node.kwargs.get("dim", over), node.kwargs.get("keepdim", keep)
+        over = over if isinstance(over, (tuple, list)) else () if over is None else (over,)
+        return "" if sorted(d % dims for d in over) != list(range(2, dims)) else "maps" if keep else "columns"
+    if what == "pad":
+        return how if isinstance(module.padding, int) or len(module.padding) // 2 <= dims - 2 else ""  # beyond are the channels
+    return how
+
+
+def _is_batch(size) -> bool:
+    """Whether a size is x.size(0) or x.shape[0], as the graph notes them."""
+    if not isinstance(size, fx.Node) or size.args[1:] != (0,):
+        return False
+    return size.target == "size" or size.target is operator.getitem and size.args[0].target in ("size", getattr)
+
+
+def _inputs(layer: nn.Module, channels: int, how: str) -> torch.Tensor | None:
+    """The weight as a view (groups, channels / groups, what they are multiplied by ...); None where an input is not one channel's."""
+    w, groups = layer.weight, getattr(layer, "groups", 1)
+    if isinstance(layer, CONVOLUTIONS):
+        if how != "maps" or w.shape[1] * groups != channels:
+            return None
+    elif how == "columns" and w.shape[1] % channels or how == "last" and w.shape[1] != channels or how == "maps":
+        return None                                                                         # of a flattened vector as many as channels
+    return w.view(groups, len(w) // groups, channels // groups, -1).transpose(1, 2)         # a flattened map has several columns a channel
 
 
 def _equalize(first: nn.Module, second: nn.Module) -> float:
     """One step of a pair; returns the largest |log s|."""
-    inputs = _inputs(second, first.weight.shape[0])
-    r1, r2 = first.weight.abs().flatten(1).amax(1), inputs.abs().amax(tuple(range(1, inputs.dim())))
+    inputs = _inputs(second, len(first.weight), "maps" if isinstance(second, CONVOLUTIONS) else "columns")
+    r1, r2 = first.weight.abs().flatten(1).amax(1), inputs.abs().amax((2, 3)).flatten()
     used = (r1 > 0) & (r2 > 0)
     s = torch.where(used, (r1.double() / r2.double().clamp(min=1e-300)).sqrt(), 1.0)
     s = s.clamp(1e-9, 1e9).to(r1)
     first.weight.div_(s.view(-1, *[1] * (first.weight.dim() - 1)))
     if first.bias is not None:
         first.bias.div_(s)
-    inputs.mul_(s.view(-1, *[1] * (inputs.dim() - 1)))
+    inputs.mul_(s.view(*inputs.shape[:2], 1, 1))
     return s.log().abs().max().item()
+
+
+def relu6_to_relu(model: nn.Module) -> fx.GraphModule:
+    """A copy of the network as a graph, in evaluation mode, with a ReLU for each ReLU6, module or function.
+
+    What that costs, `agreement` measures. The layers keep their names. Raises ValueError for a network that qlab.nets.graph cannot read.
+
+    >>> relu6_to_relu(nn.Sequential(nn.Linear(1, 1), nn.ReLU6())).get_submodule("1")
+    ReLU()
+    """
+    traced = trace(model)
+    for node in calls(traced, "relu6"):
+        traced.set_submodule(node.target, nn.ReLU())
+    return traced
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two networks on the same images: how many images, on how many the largest logit is at the same place, the largest difference of
+    two logits; and, with labels, on how many images each is right (None without)."""
+
+    images: int
+    same: int
+    largest: float
+    right_before: int | None = None
+    right_after: int | None = None
+
+
+@torch.no_grad()
+def agreement(before: Callable, after: Callable, images: torch.Tensor, labels: torch.Tensor | None = None) -> Agreement:
+    """Compare two networks, in the mode that they are in, on images (n, ...), and with labels, int64 (n,), their right answers too.
+
+    Choose by images that are not the test set's. Raises ValueError for no images, another number of labels, or logits that are not
+    (n, classes) of both.
+
+    >>> clipped = nn.Sequential(nn.Linear(1, 1), nn.ReLU6(), nn.Linear(1, 2)).eval()
+    >>> agreement(clipped, relu6_to_relu(clipped), torch.zeros(3, 1))
+    Agreement(images=3, same=3, largest=0.0, right_before=None, right_after=None)
+    """
+    if len(images) == 0 or labels is not None and len(labels) != len(images):
+        told = "" if labels is None else f" and {len(labels)} labels"
+        raise ValueError(f"there are {len(images)} images{told}: there must be at least one image, and as many labels, if any.")
+    a, b = (torch.cat([network(x) for x in images.split(128)]) for network in (before, after))
+    if a.dim() != 2 or a.shape != b.shape:
+        raise ValueError(f"the networks give {tuple(a.shape)} and {tuple(b.shape)}, and must both give the same (n, classes).")
+    first, second = a.argmax(1), b.argmax(1)
+    right = (None, None) if labels is None else (int((answer == labels).sum()) for answer in (first, second))
+    return Agreement(len(images), int((first == second).sum()), (a - b).abs().max().item(), *right)
 
 
 @torch.no_grad()
@@ -116,10 +255,11 @@ def subtract_mean_error(traced: fx.GraphModule, quantized: fx.GraphModule, batch
             layer = self.module.get_submodule(target)
             if isinstance(layer, LAYERS):
                 e = quantized.get_submodule(target).weight - layer.weight
-                y = layer._conv_forward(args[0], e, None) if isinstance(layer, nn.Conv2d) else args[0] @ e.T
-                dims = [d for d in range(y.dim()) if d != (1 if isinstance(layer, nn.Conv2d) else y.dim() - 1)]
-                error[target] = error.get(target, 0) + y.sum(dims)
-                count[target] = count.get(target, 0) + y.numel() // y.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+                maps = isinstance(layer, CONVOLUTIONS)
+                y = layer._conv_forward(args[0], e, None) if maps else args[0] @ e.T
+                channels = 1 if maps else y.dim() - 1
+                error[target] = error.get(target, 0) + y.sum([d for d in range(y.dim()) if d != channels])
+                count[target] = count.get(target, 0) + y.numel() // y.shape[channels]
             return super().call_module(target, args, kwargs)
 
     for batch in batches:

@@ -7,8 +7,9 @@ Magnitude is the score that Han et al. 2015 used and that is still hard to beat;
     layer       the same share of every layer, or a share for each          global      one threshold for the whole network
     n : m       the n largest of every m consecutive input weights (Mishra et al. 2021: 2 : 4 is what a GPU's sparse unit reads)
 
-A mask is a bool tensor of the weight's shape, True where the weight stays. Masked weights are zero, not gone: qlab.nets.sparse stores
-them in fewer bytes, and qlab.nets.channels removes whole channels, so that there is less to compute.
+A mask is a bool tensor of the weight's shape, True where the weight stays; masks.left names what has none, and why. Masked weights are
+zero, not gone: qlab.nets.sparse stores them in fewer bytes, and qlab.nets.channels removes whole channels, so that there is less to
+compute.
 """
 
 import math
@@ -17,14 +18,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from qlab.nets.left import ByLayer, behind
 from qlab.nets.plain import LAYERS, memory_of, plain_copy, refuse_recomputed, users_of
 
-Masks = dict[str, torch.Tensor]
+Masks = ByLayer
 
 
 def magnitude(model: nn.Module, sparsity: float | Mapping[str, float], scope: str = "layer", skip: Sequence[str] = (),
               within: Mapping[str, torch.Tensor] | None = None) -> Masks:
-    """Masks that remove the smallest weights of every Conv2d and Linear not in skip; the model is not changed.
+    """Masks that remove the smallest weights of every Conv1d, Conv2d and Linear not in skip, by layer name; the model is not changed.
 
     sparsity: the share to remove, 0 <= sparsity < 1, exactly round(sparsity * n) weights; for scope "layer" also a dictionary from layer
     to share (a layer not named keeps all). scope: "layer", each layer alone; "global", one ranking of all weights. Among equal magnitudes
@@ -57,11 +59,11 @@ def magnitude(model: nn.Module, sparsity: float | Mapping[str, float], scope: st
         count = _removed(round(sparsity * len(everything)), everything, weights)
         kept = _largest(everything[None], count)[0].split([len(score) for score in scores])
     found = {name: mask.view_as(weights[name]).to(weights[name].device) for names, mask in zip(groups, kept) for name in names}
-    return {name: found[name] for name in weights}
+    return Masks({name: found[name] for name in weights}, behind(model, weights, "pruned", "named in skip"))
 
 
 def n_m(model: nn.Module, n: int = 2, m: int = 4, skip: Sequence[str] = ()) -> Masks:
-    """Masks that keep the n largest of every m consecutive input weights of every Conv2d and Linear not in skip.
+    """Masks that keep the n largest of every m consecutive input weights of every Conv1d, Conv2d and Linear not in skip.
 
     A linear layer's m run along a row of its weight (out, in); a convolution's along the input channels, at one position of the kernel,
     for that is the inner dimension of the matrix product a GPU makes of it. Among equal magnitudes the first goes first.
@@ -82,7 +84,7 @@ def n_m(model: nn.Module, n: int = 2, m: int = 4, skip: Sequence[str] = ()) -> M
         rows = weight.detach().abs().movedim(1, -1)                                         # (out, in) or (out, height, width, in)
         kept = _largest(rows.reshape(-1, m), m - n)
         masks[name] = kept.view(rows.shape).movedim(-1, 1).contiguous()
-    return masks
+    return Masks(masks, behind(model, masks, "pruned", "named in skip"))
 
 
 @torch.no_grad()

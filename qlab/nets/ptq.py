@@ -11,13 +11,14 @@ images (calibration). Where scales are needed, qlab.nets.graph tells.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from qlab.nets.equalize import cross_layer_equalize, subtract_mean_error
+from qlab.nets import left
+from qlab.nets.equalize import Equalized, cross_layer_equalize, subtract_mean_error
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.graph import Walk, calls, folding_pairs, kind, maker, points, readable, trace
 from qlab.nets.plain import LAYERS, plain_copy
@@ -80,11 +81,20 @@ class Quantized:
     accuracy, never speed). tensors: the QTensor of each layer's weight.
 
     nbytes: the network as a file would hold it, in bytes: codes with their scales or codebooks, everything else as it is.
+    left: the layers, and parameters of no layer, that keep their floats, by name, and why (the biases do, too, and are not listed).
+    equalized: where quantize was told to equalize: the pairs of layers, and why not others (qlab.nets.equalize).
     """
 
     model: nn.Module
     tensors: dict[str, QTensor]
     nbytes: int
+    left: dict[str, str] = field(default_factory=dict)
+    equalized: Equalized | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.tensors)} layers quantized, {self.nbytes:,} bytes"]
+        lines += ["left as they are:"] * bool(self.left) + [f"    {name or 'the network'}: {why}" for name, why in self.left.items()]
+        return "\n".join(lines + ([] if self.equalized is None else [str(self.equalized)]))
 
     def save(self, path) -> None:
         """Write a safetensors file of packed codes, whole or not at all; with the graph of layers where the model is one, so that load
@@ -115,11 +125,12 @@ def load(path, model: nn.Module | None = None) -> Quantized:
 
 def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTensor] | dict[str, Callable[[torch.Tensor], QTensor]],
                      skip: tuple[str, ...] = ()) -> Quantized:
-    """Quantize the weight of every Conv2d and Linear, but those named in skip, with any function from a tensor to a QTensor.
+    """Quantize the weight of every Conv1d, Conv2d and Linear, but those named in skip, with any function from a tensor to a QTensor.
 
     quantizer: one function for all, or one for each layer by its name. Biases stay as they are, the model given is not changed. Layers
     that share a weight share its codes, unless their functions differ; a skipped layer, or an embedding, that shares it keeps its floats,
-    and both are counted. A weight that is recomputed in each forward (qlab.nets.plain) is quantized as what it comes to.
+    and both are counted. A weight that is recomputed in each forward (qlab.nets.plain) is quantized as what it comes to. What else the
+    network holds (embeddings, recurrent layers, norms, parameters of its own) keeps its floats; the result's left names it.
     Raises ValueError for a layer that has no function, a name that is no such layer, and, with the layer's name, whatever its function
     refuses (NaN, say) or a QTensor of another shape than the weight's; TypeError for a function that returns no QTensor.
 
@@ -149,7 +160,7 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     decoded = {id(layers[name].weight) for name in tensors}
     rest = {id(t): t for t in [*quantized.parameters(), *quantized.buffers()] if id(t) not in decoded}
     nbytes = sum(q.nbytes for same in made.values() for q, _ in same) + sum(t.numel() * t.element_size() for t in rest.values())
-    return Quantized(quantized, tensors, nbytes)
+    return Quantized(quantized, tensors, nbytes, left.behind(quantized, set(tensors), "quantized", "named in skip"))
 
 
 def _codes(quantizer: Callable[[torch.Tensor], QTensor], weight: nn.Parameter, name: str) -> QTensor:
@@ -188,7 +199,8 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     calibration: images (n, ...) or batches of them; training images, never test images. weights: any function from a weight to a
     QTensor, or one by layer name. activation_bits: 2 to 8, per tensor, affine; the network's input and its logits keep 8. ranges: how
     an activation's range is chosen from what was seen: minmax, average (moving), percentile (99.9), mse or entropy (qlab.quant.ranges).
-    equalize: balance the channels first (cross-layer equalization); correct_bias: take the mean error that the weights' codes make
+    equalize: balance the channels first (cross-layer equalization; the result's equalized says which, and a ReLU6 stands in its way:
+    qlab.nets.equalize.relu6_to_relu); correct_bias: take the mean error that the weights' codes make
     out of the bias (Nagel et al. 2019).
 
     The result's model computes in floating point: it shows accuracy, never speed; qlab.nets.integer.convert makes the integer one.
@@ -204,15 +216,15 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     check_bits(activation_bits, 2, 8)
     batches = batches_of(calibration)
     traced = trace(fold_batch_norm(model))
-    if equalize:
-        cross_layer_equalize(traced)
+    equalized = cross_layer_equalize(traced) if equalize else None
     bits = point_bits(traced, activation_bits)
     seen = observe(traced, batches, ranges, bits)
     q = quantize_weights(traced, weights)
     if correct_bias:
         subtract_mean_error(traced, q.model, batches)
     insert(q.model, {name: FakeQuantize(bits[name], *seen[name]) for name in seen})
-    return Quantized(q.model, q.tensors, q.nbytes + 5 * len(seen))                          # a float32 scale and one byte of zero-point
+    nbytes = q.nbytes + 5 * len(seen)                                                       # a float32 scale and one byte of zero-point
+    return Quantized(q.model, q.tensors, nbytes, q.left, equalized)
 
 
 def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:

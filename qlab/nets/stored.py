@@ -10,11 +10,13 @@ import inspect
 import math
 import operator
 import re
+from dataclasses import asdict
 
 import torch
 from torch import fx, nn
 
 from qlab import saving
+from qlab.nets.equalize import Equalized
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.plain import plain_copy, refuse_hooks
 from qlab.nets.ptq import Quantized
@@ -68,7 +70,8 @@ def save(path, quantized: Quantized) -> None:
     content = {
         "nbytes": quantized.nbytes, "codes": codes, "layers": {layer: known[id(q)] for layer, q in quantized.tensors.items()},
         "elsewhere": {name: known[id(tensor)] for name, tensor in state.items() if known[id(tensor)] != name},
-        "learned": [name for name, tensor in state.items() if tensor.requires_grad], "graph": graph,
+        "learned": [name for name, tensor in state.items() if tensor.requires_grad], "graph": graph, "left": quantized.left,
+        "equalized": quantized.equalized and asdict(quantized.equalized),
     }
     saving.write({path: checked.content("Quantized", content, tensors)})
 
@@ -80,11 +83,11 @@ def load(path, model: nn.Module | None = None) -> Quantized:
     Raises OSError where the file cannot be read; ValueError, in one sentence, for one that is damaged or foreign, that needs a model or
     needs none, or whose names and shapes are not the model's.
     """
-    nbytes, layers, state, graph = checked.load(path, "Quantized", _restored)
+    nbytes, layers, state, graph, left, equalized = checked.load(path, "Quantized", _restored)
     if graph is not None:
         if model is not None:
             raise ValueError(f"{path} holds the graph of its network: load it without a model.")
-        return Quantized(graph, layers, nbytes)
+        return Quantized(graph, layers, nbytes, left, equalized)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{path} holds weights without their network: load it with a model of the architecture that was quantized.")
     copied = plain_copy(model).eval()
@@ -92,7 +95,7 @@ def load(path, model: nn.Module | None = None) -> Quantized:
         _fill(copied, state, graph=False)
     except ValueError as error:
         raise ValueError(f"{path} is of another network: {error}.") from None
-    return Quantized(copied, layers, nbytes)
+    return Quantized(copied, layers, nbytes, left, equalized)
 
 
 def _key(layer: str) -> str:
@@ -126,7 +129,21 @@ def _restored(content: dict, tensors: dict) -> tuple:
         if not torch.equal(state[_key(layer)][0], q.dequantize().to(state[_key(layer)][0])):
             raise ValueError(f"the weight of {layer} is not what its codes decode to")
     graph = None if content["graph"] is None else _made(content["graph"], state)
-    return whole(content["nbytes"]), layers, state, graph
+    said = content.get("equalized")                                                         # files of before had no such entries
+    equalized = said and Equalized([_pair(pair) for pair in said["pairs"]], _reasons(said["left"]))
+    return whole(content["nbytes"]), layers, state, graph, _reasons(content.get("left", {})), equalized
+
+
+def _reasons(told) -> dict[str, str]:
+    if not isinstance(told, dict) or not all(isinstance(why, str) for why in told.values()):
+        raise ValueError("what was left as it is has no reasons")
+    return told
+
+
+def _pair(told) -> tuple[str, str]:
+    if not isinstance(told, list) or len(told) != 2 or not all(isinstance(name, str) for name in told):
+        raise ValueError(f"{told!r} is no pair of layers")
+    return tuple(told)
 
 
 def _float(name: str) -> torch.dtype:
