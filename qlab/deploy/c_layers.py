@@ -42,6 +42,7 @@ def _shapes(network: IntegerNetwork, image_shape: Shape) -> dict[str, Shape]:
     for step in network.steps:
         if step.kind not in LOWER:
             raise ValueError(f"{step.name} is a {step.kind}, and C has {', '.join(sorted(LOWER))}.")
+        _keep_apart(step, tensors[step.inputs[0]].dim())
         try:
             tensors[step.output] = integer.RUN[step.kind](step, *(tensors[name] for name in step.inputs))
         except (RuntimeError, IndexError, ValueError) as error:
@@ -53,36 +54,15 @@ def _shapes(network: IntegerNetwork, image_shape: Shape) -> dict[str, Shape]:
     return {name: tuple(t.shape[1:]) for name, t in tensors.items()}
 
 
+def _keep_apart(step: Step, dims: int) -> None:
+    """ValueError for a step that puts the values of several images together."""
+    option = {"flatten": "start_dim", "slice": "dim", "cat": "dim", "permute": "dims"}.get(step.kind)
+    if option and (step.options[option] % dims == 0 if option != "dims" else step.options[option][0] % dims):
+        raise ValueError(f"{step.name} is a {step.kind} with {option} {step.options[option]}, and must leave the first dimension as it is: "
+                         "C takes one image after the other.")
+
+
 # What hands on the codes that it gets, and moves them at most
-
-
-def _dim(step: Step, name: str, dims: int) -> int:
-    """An option that names a dimension of a batch, as one of one image."""
-    dim = step.options[name] % (dims + 1) - 1
-    if dim < 0:
-        raise ValueError(f"{step.name}, a {step.kind}, has {name} {step.options[name]}, that of the images, which C takes one by one.")
-    return dim
-
-
-def _flatten(program: Program, step: Step, shape: Shape) -> None:
-    dims = len(program.places[step.inputs[0]].shape)
-    start, end = (step.options[name] % (dims + 1) for name in ("start_dim", "end_dim"))
-    if start == 0:
-        raise ValueError(f"{step.name} flattens dimensions {step.options['start_dim']} to {step.options['end_dim']}, and must leave the "
-                         "first, that of the images, as it is.")
-    _view(program, step, shape)
-
-
-def _permute(program: Program, step: Step, shape: Shape) -> None:
-    dims = step.options["dims"]
-    if dims[0] % len(dims):
-        raise ValueError(f"{step.name} puts the dimensions in the order {dims}, and must leave the first, that of the images, where it is.")
-    _view(program, step, shape)
-
-
-def _slice(program: Program, step: Step, shape: Shape) -> None:
-    _dim(step, "dim", len(program.places[step.inputs[0]].shape))
-    _view(program, step, shape)
 
 
 def _view(program: Program, step: Step, shape: Shape) -> None:
@@ -203,7 +183,10 @@ def _constants(program: Program, step: Step, **values: torch.Tensor) -> str:
 
 
 def _weights(program: Program, step: Step, weight: torch.Tensor) -> str:
-    channels = len(step.bias)
+    channels, farthest = len(step.bias), max(127 - step.grids[0].zero_point, step.grids[0].zero_point + 128)
+    largest = (farthest * step.weight.long().abs().flatten(1).sum(1) + step.bias.long().abs()).max()
+    if largest > 2**31 - 1:
+        raise ValueError(f"{step.name} may reach a sum of {largest}, and C's sums are int32.")
     return _constants(program, step, weight=weight.flatten(), bias=step.bias, m=step.m.expand(channels), n=step.n.expand(channels))
 
 
@@ -285,6 +268,8 @@ def _two(program: Program, step: Step, shape: Shape, what: str) -> tuple[Place, 
 
 
 def _add(program: Program, step: Step, shape: Shape) -> None:
+    if step.m[:2].double().ldexp(step.n[:2].double() - 31).sum() * 255 * 2**integer.ADD_SHIFT >= 2**31:
+        raise ValueError(f"{step.name} may reach a sum beyond 32 bits, and C's sums are int32.")
     a, b, walked = _two(program, step, shape, "adds")
     m, n = (", ".join(map(str, part.tolist())) for part in (step.m, step.n))
     count, rest = f".count = {math.prod(shape)}, ", f"{_zeros(step)}, {_limits(step)}"
@@ -307,7 +292,7 @@ def _mul(program: Program, step: Step, shape: Shape) -> None:
 
 def _cat(program: Program, step: Step, shape: Shape) -> None:
     """One call for each input, which goes to its own part of the output."""
-    dim, start, out = _dim(step, "dim", len(shape)), 0, program.new_map(step.output, shape)
+    dim, start, out = step.options["dim"] % (len(shape) + 1) - 1, 0, program.new_map(step.output, shape)
     for i, name in enumerate(step.inputs):
         size = program.places[name].shape[dim]
         part = in_order(out.at.narrow(dim, start, size))
@@ -354,6 +339,6 @@ def _softmax(program: Program, step: Step, shape: Shape) -> None:
 
 LOWER = {
     "conv": _conv, "linear": _linear, "mean": _mean, "windows": _windows, "maxpool": _maxpool, "add": _add, "mul": _mul, "cat": _cat,
-    "relu": _relu, "relu6": _relu6, "table": _table, "softmax": _softmax, "flatten": _flatten, "reshape": _view, "permute": _permute,
-    "slice": _slice, "pad": _pad, "stretch": _stretch,
+    "relu": _relu, "relu6": _relu6, "table": _table, "softmax": _softmax, "flatten": _view, "reshape": _view, "permute": _view,
+    "slice": _view, "pad": _pad, "stretch": _stretch,
 }
