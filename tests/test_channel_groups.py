@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from own_networks import network
 from torch import nn
 from torch.nn import functional as F
 
@@ -205,14 +206,15 @@ class Net(nn.Module):
     (lambda m, x: m.d(m.a(x).add_(m.one(x))), "a", "add_ adds 3 channels to 1"),
     (lambda m, x: m.d(torch.cat([m.a(x) + m.b(x), m.c(x)], 1)[:, :3]), "b", "they reach cat .cat., which ties them to others"),
     (lambda m, x: m.d(m.a(x) + torch.cat([m.b(x), m.c(x)], 1)[:, :3]), "a", "a sum ties them to getitem"),
-    (lambda m, x: m.d(m.a(x) * m.b(x)), "a", "they reach mul .mul., which ties them to others"),
     (lambda m, x: m.d(m.a(x) - m.b(x)), "a", "they reach sub .sub., which ties them to others"),
     (lambda m, x: m.d(m.a(x) + m.scale), "a", "a sum ties them to scale, which the model's forward reads"),
     (lambda m, x: m.d(m.a(x) + m.bn.running_mean[:, None, None]), "a", "a sum ties them to"),
     (lambda m, x: m.d(m.a(x) + torch.ones(3, 1, 1)), "a", "a sum ties them to _tensor_constant0"),
     (lambda m, x: m.d(torch.add(m.a(x), m.b(x), out=torch.empty(2, 3, 8, 8).double())), "a", "they reach add .add., which ties"),
     (lambda m, x: (lambda y: (m.b(x).copy_(y), m.d(y)))(m.a(x))[1], "a", "they reach copy_ .copy_., which ties"),
-    (lambda m, x: (lambda y: (y.mul_(m.b(x)), m.d(y)))(m.a(x))[1], "b", "they reach mul_ .mul_., which ties"),
+    (lambda m, x: m.d(m.a(x) / m.b(x)), "a", "they reach truediv .truediv., which ties them to others"),
+    (lambda m, x: m.d(m.a(x) * m.one(x)), "one", "mul adds 3 channels to 1"),
+    (lambda m, x: m.d(m.a(x).view(-1, 3, 8, 8)), "a", "they reach view .view., which ties them to others"),
     (lambda m, x: m.d(m.a(x) + m.fc(m.b(x))[..., :1]), "a", "a sum ties them to getitem"),
     (lambda m, x: m.d(m.bn(m.a(x))) * m.bn.running_var.sum(), "a", "bn is used more than once, or its weight is"),
     (lambda m, x: m.d(m.a(m.b(x)) + m.a(m.c(x))), "b", "a is called 2 times, and must be called once"),
@@ -293,3 +295,28 @@ def test_what_the_graph_does_not_show_is_refused_by_name(change, message):
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+# Products, and forwards as people write them
+
+
+@pytest.mark.parametrize("name", ["product", "product, ReLU", "squeeze and excitation", "view size(0)", "reshape shape[0]", "mean((2, 3))",
+                                  "Conv1d", "mean([-2, -1], keepdim)", "numbers", "swish by hand", "GELU", "in place", "dropout"])
+def test_own_networks_lose_what_their_readers_are_blind_to(name):
+    model, x = network(name)
+    removed = 0
+    for group in groups(model):
+        if group.obstacles:
+            continue
+        keep = torch.ones(group.channels, dtype=torch.bool)
+        keep[1] = False
+        blind = copy.deepcopy(model)
+        for reader in group.readers:
+            layer = blind.get_submodule(reader)
+            with torch.no_grad():
+                layer.weight.view(len(layer.weight), group.channels, -1)[:, 1] = 0
+        small = channels.remove(model, {group.makers[0]: keep})
+        torch.testing.assert_close(small(x.clone()), blind(x.clone()), rtol=1e-4, atol=1e-5)
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+        removed += 1
+    assert removed

@@ -8,7 +8,8 @@ tensor gets the group that its channels belong to:
     conv, linear                            read the group of their input, and make a group of their own
     batch norm, depthwise convolution       keep the group, and carry a parameter for each of its channels
     activation, pooling, dropout, flatten   keep the group
-    a + b                                   makes one group of two, with all their makers, carriers and readers
+    a + b, a * b                            make one group of two, with all their makers, carriers and readers
+    x.size(0)                               asks nothing of the channels
     anything else                           is an obstacle: no channel of a group that reaches it can go
 
 A residual network adds each block to the sum so far, so that the first layers of all blocks between two changes of width are free,
@@ -21,26 +22,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from qlab.nets import places
+from qlab.nets.operations import ADD, MUL, is_number
 from qlab.nets.plain import LAYERS, refuse_hooks, refuse_recomputed, users_of
 
-ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.Dropout, nn.Identity)
-ELEMENTWISE_CALLS = (
-    F.relu, torch.relu, torch.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.gelu, F.silu, F.hardswish, F.dropout,
-    torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.clone,
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clone", "contiguous",
-)
-POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout2d)
-POOLING_CALLS = (F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
+JOINS = (*ADD, *MUL, operator.iadd, "add_", operator.imul, "mul_")                          # channel by channel
+OTHER_POOLING = (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d)                               # pruned like any, though no integers know it
 
-# How a tensor holds its channels: "maps", along axis 1 of (n, channels, height, width); "columns", maps flattened, each channel a block
-# of neighbouring columns; "last", along the last axis, as a linear layer leaves them; "rows", that flattened, the channels over and over
-# again, unless there was one row; "unknown".
+# A tensor holds its channels in "maps", "columns", "last" or "rows" (qlab.nets.places), or "unknown".
 
 
 @dataclass(eq=False)
@@ -84,7 +78,7 @@ def groups(model: nn.Module) -> list[Group]:
     place: dict[fx.Node, tuple[Group, str]] = {}                                            # the channels that a tensor holds, and how
     for node in graph.nodes:
         module = modules[node.target] if node.op == "call_module" else None
-        place[node] = _after(node, module, place)
+        place[node] = _after(node, modules[""], module, place)
         if module is not None and node.target in shared:
             for group, _ in (place[n] for n in (node, *node.all_input_nodes)):
                 group.obstacles.append(shared[node.target])
@@ -132,16 +126,19 @@ def _used_elsewhere(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[s
     return found
 
 
-def _after(node: fx.Node, module: nn.Module | None, place: dict[fx.Node, tuple[Group, str]]) -> tuple[Group, str]:
+def _after(node: fx.Node, model: nn.Module, module: nn.Module | None,
+           place: dict[fx.Node, tuple[Group, str]]) -> tuple[Group, str]:
     """The group of what the node makes, and how it holds the channels; the groups of its inputs are told what the node does to them."""
-    inputs = node.all_input_nodes
+    if is_number(node, {}):
+        return Group(), "unknown"
+    inputs = [i for i in node.all_input_nodes if not is_number(i, {})]
     if _adds(node):
         return _joined(node, place)
     if len(inputs) == 1:
         group, how = place[inputs[0]]
-        kept = _passes(node, module, group, how)
+        kept = _passes(node, model, module, group, how)
         if kept is not None:
-            group.carriers += [node.target] if type(module) in (nn.Conv2d, *NORMS) else []
+            group.carriers += [node.target] if type(module) in (*CONVOLUTIONS, *NORMS) else []
             return group, kept
         if _reads(module, group, how):
             group.readers.append(node.target)
@@ -151,30 +148,25 @@ def _after(node: fx.Node, module: nn.Module | None, place: dict[fx.Node, tuple[G
     if type(module) not in LAYERS:
         return Group(obstacles=[f"a sum ties them to {_said(node, module)}"]), "unknown"
     made = Group(module.weight.shape[0], makers=[node.target])
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
         made.obstacles.append(f"{node.target} is a convolution in {module.groups} groups, and only one in 1 group can lose outputs")
-    return made, "maps" if isinstance(module, nn.Conv2d) else "last"
+    return made, "maps" if isinstance(module, CONVOLUTIONS) else "last"
 
 
-def _passes(node: fx.Node, module: nn.Module | None, group: Group, how: str) -> str | None:
+def _passes(node: fx.Node, model: nn.Module, module: nn.Module | None, group: Group, how: str) -> str | None:
     """How the channels lie behind a node that keeps each to itself; None for any other node."""
-    called = node.target if node.op in ("call_function", "call_method") else None
-    if isinstance(module, ELEMENTWISE) or called in ELEMENTWISE_CALLS:
-        return how
-    if isinstance(module, POOLING) or called in POOLING_CALLS:
+    if type(module) in OTHER_POOLING or node.target in OTHER_POOLING:
         return how if how == "maps" else None
-    if _flattens(node, module):
-        return {"maps": "columns", "last": "rows"}.get(how, how)
     if type(module) in NORMS and module.num_features == group.channels:
-        return how if (how == "maps") == (type(module) is nn.BatchNorm2d) else None
-    if type(module) is nn.Conv2d and 1 < module.groups == module.in_channels == module.out_channels:
+        return how if how == "maps" or type(module) is nn.BatchNorm1d else None
+    if type(module) in CONVOLUTIONS and 1 < module.groups == module.in_channels == module.out_channels:
         return how if how == "maps" else None
-    return None
+    return places.behind(model, node, how)
 
 
 def _reads(module: nn.Module | None, group: Group, how: str) -> bool:
     """Is it a layer each of whose inputs belongs to one channel?"""
-    if type(module) is nn.Conv2d:
+    if type(module) in CONVOLUTIONS:
         return how == "maps" and module.groups == 1 and module.in_channels == group.channels
     if type(module) is nn.Linear:
         one_each = module.in_features == group.channels
@@ -183,9 +175,9 @@ def _reads(module: nn.Module | None, group: Group, how: str) -> bool:
 
 
 def _adds(node: fx.Node) -> bool:
-    """Is it a sum of two tensors, or of a tensor and a number?"""
+    """Is it a sum or product of two tensors, or of a tensor and a number?"""
     terms = [*node.args, *(node.kwargs[key] for key in ("input", "other") if key in node.kwargs)]
-    return (node.op in ("call_function", "call_method") and node.target in ADD and set(node.kwargs) <= {"input", "other", "alpha"}
+    return (node.op in ("call_function", "call_method") and node.target in JOINS and set(node.kwargs) <= {"input", "other", "alpha"}
             and len(terms) == 2 and all(isinstance(term, (fx.Node, int, float)) for term in [*terms, node.kwargs.get("alpha", 1)])
             and not isinstance(node.kwargs.get("alpha"), fx.Node))
 
@@ -208,14 +200,6 @@ def _joined(node: fx.Node, place: dict[fx.Node, tuple[Group, str]]) -> tuple[Gro
             group.readers, group.obstacles = group.readers + other.readers, group.obstacles + other.obstacles
             place.update({n: (group, h) for n, (g, h) in place.items() if g is other})
     return group, how
-
-
-def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
-    """Does it make (n, channels * height * width) of (n, channels, height, width)?"""
-    if isinstance(module, nn.Flatten):
-        return (module.start_dim, module.end_dim) == (1, -1)
-    called = node.op == "call_function" and node.target is torch.flatten or node.op == "call_method" and node.target == "flatten"
-    return called and (tuple(node.args[1:]), dict(node.kwargs)) in (((1,), {}), ((1, -1), {}), ((), {"start_dim": 1}))
 
 
 def _said(node: fx.Node, module: nn.Module | None) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from qlab.nets.channel_groups import Group, groups, steps
+from qlab.nets.channel_groups import CONVOLUTIONS, Group, groups, steps
 from qlab.nets.plain import LAYERS
 from qlab.quant.layout import as_tensor
 
@@ -29,7 +29,7 @@ from qlab.quant.layout import as_tensor
 def weakest(model: nn.Module, share: float | Mapping[str, float], layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
     """Which output channels to keep, bool (out,) by layer name: all but the round(share * out) whose weights have the least L1 norm.
 
-    share: 0 <= share < 1, for all of `layers` (by default the removable ones that are Conv2d), or a dictionary from layer to share.
+    share: 0 <= share < 1, for all of `layers` (by default the removable convolutions), or a dictionary from layer to share.
     At least one channel stays; among equals the first goes. Layers whose channels a sum ties together (a group) are ranked together, by
     the sum of the norms of their filters, and get one mask: Fang et al. 2023 add up the importance over a group, too, though theirs
     counts the readers' weights and the batch norms' as well. A layer that `remove` would refuse is ranked alone.
@@ -45,7 +45,7 @@ def weakest(model: nn.Module, share: float | Mapping[str, float], layers: Sequen
     if isinstance(share, Mapping) and layers is not None:
         raise ValueError("share names the layers already: give layers only with one share for all.")
     if not isinstance(share, Mapping):
-        names = [n for n in _removable(found, model) if isinstance(layers_of[n], nn.Conv2d)] if layers is None else layers
+        names = [n for n in _removable(found, model) if isinstance(layers_of[n], CONVOLUTIONS)] if layers is None else layers
         share = dict.fromkeys(names, share)
     tied = {name: group.makers for group in found if not group.obstacles for name in group.makers}
     keep = {}
@@ -196,13 +196,13 @@ def _cut(module: nn.Module, axis: int, kept: torch.Tensor) -> None:
     """Keep only some outputs (axis 0) or inputs (axis 1) of a layer."""
     for key in ("weight", "bias") if axis == 0 else ("weight",):
         _take(module._parameters, key, axis, kept)
-    conv = isinstance(module, nn.Conv2d)
+    conv = isinstance(module, CONVOLUTIONS)
     setattr(module, ("out_channels" if conv else "out_features") if axis == 0 else ("in_channels" if conv else "in_features"), len(kept))
 
 
 def _cut_carrier(module: nn.Module, kept: torch.Tensor) -> None:
     """Keep only some channels of a depthwise convolution or a batch norm."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         _cut(module, 0, kept)
         module.in_channels = module.groups = len(kept)
         return

@@ -76,7 +76,7 @@ def _alive(traced: fx.GraphModule, batches) -> dict[tuple[fx.Node, int], torch.T
     class Watch(Walk):
         def run_node(self, node):
             result = super().run_node(node)
-            if kind(traced, node) != "output":
+            if isinstance(result, torch.Tensor) and kind(traced, node) != "output":
                 for axis in (1, -1):
                     nonzero = (result != 0).movedim(axis, 0).flatten(1).any(1)
                     seen[node, axis] = seen[node, axis] | nonzero if (node, axis) in seen else nonzero
