@@ -19,7 +19,7 @@ from qlab.matmul import Int8Linear, cpu, device, int8_matmul, layers, product, q
 from qlab.quant import linear, settled
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("reference", "torch", "auto")
+BACKENDS = ("reference", "torch", "auto") + (("onnxruntime", "float32") if DEVICE == "cpu" else ())
 SIZES = st.integers(0, 40)
 
 
@@ -188,7 +188,8 @@ def test_auto_takes_the_first_that_works(monkeypatch):
     monkeypatch.setattr(product, "why_not_triton", lambda device="cuda": "no GPU")
     assert product.choose("cuda") == ("torch", "no GPU, and this torch has torch._int_mm")
     monkeypatch.delattr(torch, "_int_mm")
-    assert product.choose("cpu") == ("reference", "no GPU, and this torch has no torch._int_mm")
+    assert product.choose("cuda") == ("reference", "no GPU, and this torch has no torch._int_mm")
+    assert product.choose("cpu") == ("onnxruntime", "this torch has no torch._int_mm")
     a = random(3, 4)
     assert np.array_equal(int8_matmul(a, a.T).cpu().numpy(), exact(a, a.T))
     with pytest.raises(RuntimeError, match="has no torch._int_mm: use torch 2.2 or newer, or backend='reference'"):
@@ -212,7 +213,7 @@ def test_why_not_triton_names_the_reason(monkeypatch):
 
 def test_an_unknown_backend():
     for call in (lambda: int8_matmul(int8(2, 2), int8(2, 2), "cublas"), lambda: Int8Linear.from_float(nn.Linear(2, 2), backend="cublas")):
-        with pytest.raises(ValueError, match="backend is 'cublas', and must be one of auto, reference, torch, triton."):
+        with pytest.raises(ValueError, match="backend is 'cublas', and must be one of auto, reference, torch, onnxruntime, float32, triton."):
             call()
 
 

@@ -580,12 +580,6 @@ def test_roofline_refuses(call, message):
         call()
 
 
-def test_int8_peak_needs_int_mm(monkeypatch):
-    monkeypatch.delattr(torch, "_int_mm")
-    with pytest.raises(RuntimeError, match="_int_mm"):
-        roofline.measure_peak(torch.int8)
-
-
 def test_over_seeds_is_numpy_s_mean_of_the_images_and_says_when_seeds_agree():
     generator = np.random.default_rng(0)
     a, b = generator.random((3, 500)) < 0.8, generator.random((3, 500)) < 0.9

@@ -1,13 +1,18 @@
 """torch._int_mm behind a door that stays where it is: int8 (M, K) by (K, N) to int32 (M, N), exact.
 
-On the CPU torch._int_mm hands the product to oneDNN, which uses AMX-INT8 or AVX-512 VNNI where the machine has them, and to a plain loop
-where it has neither: exact everywhere, fast only there. On CUDA it is cuBLASLt, which wants more than 16 rows, K and N in multiples
-of 8, and one of two memory layouts. This page pads, copies or splits when, and only when, it must.
+On the CPU torch._int_mm hands the product to oneDNN where the machine has AVX-512 VNNI (or AMX, which no CPU has without it), and to plain
+loops where it has not: exact, fast only there. A oneDNN that ONEDNN_MAX_CPU_ISA keeps from VNNI would be neither slow nor exact, and is
+left out. On CUDA it is cuBLASLt, which wants more than 16 rows, K and N in multiples of 8, and one of two memory layouts. This page pads,
+copies or splits when, and only when, it must.
 
 Its name starts with an underscore, so torch may change it: this is the one place of qlab that knows it.
 """
 
+import contextlib
+
 import torch
+
+from qlab.matmul.device import onednn_is_exact
 
 CHUNK_BYTES = 2**28  # of an operand that has to be copied at once
 
@@ -31,10 +36,20 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if m > 16 and k % 8 == 0 and n % 8 == 0:
             return torch._int_mm(a if _dense(a) else a.contiguous(), b)
         return torch._int_mm(_padded(a, max(m, 17), k + -k % 8), _padded(b, k + -k % 8, n + -n % 8))[:m, :n]
-    if _dense(a):
-        return torch._int_mm(a, b)
-    rows = max(1, CHUNK_BYTES // k)
-    return torch.cat([torch._int_mm(a[start:start + rows].contiguous(), b) for start in range(0, m, rows)])
+    rows = m if _dense(a) else max(1, CHUNK_BYTES // k)
+    with contextlib.nullcontext() if onednn_is_exact() else _without_onednn():
+        if rows >= m:
+            return torch._int_mm(a if _dense(a) else a.contiguous(), b)
+        return torch.cat([torch._int_mm(a[start:start + rows].contiguous(), b) for start in range(0, m, rows)])
+
+
+@contextlib.contextmanager
+def _without_onednn():
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
 
 
 def _dense(x: torch.Tensor) -> bool:

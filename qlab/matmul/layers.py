@@ -13,6 +13,7 @@ that holds one has the scale NaN, and so NaN for all its outputs, in every mode 
 """
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +36,15 @@ class Int8Linear(settled.Settled):
     half(), double() and the like leave all of it as it is. A state dict holds the mode (token, static, weight-only) and relu, and loads
     only into a layer that has the same, ValueError otherwise; a static layer takes over the saved scale and zero-point.
 
+    Where ONNX Runtime computes (see `product`), it keeps the codes packed for it as well, as many bytes again, until they change.
+
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> layer.weight.data = torch.tensor([[1.0, -0.5]])
     >>> Int8Linear.from_float(layer)(torch.tensor([[2.0, 4.0]])).shape
     torch.Size([1, 1])
     """
+
+    _packed = None
 
     def __init__(self, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None, activations="token",
                  relu: bool = False, backend: str = "auto"):
@@ -50,7 +55,8 @@ class Int8Linear(settled.Settled):
         self.out_features, self.in_features = codes.shape
         if activations is not None and self.in_features >= reference.MAX_K // 2:  # (q - z) may be twice as large as q
             raise ValueError(f"in_features is {self.in_features:,}, and must be below {reference.MAX_K // 2:,}: sums must fit into int32.")
-        self.register_buffer("codes", codes)
+        with torch.inference_mode(False):  # a tensor made in inference mode does not count its changes
+            self.register_buffer("codes", codes.clone() if codes.is_inference() else codes)
         self.register_buffer("scale", scale.float())
         self.register_buffer("column_sums", codes.sum(1, dtype=torch.int32))
         self.register_buffer("bias", bias)
@@ -114,7 +120,28 @@ class Int8Linear(settled.Settled):
         finish = (scale, self.scale, self.bias, zero_point, column_sums, self.relu, x.dtype)
         if fused:
             return triton.scaled_matmul(codes, self.codes.T, *finish)
-        return reference.epilogue(product.int8_matmul(codes, self.codes.T, self.backend), *finish)
+        return reference.epilogue(self._product(codes), *finish)
+
+    def _product(self, codes: torch.Tensor) -> torch.Tensor:
+        plain = self.codes.device.type != "cpu" or self.codes.is_inference() or not self.codes.numel()
+        if plain or product.choose("cpu", self.backend)[0] != "onnxruntime":
+            return product.int8_matmul(codes, self.codes.T, self.backend)
+        from qlab.matmul import onnxruntime
+
+        return onnxruntime.matmul(codes, self.codes.T, self._packed_weights())
+
+    def _packed_weights(self) -> tuple:
+        """The weights as ONNX Runtime reads them fastest, packed at the first product and anew when they, or the threads, have changed."""
+        from qlab.matmul import onnxruntime
+
+        # The version counts changes in place; a forked process has the sessions and none of their threads.
+        state = (self.codes._version, torch.get_num_threads(), os.getpid())
+        if self._packed is None or self._packed[0] is not self.codes or self._packed[1] != state:
+            self._packed = (self.codes, state, onnxruntime.pack(self.codes.T))
+        return self._packed[2]
+
+    def __getstate__(self) -> dict:  # copies and files hold the codes alone
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
     def _weight_only(self, x: torch.Tensor, fused: bool) -> torch.Tensor:
         if fused:

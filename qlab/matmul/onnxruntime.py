@@ -1,0 +1,111 @@
+"""ONNX Runtime's MatMulInteger (ONNX operators, MatMulInteger-10): exact INT8 products, faster than float32 on a CPU without VNNI too.
+
+AVX2 has two ways to add products of 8-bit numbers. vpmaddubsw multiplies 32 pairs at once, unsigned by signed, and adds neighbours in 16
+bits: 255 * 127 + 255 * 127 = 64,770 does not fit into int16 and becomes 32,767, without a word. vpmaddwd multiplies 16 pairs of 16-bit
+numbers and adds neighbours in 32 bits: exact, at half the rate. ONNX Runtime takes the first for uint8 by int8 and the second for uint8
+by uint8, so both operands are shifted by 128, which flips one bit, and named with the zero-point 128:
+
+    sum a b  =  sum (a + 128)(b + 128)  -  128 sum (a + 128)  -  128 sum (b + 128)  +  128 * 128 K          (Jacob et al. 2018, equation 7)
+
+It takes the sums of rows and columns while it packs the operands for the product. K goes in parts of at most 2**14: the sum of products is
+then at most 255 * 255 * 2**14 and each correction at most 128 * 255 * 2**14 in size: within int32, whatever is added first.
+"""
+
+import os
+from functools import lru_cache
+
+import torch
+
+from qlab.matmul.device import why_not_onnxruntime
+
+PART = 2**14            # of K: (255 * 255 + 128 * 128) * 2**14 < 2**31
+MODEL_BYTES = 2**30     # of a packed operand in one model: protocol buffers end at 2**31
+UINT8, INT32 = 2, 6     # ONNX's numbers for them
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, packed: tuple = ()) -> torch.Tensor:
+    """int8 (M, K) by (K, N) to int32 (M, N) on the CPU, exact; any shape and strides, with as many threads as torch has.
+
+    packed: `pack(b)`, if there will be several products with this b. Raises RuntimeError where ONNX Runtime is not there. The arguments
+    are checked by `int8_matmul`.
+
+    >>> a = torch.tensor([[100, 100]], dtype=torch.int8)
+    >>> matmul(a, a.T), matmul(a, a.T, pack(a.T))
+    (tensor([[20000]], dtype=torch.int32), tensor([[20000]], dtype=torch.int32))
+    """
+    if why := why_not_onnxruntime():
+        raise RuntimeError(f"{why}: pip install onnxruntime, or use another backend.")
+    (m, k), n = a.shape, b.shape[1]
+    if 0 in (m, k, n):
+        return torch.zeros(m, n, dtype=torch.int32)
+    if not packed and b.stride(0) < b.stride(1) and m * (k + 4 * n) < k * n:  # b lies by columns: cheaper to turn a and the product around
+        return matmul(b.T, a.T).T.contiguous()
+    step, c = _step(n), None
+    for i, start in enumerate(range(0, k, step)):
+        operands = {"a": _shifted(a[:, start:start + step])} | ({} if packed else {"b": _shifted(b[start:start + step])})
+        session = packed[i] if packed else _two_operands(torch.get_num_threads(), os.getpid())
+        part = torch.from_numpy(session.run(None, operands)[0])
+        c = part if c is None else c.add_(part)
+    return c
+
+
+def pack(b: torch.Tensor) -> tuple:
+    """Sessions of ONNX Runtime that hold int8 b (K, N) once more, in the order in which the product reads it: one each part of K.
+
+    They compute with as many threads as torch has now, in this process: make them anew when either changes, or b.
+    """
+    step = _step(b.shape[1])
+    return tuple(_session(torch.get_num_threads(), _shifted(b[start:start + step])) for start in range(0, b.shape[0], step))
+
+
+def _step(n: int) -> int:
+    return max(1, min(PART, MODEL_BYTES // max(n, 1)))
+
+
+def _shifted(x: torch.Tensor):
+    """int8 codes + 128 as a row-major uint8 array: in two's complement that is the highest bit flipped."""
+    return x.view(torch.uint8).bitwise_xor(128).contiguous().numpy()
+
+
+@lru_cache
+def _two_operands(threads: int, process: int):
+    return _session(threads)  # kept for each process: a forked one has the session and none of its threads
+
+
+def _session(threads: int, b=None):
+    """A session that multiplies "a" with the uint8 array b, or with the operand "b"."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take the cores from torch's
+    return onnxruntime.InferenceSession(_model(b), options, providers=["CPUExecutionProvider"])
+
+
+def _model(b=None) -> bytes:
+    """The ONNX file of c = MatMulInteger(a, b, 128, 128), written by hand: nothing but ONNX Runtime needs to be installed for it."""
+    def operand(name, number):
+        return _field(1, name) + _field(2, _field(1, _field(1, number) + _field(2, 2 * _field(1, []))))  # two sizes that nothing is said of
+
+    def constant(name, dims, data):
+        return [*(part for size in dims for part in _field(1, size)), *_field(2, UINT8), *_field(8, name), *_field(9, [data])]
+
+    node = [part for name in ("a", "b", "z", "z") for part in _field(1, name)] + _field(2, "c") + _field(4, "MatMulInteger")
+    graph = _field(1, node) + _field(2, "product") + _field(5, constant("z", (), b"\x80")) + _field(11, operand("a", UINT8))
+    graph += _field(11, operand("b", UINT8)) if b is None else _field(5, constant("b", b.shape, memoryview(b).cast("B")))
+    graph += _field(12, operand("c", INT32))
+    return b"".join(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13)))  # format 8, operators 13
+
+
+def _field(number: int, value: int | str | list) -> list:
+    """One field of a protocol buffer in parts: its number and kind, then an integer, or the length and the bytes, which are not copied."""
+    if isinstance(value, int):
+        return [_varint(number << 3) + _varint(value)]
+    value = [value.encode()] if isinstance(value, str) else value
+    return [_varint(number << 3 | 2) + _varint(sum(map(len, value))), *value]
+
+
+def _varint(n: int) -> bytes:
+    """Seven bits a byte, the lowest first; the highest bit of a byte says that another follows."""
+    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + _varint(n >> 7)
