@@ -61,6 +61,21 @@ def test_moves_lead_from_one_memory_to_the_other(data):
     assert np.array_equal(numbers, others) and (held != wanted or not found)
 
 
+@given(st.data())
+def test_a_permutation_in_other_sizes_moves_the_same(data):
+    sizes = tuple(data.draw(SIZES))
+    cuts = data.draw(st.lists(st.integers(0, len(sizes)), max_size=3))
+    ends = sorted({0, *cuts, len(sizes)})
+    axes = tuple(math.prod(sizes[a:b]) for a, b in zip(ends, ends[1:]))
+    order = tuple(data.draw(st.permutations(range(len(axes)))))
+    found, numbers = tl.in_sizes(axes, order, sizes), np.arange(math.prod(sizes))
+    if found is not None:
+        assert np.array_equal(numbers.reshape(sizes).transpose(found).ravel(), numbers.reshape(axes).transpose(order).ravel())
+    else:
+        assert len(sizes) >= tl.RANK
+    assert tl.in_sizes((3, 4), (1, 0), (4, 3)) is None
+
+
 def test_a_channel_shuffle_is_one_transposition_and_its_reverse_none():
     held = tl.channels_last((6, 4, 5))
     shuffled = tl.permuted(held, (2, 3, 4, 5), (1, 0, 2, 3))

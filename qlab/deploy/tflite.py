@@ -37,8 +37,8 @@ import torch
 
 import qlab
 from qlab.deploy import checks, files, tflite_child, tflite_runtime
-from qlab.deploy.tflite_graph import PROBABILITY, lower
-from qlab.deploy.tflite_limits import ARENA
+from qlab.deploy.tflite_limits import ARENA, check_arena
+from qlab.deploy.tflite_steps import PROBABILITY, lower
 from qlab.nets.integer import Grid, IntegerNetwork
 from qlab.quant.layout import as_tensor
 
@@ -282,6 +282,8 @@ def _open(path, kernels: str, threads: int) -> tuple[Tensor, Tensor, Callable[[n
         if tensor.dtype == "int8" and not (len(tensor.scale) == len(tensor.zero_point) == 1 and 0 < tensor.scale[0] < math.inf):
             raise ValueError(f"{path} takes or gives int8 codes with the scales {tensor.scale} and the zero-points {tensor.zero_point}, "
                              "and must have one of each, the scale positive.")
+    if ours and kernels == "micro":
+        check_arena(path, model)
     inference = (tflite_runtime if ours else tflite_child).load(path, content, kernels, threads, ARENA)
 
     def infer(codes: np.ndarray) -> np.ndarray:
@@ -301,5 +303,7 @@ def arena(path: str | os.PathLike) -> dict[str, int]:
     Raises as load does.
     """
     content, ours = _read(path)
-    _parse(path, content)
+    model = _parse(path, content)[0]
+    if ours:
+        check_arena(path, model)
     return (tflite_runtime if ours else tflite_child).planned(path, content, ARENA)

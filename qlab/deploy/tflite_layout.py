@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RANK = 5                                                                                    # of a TRANSPOSE in tflite-micro, the batch's too
+RANK = 5                                                                                    # of a TRANSPOSE in tflite-micro, with the batch
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,25 @@ def moves(held: Layout, wanted: Layout) -> list[tuple[tuple[int, ...], tuple[int
             result.append(_joined(step, [0, 2, 1, 3]))
             now = parts[0] + parts[2] + parts[1] + parts[3]
     return result
+
+
+def in_sizes(axes: tuple[int, ...], order: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The permutation of axes as one of the sizes that make them up, None where they do not, or are too many.
+
+    >>> in_sizes((20, 3), (1, 0), (4, 5, 3))
+    (2, 0, 1)
+    """
+    groups, place = [], 0
+    for axis in axes:
+        group = []
+        while math.prod(sizes[i] for i in group) < axis and place < len(sizes):
+            group.append(place)
+            place += 1
+        if math.prod(sizes[i] for i in group) != axis:
+            return None
+        groups.append(group)
+    groups[-1] += range(place, len(sizes))                                                  # of size 1
+    return tuple(i for axis in order for i in groups[axis]) if len(sizes) < RANK else None
 
 
 def _joined(sizes, order) -> tuple[tuple[int, ...], tuple[int, ...]]:
