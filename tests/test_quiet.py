@@ -1,6 +1,7 @@
 """Waiting for a quiet machine: the counters against a machine made up by hand, and what is said, waited for, refused and recorded."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qlab.lab import quiet
+from qlab.lab import quiet, runs
 
 HZ = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -141,6 +142,21 @@ def test_the_option_is_one_word(capsys):
     parser = argparse.ArgumentParser()
     quiet.add_option(parser)
     assert parser.parse_args([]).busy is False and parser.parse_args([quiet.OPTION]).busy is True
+
+
+def loads(part):
+    """Every load in a record, wherever it is."""
+    if isinstance(part, dict):
+        found = [part["load"]] if isinstance(part.get("load"), dict) else []
+        return found + [load for value in part.values() for load in loads(value)]
+    return [load for value in part for load in loads(value)] if isinstance(part, list) else []
+
+
+@pytest.mark.parametrize("path", sorted(runs.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_no_committed_record_holds_times_of_a_busy_machine(path):
+    for load in loads(json.loads(path.read_text())):
+        assert load["quiet"] is True and not load["anyway"] and load["limit"] == load["cores"] / 2
+        assert all(load[when] <= load["limit"] for when in ("at_start", "meanwhile", "at_end") if load[when] is not None)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--sets", "02"], ["--busy"]])

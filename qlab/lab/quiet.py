@@ -22,13 +22,22 @@ OPTION = "--busy"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Add --busy, whose value belongs into wait(anyway=...)."""
+    """Add --busy, whose value belongs into wait(anyway=...).
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add_option(parser)
+    >>> parser.parse_args(["--busy"]).busy
+    True
+    """
     parser.add_argument(OPTION, action="store_true", help="take times on a busy machine too, without waiting; the record says so")
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What wait found before the first time was taken; load() says what has been since. Busy: cores, None where nothing tells."""
+    """What wait found before the first time was taken; load() says what has been since. Busy: cores, None where nothing tells.
+
+    A program that this one started counts as one of the others until it has ended.
+    """
 
     cores: int
     at_start: float | None
@@ -94,7 +103,12 @@ def wait(anyway: bool = False, patience_s: float = PATIENCE_S) -> Watch:
 
 
 def look(seconds: float = LOOK_S) -> float | None:
-    """The cores that others keep busy, over so many seconds from now, or by the load average; None where nothing tells."""
+    """The cores that others keep busy, over so many seconds from now, or by the load average; None where nothing tells.
+
+    >>> busy = look(0.1)
+    >>> busy is None or busy >= 0
+    True
+    """
     before = _counters()
     if before is not None:
         time.sleep(seconds)
