@@ -146,30 +146,28 @@ def test_it_computes_with_torch_s_threads(monkeypatch):
     assert [session.get_session_options().intra_op_num_threads for session in used] == [1, 2, 1] and used[0] is used[2] is not used[1]
 
 
-def _product_in_child(layer, x, a, b, queue):
-    torch.set_num_threads(2)
-    queue.put((onnxruntime.matmul(a, b).numpy(), layer(x).numpy()))
+def _in_a_forked_process(a, b, expected):
+    assert np.array_equal(int8_matmul(a, b, "onnxruntime").numpy(), expected)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that forking a process with threads may hang is what is tested
+FORKING = """
+import multiprocessing
+from tests.test_matmul_cpu import *
+from tests.test_matmul_cpu import _in_a_forked_process
+torch.set_num_threads(2)
+a, b = codes(150, 150), codes(150, 150, seed=1)  # small: torch's own threads do not survive a fork, and are not used here
+child = multiprocessing.get_context("fork").Process(target=_in_a_forked_process, daemon=True,
+                                                    args=(a, b, int8_matmul(a, b, "onnxruntime").numpy()))
+child.start()
+child.join(30)
+assert child.exitcode == 0, child.exitcode
+"""
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing forks here")
-def test_a_forked_process_computes_with_threads_of_its_own():
-    code = ("import multiprocessing, torch\n"
-            "from tests.test_matmul_cpu import *\n"
-            "from tests.test_matmul_cpu import _product_in_child\n"
-            "torch.set_num_threads(2)\n"
-            "a, b, x = codes(300, 300), codes(300, 300), torch.ones(300, 300)\n"
-            "layer = Int8Linear.from_float(nn.Linear(300, 300), backend='onnxruntime')\n"
-            "c, y = onnxruntime.matmul(a, b).numpy(), layer.codes  # the packed layer is made in the parent too\n"
-            "layer._packed_weights()\n"
-            "fork = multiprocessing.get_context('fork')\n"
-            "queue = fork.Queue()\n"
-            "child = fork.Process(target=_product_in_child, args=(layer, x, a, b, queue), daemon=True)\n"
-            "child.start()\n"
-            "assert np.array_equal(queue.get(timeout=60)[0], c)\n"
-            "child.join()\n")
-    root = os.path.dirname(os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, cwd=root)
+def test_a_forked_process_has_threads_of_its_own():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, timeout=100,
+                          cwd=os.path.dirname(os.path.dirname(__file__)))
     assert done.returncode == 0, done.stderr
 
 
@@ -180,7 +178,7 @@ def test_without_onnx_runtime(monkeypatch):
     monkeypatch.setattr(onnxruntime, "why_not_onnxruntime", why_not)
     with pytest.raises(RuntimeError, match="^ONNX Runtime is not installed: pip install onnxruntime, or use another backend.$"):
         int8_matmul(codes(2, 2), codes(2, 2), "onnxruntime")
-    monkeypatch.undo()
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert why_not().startswith("ONNX Runtime cannot be imported (")
 
@@ -328,4 +326,4 @@ def test_a_compiled_layer_traces_torch_s_own_product(monkeypatch):
     no_vnni(monkeypatch)
     layer, x = int8_layer(backend="auto"), torch.randn(3, 60)
     exported = torch.export.export(layer, (x,))
-    assert "_int_mm" in str(exported.graph) and torch.equal(exported.module()(x), int8_layer(backend="reference")(x))
+    assert "_int_mm" in str(exported) and torch.equal(exported.module()(x), int8_layer(backend="reference")(x))
