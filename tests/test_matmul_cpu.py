@@ -165,7 +165,7 @@ assert child.exitcode == 0, child.exitcode
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing forks here")
-def test_a_forked_process_has_threads_of_its_own():
+def test_a_forked_process_computes_alone():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, timeout=100,
                           cwd=os.path.dirname(os.path.dirname(__file__)))
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,6 @@ that holds one has the scale NaN, and so NaN for all its outputs, in every mode 
 """
 
 import math
-import os
 from dataclasses import dataclass
 
 import torch
@@ -134,8 +133,7 @@ class Int8Linear(settled.Settled):
         """The weights as ONNX Runtime reads them fastest, packed at the first product and anew when they, or the threads, have changed."""
         from qlab.matmul import onnxruntime
 
-        # The version counts changes in place; a forked process has the sessions and none of their threads.
-        state = (self.codes._version, torch.get_num_threads(), os.getpid())
+        state = (self.codes._version, torch.get_num_threads())  # the version counts changes in place
         if self._packed is None or self._packed[0] is not self.codes or self._packed[1] != state:
             self._packed = (self.codes, state, onnxruntime.pack(self.codes.T))
         return self._packed[2]

@@ -11,7 +11,6 @@ It takes the sums of rows and columns while it packs the operands for the produc
 then at most 255 * 255 * 2**14 and each correction at most 128 * 255 * 2**14 in size: within int32, whatever is added first.
 """
 
-import os
 from functools import lru_cache
 
 import torch
@@ -43,7 +42,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, packed: tuple = ()) -> torch.Tensor
     step, c = _step(n), None
     for i, start in enumerate(range(0, k, step)):
         operands = {"a": _shifted(a[:, start:start + step])} | ({} if packed else {"b": _shifted(b[start:start + step])})
-        session = packed[i] if packed else _two_operands(torch.get_num_threads(), os.getpid())
+        session = packed[i] if packed else _two_operands(torch.get_num_threads())
         part = torch.from_numpy(session.run(None, operands)[0])
         c = part if c is None else c.add_(part)
     return c
@@ -52,7 +51,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor, packed: tuple = ()) -> torch.Tensor
 def pack(b: torch.Tensor) -> tuple:
     """Sessions of ONNX Runtime that hold int8 b (K, N) once more, in the order in which the product reads it: one each part of K.
 
-    They compute with as many threads as torch has now, in this process: make them anew when either changes, or b.
+    They compute with as many threads as torch has now: make them anew when that changes, or b.
     """
     step = _step(b.shape[1])
     return tuple(_session(torch.get_num_threads(), _shifted(b[start:start + step])) for start in range(0, b.shape[0], step))
@@ -68,8 +67,8 @@ def _shifted(x: torch.Tensor):
 
 
 @lru_cache
-def _two_operands(threads: int, process: int):
-    return _session(threads)  # kept for each process: a forked one has the session and none of its threads
+def _two_operands(threads: int):
+    return _session(threads)
 
 
 def _session(threads: int, b=None):
