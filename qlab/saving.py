@@ -1,7 +1,8 @@
 """Files written whole or not at all, several together or none: what every writer of qlab goes through.
 
-    write      all contents into new files beside their places, then each takes its place by one rename
-    read       the bytes of a file
+    write          all contents into new files beside their places, then each takes its place by one rename
+    read           the bytes of a file
+    make_folder    a folder, and those that it lies in
 
 A rename replaces a file in one step, so a program that is killed leaves the old file or the new one, never half of one. It would also
 replace a pipe or a symbolic link by a file without a word; such places are refused. Standard library only.
@@ -14,7 +15,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 _RENAMING = threading.Lock()  # files that belong together are renamed together: two threads' sets do not mix
@@ -22,8 +23,10 @@ _ZERO = "a path holds only characters that the system can write, and no zero."
 _KINDS = ((stat.S_ISLNK, "a symbolic link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
-def write(contents: Mapping[str | os.PathLike, bytes]) -> None:
+def write(contents: Mapping[str | os.PathLike, bytes], private: Collection[str | os.PathLike] = ()) -> None:
     """Write each content to its path: all of them or none. A new file has the permissions that open() would give, an old one keeps its.
+
+    private: the paths of files that only their owner may read, whatever an old file allowed.
 
     Raises OSError, in one sentence, where a place cannot be written or holds what is no regular file (a folder, a symbolic link, a pipe,
     a device); whatever was there before is then still there, and nothing lies beside it. Threads and processes may write to one path at
@@ -35,7 +38,7 @@ def write(contents: Mapping[str | os.PathLike, bytes]) -> None:
     ...     sorted(os.listdir(folder)), read(f"{folder}/codes")
     (['codes', 'scale'], b'1 2')
     """
-    contents = {Path(path): content for path, content in contents.items()}
+    contents, private = {Path(path): content for path, content in contents.items()}, {Path(path) for path in private}
     partial, old = ({path: _beside(path) for path in contents} for _ in range(2))
     renamed = []
     try:
@@ -43,7 +46,7 @@ def write(contents: Mapping[str | os.PathLike, bytes]) -> None:
         for path in contents:
             modes[path] = _mode(path)
         for path, content in contents.items():
-            _create(partial[path], content, modes[path])
+            _create(partial[path], content, 0o600 if path in private else modes[path])
         with _RENAMING:
             for path in contents if len(contents) > 1 else ():  # a single rename leaves nothing to take back
                 _keep(path, old[path])
@@ -76,6 +79,26 @@ def read(path: str | os.PathLike) -> bytes:
         raise _told(error, f"cannot read {path} ({error.strerror}).") from None
 
 
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder, and those that it lies in; one that is there stays as it is. Raises OSError, in one sentence, where it cannot be made.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     make_folder(f"{folder}/runs/today").is_dir()
+    True
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except ValueError:
+        raise OSError(f"cannot make the folder {str(path)!r}: {_ZERO}") from None
+    except OSError as error:
+        there = next(folder for folder in path.parents if os.path.exists(folder))           # what is missing would lie in it
+        why = "it is a file" if os.path.exists(path) else _reason(there / path.relative_to(there).parts[0], error.errno)
+        raise _told(error, f"cannot make the folder {path} ({error.strerror}): {why}.") from None
+    return path
+
+
 def _beside(path: Path) -> Path:
     """A name in the same folder that nobody else has; short, for the file's own may be as long as names can be."""
     return path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}.partial"
@@ -94,12 +117,19 @@ def _mode(path: Path) -> int | None:
         raise OSError(f"cannot write {path}: it is {found}, and must be a file, or nothing yet.")
     effective = os.access in os.supports_effective_ids                                      # whom open() would ask
     if not os.access(path, os.W_OK, effective_ids=effective):                               # open() would refuse it, a rename would not
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        number = errno.EROFS if _read_only(path) else errno.EACCES
+        raise OSError(number, os.strerror(number))
     return stat.S_IMODE(mode)
 
 
+def _read_only(path: Path) -> bool:
+    """Whether the file system is: os.access does not say why it refuses."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
 def _create(place: Path, content: bytes, mode: int | None) -> None:
-    with open(place, "xb") as file:
+    first = 0o600 if mode == 0o600 else 0o666                                               # what is private is so from its first byte on
+    with open(place, "xb", opener=lambda name, flags: os.open(name, flags, first)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())                                                             # a full quota may show only here

@@ -18,6 +18,7 @@ from torch import nn
 
 from qlab import saving
 from qlab.deploy import c, files
+from qlab.grading.author import release
 from qlab.lab import machine, runs
 from qlab.nets import compress, integer, ptq
 from qlab.quant import linear
@@ -185,6 +186,66 @@ def test_a_file_system_that_takes_nothing_back_gives_the_first_reason(tmp_path, 
         monkeypatch.setattr(os, name, fails)
     with pytest.raises(OSError, match="read-only file system"):
         saving.write({tmp_path / "a": b"", tmp_path / "b": b""})
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """The system calls as they fail on a read-only file system, root's included; unlink fails too, whether the file exists or not."""
+    real, access = builtins.open, os.access
+
+    def fails(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(builtins, "open", lambda file, mode="r", *a, **k: fails() if set(mode) & set("wxa+") else real(file, mode, *a, **k))
+    for name in ("unlink", "link", "replace", "rename", "mkdir", "rmdir", "chmod"):
+        monkeypatch.setattr(os, name, fails)
+    monkeypatch.setattr(os, "access", lambda path, mode, **options: not mode & os.W_OK and access(path, mode, **options))
+    monkeypatch.setattr(os, "statvfs", lambda path: type("Flags", (), {"f_flag": os.ST_RDONLY}))
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("writer", [*WRITERS, "release.write_zip"])
+def test_a_read_only_file_system_is_told_as_what_it_is(tmp_path, request, writers, writer, there):
+    write = writers.get(writer, lambda path: release.write_zip(path, {"a": b"1"}, private=True))
+    if there:
+        write(tmp_path / "net.c")
+    before = seen(tmp_path)
+    request.getfixturevalue("read_only")
+    with pytest.raises(OSError, match=f"^cannot write {tmp_path}/net.*Read-only file system.: name a place that can be written, for "
+                                      f"{tmp_path} is on a read-only file system.$") as error:
+        write(tmp_path / "net.c")
+    assert error.value.errno == errno.EROFS and seen(tmp_path) == before
+
+
+def test_a_folder_on_a_read_only_file_system(tmp_path, read_only):
+    with pytest.raises(OSError, match=f"^cannot make the folder {tmp_path}/a/b .Read-only file system.: name a place that can be written, "
+                                      f"for {tmp_path} is on a read-only file system.$"):
+        runs.write("record", "command", folder=tmp_path / "a" / "b")
+
+
+def test_folders(tmp_path):
+    assert saving.make_folder(tmp_path / "a" / "b") == saving.make_folder(str(tmp_path / "a" / "b")) and (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(FileExistsError, match="^cannot make the folder .*file .File exists.: it is a file.$"):
+        saving.make_folder(tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match="^cannot make the folder .*file/below .Not a directory.: name a place that exists, for "
+                                                 ".*file is not a folder.$"):
+        saving.make_folder(tmp_path / "file" / "below")
+    with pytest.raises(OSError, match="cannot make the folder .*shorter name"):
+        saving.make_folder(tmp_path / ("x" * 256))
+    with pytest.raises(OSError, match="cannot make the folder .*no zero"):
+        saving.make_folder("a\0b")
+
+
+def test_what_is_private_is_for_its_owner_alone(tmp_path, monkeypatch):
+    (tmp_path / "old").write_bytes(b"")
+    (tmp_path / "old").chmod(0o644)
+    modes, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (modes.append(stat.S_IMODE(os.fstat(file).st_mode)), real(file)))
+    contents = {tmp_path / "old": b"1", tmp_path / "new": b"2", tmp_path / "free": b"3"}
+    saving.write(contents, private=[tmp_path / "old", str(tmp_path / "new")])
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("old", "new")] == [0o600, 0o600] == modes[:2]
+    assert stat.S_IMODE((tmp_path / "free").stat().st_mode) == modes[2] != 0o600
 
 
 def test_a_missing_folder_and_a_file_in_its_place(tmp_path):

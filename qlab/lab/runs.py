@@ -44,7 +44,7 @@ def accuracy_of(entry: dict) -> Accuracy:
 
 def write(name: str, command: str, folder: Path = FOLDER, **content) -> dict:
     """Write folder/NAME.json: the command that repeats the run, the machine, the date, versions, and the content."""
-    folder.mkdir(parents=True, exist_ok=True)
+    saving.make_folder(folder)
     return machine.write_record(folder / f"{name}.json", command, **content)
 
 
@@ -86,7 +86,7 @@ def _with_results(entry):
 
 def save_model(name: str, model: nn.Module, folder: Path = FOLDER) -> str:
     """Write the network's parameters and buffers to folder/NAME.safetensors, whole or not at all; return the sha256 for the record."""
-    folder.mkdir(parents=True, exist_ok=True)
+    saving.make_folder(folder)
     content = save_bytes({key: tensor.contiguous() for key, tensor in model.state_dict().items()})
     saving.write({folder / f"{name}.safetensors": content})
     return hashlib.sha256(content).hexdigest()

@@ -121,7 +121,7 @@ def train(name: str, seed: int = 0, epochs: int | None = None, folder: Path = FO
     The same seed, machine and number of threads give the same weights. epochs replaces the recipe's number.
     """
     recipe = RECIPE[_known(name)] | ({} if epochs is None else {"epochs": epochs})
-    folder.mkdir(parents=True, exist_ok=True)
+    saving.make_folder(folder)
     images, labels = data.load("train")
     torch.manual_seed(seed)
     model, started = MODELS[name](), time.time()

@@ -14,6 +14,7 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qlab import saving
 from qlab.grading.author import student
 from qlab.grading.author.measure import measure
 from qlab.grading.results import digest
@@ -144,18 +145,8 @@ def _read(path: Path) -> str | None:
 
 
 def _write(files: dict[Path, bytes]) -> None:
-    """All files, or none: each is written in full beside its place before the first one takes it."""
-    partial = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
-    try:
-        for path, data in files.items():
-            secret = path.parent.name == "bundles"
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if secret else 0o777)
-            with open(os.open(partial[path], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600 if secret else 0o666), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            partial[path].replace(path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    """All files, or none; bundles for their owner alone."""
+    secret = [path for path in files if path.parent.name == "bundles"]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if path in secret else 0o777)
+    saving.write(files, private=secret)

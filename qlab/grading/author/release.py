@@ -4,12 +4,14 @@ It is a clone that works: `make lab` in the unpacked folder. What goes in is nam
 what is left out, the zip's copy keeps the words and drops the link.
 """
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import qlab
+from qlab import saving
 from qlab.grading import links
 from qlab.grading.author import student
 
@@ -42,21 +44,18 @@ def check_zip(out: Path) -> None:
         raise FileNotFoundError(f"there is no folder {out.parent}.")
 
 
-def write_zip(out: Path, contents: Mapping[str, bytes], mode: Callable[[str], int] = lambda name: 0o644, own: int = 0o666) -> None:
-    """Write the archive whole or not at all; the same contents give the same bytes. mode: of each file in it; own: of the archive."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with open(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, own), "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, content in contents.items():
-                    entry = zipfile.ZipInfo(name)  # of 1980
-                    entry.external_attr, entry.compress_type = mode(name) << 16, zipfile.ZIP_DEFLATED
-                    archive.writestr(entry, content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_zip(out: Path, contents: Mapping[str, bytes], mode: Callable[[str], int] = lambda name: 0o644, private: bool = False) -> None:
+    """Write the archive whole or not at all; the same contents give the same bytes. mode: of each file in it; private: for its owner alone.
+
+    Raises OSError, in one sentence, where it cannot be written.
+    """
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            entry = zipfile.ZipInfo(name)  # of 1980
+            entry.external_attr, entry.compress_type = mode(name) << 16, zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    saving.write({out: made.getvalue()}, private=[out] if private else ())
 
 
 def names(root: Path, folders: tuple[str, ...] = FOLDERS) -> Iterator[str]:

@@ -63,7 +63,7 @@ def package(root: Path, assignment: str, out: Path, bundle: str | None = None, n
     contents = {"setup.sh": SETUP.encode(), "run_autograder": RUN.format(options="" if namespaces else "--without-namespaces").encode(),
                 "bundle.json.gz": kept.read_bytes()}
     contents |= {f"qlab/{file}": (root / file).read_bytes() for file in sorted(release.names(root, ("qlab",)))}
-    release.write_zip(out, contents, lambda path: 0o100755 if path in ("setup.sh", "run_autograder") else 0o100644, own=0o600)
+    release.write_zip(out, contents, lambda path: 0o100755 if path in ("setup.sh", "run_autograder") else 0o100644, private=True)
     size = out.stat().st_size / 2**20
     return (f"{out}: the autograder of {name}, {len(contents)} files, {size:.1f} MiB. The hidden tests are in it: upload it to Gradescope, "
             f"and give it to nobody.\n{FULL if namespaces else WITHOUT}\nIn the assignment's settings allow 1 processor and 3 GB or more.")
