@@ -88,6 +88,9 @@ def timing(anyway: bool = False) -> Rows:
 
     anyway: on a busy machine too, without waiting for a quiet one.
     """
+    from torch._inductor import config
+
+    config.compile_threads = 1  # in this process: the watch would take the compiler's workers for somebody else
     for net in NETS:
         watch, done = quiet.wait(anyway), {"machine": machine.environment() | {"line": machine.describe()}, "us": {}}
         for threads in all_threads():
