@@ -8,8 +8,9 @@ import itertools
 import math
 
 import numpy as np
+import test_steps
 import torch
-from test_steps import codes, grid, scaling, some
+from test_steps import codes, scaling, some
 
 from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step
 
@@ -17,6 +18,11 @@ from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step
 def whole(rng, low, high, count=None):
     found = rng.integers(low, high + 1, count)
     return int(found) if count is None else tuple(map(int, found))
+
+
+def grid(rng, bits=None):
+    made = test_steps.grid(rng, bits)
+    return Grid(made.scale, *map(int, (made.zero_point, made.low, made.high)))              # as a file holds them
 
 
 def weights(rng, outs, *shape):

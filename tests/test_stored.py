@@ -8,7 +8,10 @@ import random
 
 import numpy as np
 import pytest
+import step_networks
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
@@ -185,6 +188,20 @@ def test_steps_that_share_a_tensor_keep_it_once(tmp_path):
     assert (tmp_path / "net").stat().st_size < 2 * 64 * 64
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 25))
+def test_networks_of_every_kind_of_step_come_back(tmp_path_factory, seed, count):
+    """Tuples within tuples, tables, empty options: equal in every field."""
+    network, shape = step_networks.network(np.random.default_rng(seed), count)
+    path, codes = tmp_path_factory.getbasetemp() / "steps", torch.randint(-128, 128, (2, *shape), dtype=torch.int8)
+    network.save(path)
+    again = integer.load(path)
+    assert same(network, again) and torch.equal(network.run(codes), again.run(codes))
+    content = saving.read(path)
+    again.save(path)
+    assert saving.read(path) == content
+
+
 def test_numpy_reads_a_weight_without_qlab(q, tmp_path):
     q.save(tmp_path / "net")
     raw = load_file(tmp_path / "net")
@@ -250,6 +267,13 @@ def test_what_cannot_be_saved_is_named(q, tmp_path):
 # Damage
 
 
+def every_kind():
+    """A network with a step of every kind that integers have."""
+    rng = np.random.default_rng(0)
+    found = (step_networks.network(rng, 90) for _ in range(200))
+    return next(made for made in found if {step.kind for step in made[0].steps} == set(integer.RUN))
+
+
 @pytest.fixture(scope="module")
 def saved(q, tmp_path_factory):
     """(path, content, load, what was saved) of one file of each kind."""
@@ -257,8 +281,9 @@ def saved(q, tmp_path_factory):
     network, weights, small = integer.convert(q, (1, 6, 6)), nn.Sequential(nn.Linear(4, 3)), linear.quantize(torch.randn(4, 6), 3, axis=0)
     plain = ptq.quantize_weights(weights.eval(), lambda w: log.quantize(w, 4))
     from qlab import quant
+    steps, _ = every_kind()
     loads = {"graph": (q, ptq.load), "weights": (plain, lambda path: ptq.load(path, nn.Sequential(nn.Linear(4, 3)))),
-             "network": (network, integer.load), "tensor": (small, quant.load)}
+             "steps": (steps, integer.load), "network": (network, integer.load), "tensor": (small, quant.load)}
     for name, (thing, _) in loads.items():
         thing.save(folder / name)
     return {name: (folder / name, (folder / name).read_bytes(), load, thing) for name, (thing, load) in loads.items()}
@@ -268,7 +293,7 @@ def equal(a, b):
     return like(a, b) if isinstance(a, ptq.Quantized) else same(a, b)
 
 
-@pytest.mark.parametrize("kind", ["graph", "weights", "network", "tensor"])
+@pytest.mark.parametrize("kind", ["graph", "weights", "network", "steps", "tensor"])
 def test_any_flipped_bits_are_refused_or_change_nothing(saved, tmp_path, kind):
     _, content, load, thing = saved[kind]
     rng, refused, path = random.Random(0), 0, tmp_path / "net"
@@ -315,7 +340,7 @@ def everywhere(told, path=()):
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("kind", ["graph", "weights", "network", "tensor"])
+@pytest.mark.parametrize("kind", ["graph", "weights", "network", "steps", "tensor"])
 def test_any_hostile_value_in_any_field_gives_one_sentence(saved, tmp_path, kind):
     """Behind a checksum that is right: another type, a huge number, NaN, a missing or a strange name."""
     _, content, load, _ = saved[kind]
@@ -418,12 +443,64 @@ def test_hostile_graphs(saved, tmp_path, change, said):
     *((set_in(grid, "scale", value=scale), "a grid without a float32 scale above 0") for grid in ("grid_in", "grid_out")
       for scale in (10**29, 10**400, 1, True, 1e39, 1e-60, "1")),
     *((flattened(start, end), f"'flatten', flatten, cannot take .* start_dim {start} and end_dim {end} of 4 dimensions")
-      for start, end in ((0, -1), (0, 0), (0, 1), (1, 0), (2, 1), (-1, -1), (4, -1), (-5, -1), (1, 4))),
+      for start, end in ((0, -1), (0, 0), (0, 1), (1, 0), (2, 1), (-1, -2), (4, -1), (-5, -1), (1, 4))),
 ])
 def test_hostile_steps(saved, tmp_path, change, said):
     path = tmp_path / "net"
     path.write_bytes(changed(saved["network"][1], change))
     with pytest.raises(ValueError, match=f"net is a damaged IntegerNetwork file .*{said}") as error:
+        integer.load(path)
+    assert "\n" not in str(error.value)
+
+
+def with_option(kind, **options):
+    def change(told, _):
+        step = next(step for step in told["steps"] if step["kind"] == kind)
+        step["options"] |= options
+    return change
+
+
+def with_field(kind, field, value):
+    def change(told, _):
+        next(step for step in told["steps"] if step["kind"] == kind)[field] = value
+    return change
+
+
+def with_tensor(kind, what, change):
+    def changed(told, tensors):
+        key = next(step for step in told["steps"] if step["kind"] == kind)["tensors"][what]
+        tensors[key] = change(tensors[key])
+    return changed
+
+
+@pytest.mark.parametrize("change, said", [
+    *((with_option("windows", rows=rows), "has rows") for rows in ([], [[1, 1]], [[2, 1]], [[-1, 2]], [[0, 1, 2]], [0, 1], [[0, 2.0]], 3)),
+    (with_option("windows", columns=[[0, 1]] * 9), "m of step 'windows_.*' is not torch.int32 of shape"),
+    *((with_option("cat", dim=dim), "dim") for dim in (0, 7, -9, 64, True, "1", [1])),
+    *((with_option("relu6", high=high), "has high") for high in (128, -129, 5.5, None)),
+    *((with_option("reshape", shape=shape), "has shape") for shape in ([0, 3], [-1], [2**31], [[2]], 6, [True])),
+    *((with_option("permute", dims=dims), "has dims") for dims in ([1, 0, 2, 3], [0, 1, 1], [0, 2], [], [0, -1, 1], 0)),
+    *((with_option("slice", **part), "has (start|stop|step|dim)") for part in ({"start": -1}, {"stop": 2**40}, {"step": 0}, {"dim": 1.0})),
+    (with_option("slice", start=5, stop=5), "a part from 5 to 5 of .*, in which there is nothing"),
+    (with_option("slice", dim=0), "dim 0 of"), (with_option("pad", padding=[1] * 20), "pad, cannot take what it is given: . dimensions"),
+    *((with_option("pad", **far), "has (padding|code)") for far in ({"padding": [1]}, {"padding": [1, 2.5]}, {"code": 200}, {"code": ""})),
+    *((with_option("stretch", **far), "has (stride|extra)") for far in ({"stride": [0, 1]}, {"extra": [-1, 0]}, {"extra": [1]})),
+    (with_option("mul", dim=1), "has the options dim"), (with_option("table", code=1), "has the options code"),
+    *((with_field(kind, "relu", True), f"{kind}, has a ReLU") for kind in ("cat", "table", "softmax", "pad", "relu6")),
+    *((with_field(kind, "inputs", ["x"]), "has the inputs") for kind in ("mul", "add")),
+    (with_field("cat", "inputs", []), "has the inputs"), (with_field("cat", "grids", []), "has the inputs"),
+    (with_field("softmax", "inputs", ["x", "x"]), "has the inputs"),
+    (with_tensor("table", "table", lambda t: t[:255].clone()), "table of step 'table_.*' is not torch.int8 of shape .256"),
+    (with_tensor("table", "table", lambda t: t.int()), "table of step 'table_.*' is not torch.int8"),
+    (with_tensor("softmax", "m", lambda t: t * 0), "multiplier .* out of range"),
+    (with_tensor("softmax", "n", lambda t: t * 0 - 1), "multiplier .* out of range"),
+    (with_tensor("mul", "m", lambda t: t.expand(2).clone()), "m of step 'mul_.*' is not torch.int32 of shape"),
+    (with_tensor("cat", "n", lambda t: t * 0 + 31), "multiplier .* out of range|n of step"),
+])
+def test_hostile_steps_of_other_kinds(saved, tmp_path, change, said):
+    path = tmp_path / "net"
+    path.write_bytes(changed(saved["steps"][1], change))
+    with pytest.raises(ValueError, match=f"net is a damaged IntegerNetwork file .*({said})") as error:
         integer.load(path)
     assert "\n" not in str(error.value)
 
