@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -442,3 +443,163 @@ def test_a_step(name, tmp_path):
     print(name, found, written)
     assert operators is None or written == operators
     assert all(largest <= (0 if kernels in exact else others) for kernels, largest in found.items()), found
+
+
+def factors(count, parts, rng):
+    """Random sizes whose product is count."""
+    sizes = [1] * parts
+    for prime in (2, 3, 5, 7, 11, 13):
+        while count % prime == 0:
+            sizes[int(rng.integers(parts))] *= prime
+            count //= prime
+    return tuple([*sizes[:-1], sizes[-1] * count])
+
+
+def random_moves(rng):
+    """A chain of steps that move codes and look them up, which every runtime does exactly; and its image's shape."""
+    shape = first = tuple(int(n) for n in rng.integers(1, 7, rng.integers(1, 5)))
+    chain, name = Chain(grid(0.07, int(rng.integers(-128, 128)))), "x"
+    for _ in range(rng.integers(1, 7)):
+        kind = rng.choice(["reshape", "permute", "slice", "pad", "stretch", "flatten", "relu", "table", "cat", "relu6", "maxpool"])
+        dim = int(rng.integers(len(shape))) + 1
+        if kind == "reshape":
+            shape = factors(math.prod(shape), int(rng.integers(1, 6)), rng)
+            name = chain("reshape", name, shape=shape)
+        elif kind == "flatten":
+            shape = (*shape[:dim - 1], math.prod(shape[dim - 1:]))
+            name = chain("flatten", name, start_dim=dim, end_dim=-1)
+        elif kind == "permute":
+            order = [int(d) for d in rng.permutation(len(shape))]
+            shape, name = tuple(shape[d] for d in order), chain("permute", name, dims=(0, *(d + 1 for d in order)))
+        elif kind == "slice":
+            start, step = int(rng.integers(0, shape[dim - 1])), int(rng.integers(1, 4))
+            shape = tuple(len(range(start, size, step)) if d == dim - 1 else size for d, size in enumerate(shape))
+            name = chain("slice", name, dim=dim, start=start, stop=None, step=step)
+        elif kind == "pad" and math.prod(shape) < 3000:
+            padding = tuple(int(p) for p in rng.integers(0, 3, 2 * min(len(shape), int(rng.integers(1, 3)))))
+            shape = tuple(size + sum(padding[2 * (len(shape) - 1 - d):][:2]) for d, size in enumerate(shape))
+            name = chain("pad", name, padding=padding, code=int(rng.integers(-128, 128)))
+        elif kind == "stretch" and len(shape) == 3 and math.prod(shape) < 3000:
+            stride, extra = (tuple(int(n) for n in rng.integers(low, 4, 2)) for low in (1, 0))
+            shape = (shape[0], *((size - 1) * s + 1 + e for size, s, e in zip(shape[1:], stride, extra)))
+            name = chain("stretch", name, stride=stride, extra=extra)
+        elif kind == "maxpool" and len(shape) == 3:
+            kernel, stride = (tuple(int(n) for n in rng.integers(1, 1 + np.minimum(3, shape[1:]))) for _ in range(2))
+            options = {"kernel_size": kernel, "stride": stride, "padding": tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)}
+            name = chain("maxpool", name, **options, dilation=1, ceil_mode=bool(rng.integers(2)))
+            shape = None
+        elif kind == "cat" and math.prod(shape) < 3000:
+            name = chain.cat(name, name, dim=dim)
+            shape = tuple(2 * size if d == dim - 1 else size for d, size in enumerate(shape))
+        elif kind in ("relu", "table", "relu6"):
+            name = chain(kind, name) if kind == "relu" else getattr(chain, kind)(name)
+        network = chain.network() if chain.steps else None
+        if shape is None:
+            shape = tuple(network.run(torch.zeros(1, *first, dtype=torch.int8)).shape[1:])
+    return network, first
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_random_moves_are_exact_in_every_runtime(seed, tmp_path):
+    network, shape = random_moves(np.random.default_rng(seed))
+    if network is not None:
+        found, _ = differences(network, shape, tmp_path, n=3)
+        assert set(found.values()) == {0}
+
+
+def random_arithmetic(rng):
+    """A step of new codes, of scales over some decades; and its image's shape."""
+    def any_grid(near, within):
+        return grid(near * 10 ** rng.uniform(-within, 1), int(rng.choice([-128, 0, 127, rng.integers(-128, 128)])))
+
+    into, kind = any_grid(10 ** rng.uniform(-3, 3), 0), rng.choice(["mul", "mul pixel", "add pixel", "cat", "windows", "softmax", "relu6"])
+    chain, shape = Chain(into), tuple(int(n) for n in rng.integers(1, 8, 3))
+    first = chain("slice", "x", dim=3, start=0, stop=1, step=1)
+    if kind.startswith("mul"):
+        to = any_grid(into.scale**2 * 100, 3)
+        chain.mul(*(["x", "x"] if kind == "mul" else ["x", first] if rng.integers(2) else [first, "x"]), to=to, relu=bool(rng.integers(2)))
+    elif kind == "add pixel":
+        chain.add(*(["x", first] if rng.integers(2) else [first, "x"]), to=any_grid(into.scale, 3))
+    elif kind == "cat":
+        chain.cat("x", first, dim=3, to=any_grid(into.scale, 8))
+    elif kind == "windows":
+        sides = []
+        for size in shape[1:]:
+            starts = [int(s) for s in np.sort(rng.integers(0, size, rng.integers(1, 6)))]
+            sides.append([(s, int(rng.integers(s + 1, size + 1))) for s in starts])
+        chain.windows("x", *sides, to=any_grid(into.scale, 2), relu=bool(rng.integers(2)))
+    else:
+        getattr(chain, kind)("x")
+    return chain.network(), shape
+
+
+@pytest.mark.skipif(NO_MICRO, reason="tflite-micro is not installed: pip install qlab[deploy] (Linux on x86-64 alone)")
+def test_random_arithmetic_runs_in_all_or_is_refused(tmp_path):
+    written = refused = 0
+    for seed in range(150):
+        try:
+            network, shape = random_arithmetic(np.random.default_rng(seed))
+        except ValueError:  # scales too far apart for a multiplier
+            continue
+        try:
+            found, _ = differences(network, shape, tmp_path)
+        except ValueError as error:
+            assert network.steps[-1].name in str(error) and str(error).endswith("."), error
+            refused += 1
+            continue
+        written += 1
+        assert all(largest <= (kernels != "micro") for kernels, largest in found.items()), (seed, found, network)
+    assert written > 90 and refused > 5
+
+
+# What is refused
+
+
+def refused(build, shape, match, tmp_path):
+    chain = Chain()
+    build(chain)
+    with pytest.raises(ValueError, match=match) as refusal:
+        tflite.export(chain.network(), tmp_path / "net.tflite", shape)
+    assert str(refusal.value).endswith(".") and not list(tmp_path.iterdir())
+
+
+ONE = {"real": [1.0]}
+REFUSED = {
+    "a product of another multiplier": (lambda c: c("mul", "x", "x", to=grid(1), **ONE), (4,), "mul0 has other multipliers than its"),
+    "a product too large for its codes": (lambda c: c.mul("x", "x", to=grid(0.05**2 / 2)), (4,), "mul0 may reach .* hold that in 16 bits"),
+    "a cat of another multiplier": (lambda c: c("cat", "x", to=grid(1), dim=1, **ONE), (4,), "cat0 has other multipliers than its"),
+    "a cat too large for its codes": (lambda c: c.cat("x", to=grid(1e-9)), (4,), "cat0 multiplies the codes of x by 5e.07, and QUANTIZE"),
+    "a cat that clamps at 6.0": (lambda c: c.cat("x", to=replace(grid(0.06, -128), high=-28)), (4,), "cat0 clamps at the code of 6.0"),
+    "a ReLU6 that clamps elsewhere": (lambda c: c("relu6", "x", high=100), (4,), "relu60 clamps at the code 100, and .* here 113"),
+    "a softmax of another multiplier": (lambda c: c("softmax", "x", to=PROBABILITY, **ONE), (4,), "softmax0 has other multipliers"),
+    "a softmax of other codes": (lambda c: c("softmax", "x", to=grid(1), **ONE), (4,), "softmax0 gives probabilities as Grid.*SOFTMAX"),
+    "a softmax of many classes": (lambda c: c.softmax("x"), (512,), "x has 512 classes, and SOFTMAX takes less than 512"),
+    "the batch elsewhere": (lambda c: c("permute", "x", dims=(1, 0)), (1,), "permute0 puts the batch at another place, dims=.1, 0."),
+    "the batch in part": (lambda c: c("slice", "x", dim=0, start=0, stop=1, step=1), (4,), "slice0 takes some images of a batch, and"),
+    "the batch flattened": (lambda c: c("flatten", "x", start_dim=0, end_dim=-1), (4, 2), "flatten0 gives .8,. for one image, and must"),
+    "nothing left": (lambda c: c("slice", "x", dim=1, start=4, stop=4, step=1), (4,), "slice0 gives .1, 0. for one image, and must"),
+    "padding of many dimensions": (lambda c: c("pad", "x", padding=(1,) * 6, code=0), (2, 2, 2, 2), "pad0 pads 3 of 4 dimensions, and"),
+    "terms of other ranks": (lambda c: c.add("x", c("reshape", "x", shape=(4, 1))), (4,), r"add1 combines tensors of the shapes .4,. and"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_file_cannot_hold_is_refused_by_name(name, tmp_path):
+    refused(*REFUSED[name], tmp_path)
+
+
+def test_a_relu6_of_tiny_codes_is_refused(tmp_path):
+    chain = Chain(grid(5e-9))
+    chain("relu6", "x", high=127)
+    with pytest.raises(ValueError, match="relu60 reads codes of the scale 5e-09, and RELU6 takes one above 5.6e-09"):
+        tflite.export(chain.network(), tmp_path / "net.tflite", (4,))
+
+
+def test_names_that_are_taken_get_a_number(tmp_path):
+    """Each constant can be told from the others."""
+    chain = Chain()
+    chain.linear(chain.linear("x", 3, 4), 2, 3)
+    network = chain.network()
+    network = replace(network, steps=tuple(replace(step, name="twin") for step in network.steps))
+    tflite.export(network, tmp_path / "net.tflite", (4,))
+    assert set(tflite.constants(tmp_path / "net.tflite")) == {"twin weight", "twin bias", "twin weight 2", "twin bias 2"}

@@ -89,7 +89,8 @@ def check_scales(step: Step, scale: np.ndarray) -> None:
 def check_total(step: Step, weight: np.ndarray, bias: np.ndarray, axis: int) -> None:
     """Raises ValueError where the largest sum of an output channel, shifted to the left where M > 1, would leave int32."""
     grid = step.grids[0]
-    sums = np.abs(weight.astype(np.int64)).sum(tuple(i for i in range(weight.ndim) if i != axis))
+    channels = np.moveaxis(weight, axis, 0)                                                 # one by one: 100 MB would be 800 as int64
+    sums = np.array([np.abs(w.astype(np.int16)).sum(dtype=np.int64) for w in channels])
     largest = sums * _reach(grid) + np.abs(bias.astype(np.int64))
     shift = step.n.clamp(min=0).numpy()
     if (largest * 2.0**shift).max() >= 2**31:
@@ -181,24 +182,22 @@ def check_size(graph) -> None:
 def check_arena(path, model) -> None:
     """model: a tflite.Model, of a file that qlab wrote. Raises ValueError where tflite-micro's memory does not hold it."""
     needed, name = arena_of(model)
-    if needed > ARENA:
+    if needed > ARENA:  # its own structures come on top: where they alone are too much, it says so itself
         raise ValueError(f"{path} needs more memory than the {ARENA >> 20} MiB that tflite-micro is given here: at {name}, with what lives "
                          f"beside it, {needed:,} bytes. LiteRT runs it.")
 
 
 def arena_of(model) -> tuple[int, str]:
-    """The bytes that tflite-micro needs for a tflite.Model, about, and the name of the tensor at whose writing most of them are in use."""
+    """The bytes of a tflite.Model's activations as tflite-micro lays them, and the name of the tensor at whose writing most are in use."""
     first, last, tensors = {}, {id(t): len(model.operators) for t in model.outputs}, {id(t): t for t in model.inputs}
-    own = 1024 * len(model.operators)                                                       # its structures
     for at, operator in enumerate(model.operators):
         last |= {id(t): max(at, last.get(id(t), 0)) for t in operator.inputs}
         first |= {id(t): at for t in operator.outputs}
         tensors |= {id(t): t for t in operator.outputs}
-        own += 16 * sum(len(t.scale) for t in (*operator.inputs, *operator.outputs))
     alive = []
     for i, t in tensors.items():
         nbytes = math.prod(t.shape) * (4 if t.dtype == "int32" else 1)
         alive.append(Tensor(str(i), -(-nbytes // 16) * 16, first.get(i, 0), last.get(i, first.get(i, 0))))
     loads = [sum(t.size for t in alive if t.first <= at <= t.last) for at in range(len(model.operators))]
     name = model.operators[loads.index(max(loads))].outputs[0].name if loads else "the image"
-    return plan(alive, 16)[1] + own, name
+    return plan(alive, 16)[1], name

@@ -36,6 +36,7 @@ from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step, multiplier
 
 PROBABILITY = Grid(1 / 256, -128, -128, 127)                                                # what SOFTMAX must write
 JOINED = 10                                                                                 # inputs that tflite-micro concatenates at once
+FILTERS = 1 << 22                                                                           # bytes of filters over all places at once
 BLOCKS = 9                                                                                  # of windows alike: padded pooling has as many
 
 
@@ -205,7 +206,7 @@ def _linear(graph: Graph, step: Step) -> None:
     name, weight, fused = step.inputs[0], step.weight.numpy(), _fused(graph, step)
     shape, out, layout = graph.shapes[name], graph.shapes[step.output], graph.layouts[step.inputs[0]]
     if len(shape) == 1:
-        source, weight = graph.read(name, layout), weight[:, indices(layout)]
+        source, weight = graph.read(name, layout), weight if layout == in_order(shape[0]) else weight[:, indices(layout)]
     else:
         source, out = graph.read(name, in_order(math.prod(shape)), (math.prod(shape[:-1]), shape[-1])), (math.prod(out[:-1]), out[-1])
     inputs = [source, *_constants(graph, step, weight, step.bias.numpy(), 0)]
@@ -235,7 +236,7 @@ def _windows(graph: Graph, step: Step) -> None:
     rows, columns = step.options["rows"], step.options["columns"]
     m, n = (t.view(len(rows), len(columns)) for t in (step.m, step.n))
     down, right = _runs(rows, torch.cat([m, n], 1)), _runs(columns, torch.cat([m, n], 0).T)
-    if len(down) * len(right) > BLOCKS:
+    if len(down) * len(right) > BLOCKS and len(rows) * len(columns) * math.prod(graph.shapes[step.inputs[0]][1:]) <= FILTERS:
         return _windows_at_once(graph, step)
     source, grid, bands = graph.read(step.inputs[0]), step.grids[-1], []
     for above in down:
