@@ -1,7 +1,7 @@
 """Multiplying by a real number in integers, M = m 2**(n - 31): as it is defined, and as it is fast.
 
     multiply     h = floor(a m / 2**31 + 1/2),  y = sign(h) floor(|h| / 2**r + 1/2),  r = max(0, -n)       two roundings, in int64
-    Floor        y = floor(a M + 1/2 + e),      e = 2**(n - 1) for n < 0, its negative where a < 0          one, in float64
+    Floor        y = floor(a M + 1/2 + sign(a) 2**(n - 1)),  without the last term for n >= 0               one, in float64
 
 Floors nest, floor((floor(u) + k) / 2**r) = floor((u + k) / 2**r), so that the two are equal where float64 holds what is in between. Of
 a result that is clamped to a code only |a M| <= 2**9 has to be exact: beyond, rounding keeps the order, and both are clamped. There a m is
@@ -68,19 +68,20 @@ def to_code(scaled: torch.Tensor, zero_point: int, low: int, high: int) -> torch
 
 @dataclass(frozen=True)
 class Floor:
-    """code = floor(a * factor + above), with `below` instead where a < 0; clamped to low .. high. Tensors float64, one value a channel."""
+    """code = floor(a factor + middle + sign(a) away), clamped to low .. high. Tensors float64, one value a channel; away may be None, 0."""
 
     factor: torch.Tensor
-    above: torch.Tensor
-    below: torch.Tensor | None
+    middle: torch.Tensor
+    away: torch.Tensor | None
     low: int
     high: int
 
     def __call__(self, a: torch.Tensor) -> torch.Tensor:
         """Integers a of any dtype that float64 holds, their channels last, to int8 codes."""
         y = a.to(torch.float64, copy=True).mul_(self.factor)
-        y.add_(self.above if self.below is None else torch.where(y < 0, self.below, self.above))
-        return y.clamp_(self.low, self.high).floor_().to(torch.int8)
+        if self.away is not None:
+            y.addcmul_(y.sign(), self.away)
+        return y.add_(self.middle).clamp_(self.low, self.high).floor_().to(torch.int8)
 
 
 def floor(m: torch.Tensor, n: torch.Tensor, bound: torch.Tensor, zero_point: int, low: int, high: int) -> Floor | None:
@@ -95,11 +96,11 @@ def floor(m: torch.Tensor, n: torch.Tensor, bound: torch.Tensor, zero_point: int
     True
     """
     n = n.to(torch.float64)
-    half_step = torch.where(n < 0, 2.0 ** (n - 1), 0.0)
-    above = zero_point + 0.5 + half_step
-    # A result that is clamped at the zero-point or above (a ReLU's) asks for nothing below it, where the sign matters.
-    below = zero_point + 0.5 - half_step if low < zero_point and (n < 0).any() else None
-    found = Floor(m.to(torch.float64) * 2.0 ** (n - 31), above, below, low, high)
+    away = torch.where(n < 0, 2.0 ** (n - 1), 0.0)
+    middle = torch.full_like(away, zero_point + 0.5)
+    if low >= zero_point or not away.any():  # what a ReLU makes of a negative a is clamped with either sign
+        middle, away = middle + away, None
+    found = Floor(m.to(torch.float64) * 2.0 ** (n - 31), middle, away, low, high)
     steps = torch.arange(low + 1, high + 1, dtype=torch.float64)[:, None]                   # the codes that a step leads to, (steps, 1)
     at = ((steps - zero_point - 0.5) / found.factor).nan_to_num(0, 0, 0).round()            # (steps, out): at most 2 beside the step itself
     sides = at + torch.arange(-3, 4)[:, None, None]                                         # (7, steps, out)

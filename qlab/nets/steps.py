@@ -25,7 +25,7 @@ from qlab.nets.softmax import softmax
 __all__ = ["ADD_SHIFT", "RUN", "Grid", "Step", "float32_share", "multiplier", "multiply"]
 
 ADD_SHIFT = 20                                                                              # a sum's terms get 20 bits of fraction first
-AT_ONCE = 2**18                                                                             # numbers that stay in a core's cache
+AT_ONCE = 2**19                                                                             # numbers that stay in a core's cache
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,13 @@ class Sums:
 
 
 def _convolve(x, w, bias, stride, padding, dilation, groups) -> torch.Tensor:
-    if padding == "same":  # of an odd number the right side gets more
-        reach = [(k - 1) * d for k, d in zip(w.shape[2:], dilation)]
-        x, padding = F.pad(x, (reach[1] // 2, (reach[1] + 1) // 2, reach[0] // 2, (reach[0] + 1) // 2)), 0
+    reach = [(k - 1) * d for k, d in zip(w.shape[2:], dilation)]
+    if isinstance(padding, str):
+        before, after = ([r // 2 for r in reach], [r - r // 2 for r in reach]) if padding == "same" else ([0, 0], [0, 0])
+    else:
+        before = after = [padding, padding] if isinstance(padding, int) else list(padding)
+    if before != after or any(p > r for p, r in zip(before, reach)):  # oneDNN has crashed on windows that see nothing but padding
+        x, before = F.pad(x, (before[1], after[1], before[0], after[0])), [0, 0]
     if dilation != (1, 1) and not x.is_floating_point():
         # torch dilates no integers: the same kernel with zeros between its rows and columns
         spread = w.new_zeros(*w.shape[:2], *((k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation)))
@@ -54,7 +58,7 @@ def _convolve(x, w, bias, stride, padding, dilation, groups) -> torch.Tensor:
         w, dilation = spread, (1, 1)
     if x.is_floating_point():  # the order in which a convolution is fastest
         x = x.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, w, bias, stride, padding, dilation, groups)
+    return F.conv2d(x, w, bias, stride, before, dilation, groups)
 
 
 def bound(weight: torch.Tensor, bias: torch.Tensor, zero_point: int) -> torch.Tensor:
