@@ -22,7 +22,7 @@ def test_the_kernels_are_backends_and_each_has_a_time():
 def test_a_kernel_that_is_not_there_or_not_exact_is_left_out(monkeypatch):
     monkeypatch.setattr(kernels.device, "why_not_onnxruntime", lambda: "ONNX Runtime is not installed")
     monkeypatch.setattr(kernels.device, "onednn_is_exact", lambda: False)
-    assert kernels.exact_kernels() == {"float32 in pieces": "float32"}
+    assert kernels.exact_kernels() == {"float32 in chunks": "float32"}
     monkeypatch.setitem(sys.modules, "onnx", None)
     kernels._session.cache_clear()
     with pytest.raises(ImportError, match="ONNX Runtime is not installed"):

@@ -13,7 +13,7 @@ import torch
 from qlab.lab import measure, widgets
 from qlab.matmul import device, int8_matmul, reference
 
-BACKENDS = {"torch._int_mm": "torch", "float32 in pieces": "float32", "ONNX Runtime": "onnxruntime"}  # name on the page: backend
+BACKENDS = {"torch._int_mm": "torch", "float32 in chunks": "float32", "ONNX Runtime": "onnxruntime"}  # name on the page: backend
 
 
 def exact_kernels() -> dict[str, str]:
@@ -21,7 +21,7 @@ def exact_kernels() -> dict[str, str]:
 
     ONNX Runtime is an extra, and torch's is left out where a limit set for oneDNN makes it inexact.
 
-    >>> exact_kernels()["float32 in pieces"]
+    >>> exact_kernels()["float32 in chunks"]
     'float32'
     """
     runs = {"torch": hasattr(torch, "_int_mm") and device.onednn_is_exact(), "onnxruntime": not device.why_not_onnxruntime()}
