@@ -1,11 +1,16 @@
 """The door that ONNX Runtime's and PyTorch's files share: which images come in, and as what."""
 
+import importlib
+import pkgutil
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from qlab.deploy import checks, onnx, pytorch
+import qlab.deploy
+from qlab.deploy import c, checks, cortex_m, onnx, pytorch, tflite
+from qlab.nets import integer, ptq
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -71,3 +76,76 @@ def test_a_network_of_nan_is_refused(bad):
     net[1].running_var[1] = bad
     with pytest.raises(ValueError, match="1.running_var holds NaN or infinity"):
         checks.float_network(net, (1, 2, 2))
+
+
+# The doors of all runtimes
+
+DOORS = {  # module of qlab.deploy -> where images come in: the arguments with which each is opened
+    "tflite": [{"kernels": kernels} for kernels in tflite.KERNELS], "c": [{}], "cortex_m": [{"cpu": cpu} for cpu in cortex_m.MACHINES],
+    "onnx": [{"kind": kind} for kind in onnx.KINDS], "pytorch": [{"kind": kind, "trust": True} for kind in pytorch.KINDS],
+}
+EXPORTS = {"tflite": "n.tflite", "c": "n.c", "cortex_m": "n.c", "onnx": "{kind}.onnx", "pytorch": "{kind}.pt"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder with a small network in every format, and the integer network."""
+    torch.manual_seed(0)
+    folder, shape = tmp_path_factory.mktemp("doors"), (1, 6, 6)
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 16)).eval(), torch.rand(16, *shape)
+    network = integer.convert(ptq.quantize(net, x), shape)
+    tflite.export(network, folder / "n.tflite", shape)
+    c.export(network, folder / "n.c", shape)
+    for module, kinds, ending in ((onnx, onnx.KINDS, "onnx"), (pytorch, pytorch.KINDS, "pt")):
+        for kind in kinds:
+            module.export(net, folder / f"{kind}.{ending}", x, kind, image_shape=shape)
+    return folder, network
+
+
+def test_every_runtime_is_listed():
+    modules = [name for _, name, _ in pkgutil.iter_modules(qlab.deploy.__path__) if name != "tflite_child"]  # a program
+    assert {name for name in modules if hasattr(importlib.import_module(f"qlab.deploy.{name}"), "run")} == set(DOORS)
+
+
+@pytest.mark.parametrize("module, options", [(module, options) for module in DOORS for options in DOORS[module]])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_images_of_nan_and_infinity_stop_at_every_door(exported, module, options, bad):
+    if module == "cortex_m" and cortex_m.missing():
+        pytest.skip("no compiler or emulator of ARM")
+    runtime, (folder, _) = importlib.import_module(f"qlab.deploy.{module}"), exported
+    options, path = dict(options), folder / EXPORTS[module].format(**options)
+    options.pop("kind", None)
+    images = torch.rand(3, 1, 6, 6)
+    if not np.isnan(bad) or module == "cortex_m":  # without it they come in
+        assert module == "cortex_m" or runtime.run(path, images, **options).shape == (3, 16)
+    images[2, 0, 5, 5] = bad
+    for x in (images, images.double(), images.half(), images.bfloat16()):
+        with pytest.raises(ValueError, match="images hold NaN or infinity, and must be finite.$"):
+            runtime.run(path, x, **options)
+        if module in ("onnx", "pytorch"):
+            with pytest.raises(ValueError, match="images hold NaN or infinity, and must be finite.$"):
+                runtime.load(path, **options)(x)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_images_of_nan_and_infinity_stop_at_the_integer_network(exported, bad):
+    _, network = exported
+    images = torch.full((2, 1, 6, 6), bad)
+    for call in (network, network.encode, lambda x: network.run(network.encode(x))):
+        with pytest.raises(ValueError, match="the images hold NaN or infinity, and must be finite.$"):
+            call(images)
+
+
+@pytest.mark.parametrize("kernels", tflite.KERNELS)
+def test_a_file_of_floats_takes_no_nan(kernels, tmp_path, monkeypatch):
+    """Not one that qlab writes: what comes in through load is not encoded, so that it is looked at there."""
+    source = tflite.Tensor("x", (1, 2), "float32", scale=(), zero_point=(), axis=None, nbytes=0)
+    monkeypatch.setattr(tflite, "_read", lambda path: (b"", True))
+    monkeypatch.setattr(tflite, "_parse", lambda path, content: [type("Model", (), {"inputs": [source], "outputs": [source]})])
+    monkeypatch.setattr(tflite, "check_arena", lambda path, model: None)
+    monkeypatch.setattr(tflite.tflite_runtime, "load", lambda *a: lambda codes: codes)
+    infer = tflite.load(tmp_path / "float.tflite", kernels)
+    assert infer(np.ones((3, 2), np.float32)).shape == (3, 2)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="the images hold NaN or infinity, and must be finite.$"):
+            infer(np.full((3, 2), bad, np.float32))

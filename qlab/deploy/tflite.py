@@ -1,7 +1,7 @@
 """A full-INT8 .tflite file, and the runtimes that run it: LiteRT (TensorFlow Lite's name since 2024) and tflite-micro.
 
 The file holds what qlab.nets.integer computes: int8 codes in and out, int8 weights with a scale an output channel, int32 biases. Which
-operators the layers become: qlab.deploy.tflite_graph. Four sets of kernels run it:
+operators the layers become: qlab.deploy.tflite_steps. Four sets of kernels run it:
 
     xnnpack    LiteRT's default on a CPU                     builtin    LiteRT without XNNPACK: multiplies with the library ruy
     reference  LiteRT's plain loops                          micro      tflite-micro, for microcontrollers
@@ -10,19 +10,23 @@ All add the same int32 sums. They differ in how a sum becomes a code, y = z + ro
 twice: the upper half of sum * m to nearest, then its shift to the right, ties away from zero. Read in the runtimes' sources, and measured
 one operator at a time, on x86-64:
 
-                 convolution, mean                        fully connected                          sum of two tensors
-    micro        twice                                    twice                                    twice
-    reference    twice                                    once, in float64 (fully_connected.h)     twice
-    builtin      twice, ties up (ruy; 8 channels at once) twice, ties up (ruy)                     twice
-    xnnpack      once, in float32, ties to even (requantize_fp32)                                  once, with fewer bits of M
+                         micro    reference           builtin                                    xnnpack
+    convolution, mean    twice    twice               twice, ties up (ruy; 8 channels at once)   once, in float32, ties to even
+    fully connected      twice    once, in float64    twice, ties up (ruy)                       once, in float32, ties to even
+    sum of two tensors   twice    twice               twice                                      once, with fewer bits of M
+    product of two       twice    twice               twice                                      once, in float32
+    cat: another scale   twice    twice               twice, ties up                             once, M cut to 8 bits behind the point
+    softmax              qlab.nets.softmax's codes    exp from a table of float32                exp from a table of float32
+
+What moves codes (reshape, permute, slice, padding, maximum, ReLU, ReLU6) or looks them up in a table is the same in all four.
 
 tflite-micro therefore gives qlab's codes, bit for bit, on all 10,000 test images. "Ties up" shows only below the zero-point, and never
 under a ReLU. Rounding once instead of twice moves a code in about one of 2**(1 - n) sums, where M = m 2**(n - 31): one in some thousand
 behind a convolution, one in thirty behind the depthwise net's mean. An operator is never more than one code away from qlab's; the
-operators after it carry that on (to 4 codes in 10,000 images of the depthwise net under XNNPACK).
+operators after it carry that on (to 4 codes in 10,000 images of the depthwise net under XNNPACK), and a steep table multiplies it.
 
-A file that export writes runs under all four. What one of them would abort on, refuse or compute otherwise is refused by export, in one
-sentence that names the step: qlab.deploy.tflite_limits.
+A file that export writes runs under all four, if its activations fit the memory that tflite-micro is given here. What one of them would
+abort on, refuse or compute otherwise is refused by export, in one sentence that names the step: qlab.deploy.tflite_limits.
 """
 
 import hashlib
@@ -43,16 +47,17 @@ from qlab.nets.integer import Grid, IntegerNetwork
 from qlab.quant.layout import as_tensor
 
 KERNELS = ("xnnpack", "builtin", "reference", "micro")
-BATCH = 100
+BATCH, BYTES = 100, 1 << 28                                                                 # images at once, if their activations are not more
 NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64")
 
 
 def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[int, ...] = (1, 28, 28), softmax: bool = False,
            name: str | None = None) -> files.Description:
-    """Write the network as a .tflite file, for images of one shape (channels, rows, columns), and NAME.json beside it.
+    """Write the network as a .tflite file, for images of one shape, and NAME.json beside it.
 
-    softmax: end in probabilities, codes of 1/256, instead of logits. name: of the network; without it, the file's. In the file an image
-    is (1, rows, columns, channels), as TensorFlow has it; run turns PyTorch's images. Raises ValueError, naming the layer, for what a
+    image_shape: (channels, rows, columns), (channels, length) or (values,). softmax: end in probabilities, codes of 1/256, instead of
+    logits. name: of the network; without it, the file's. In the file an image is (1, rows, columns, channels), as TensorFlow has it; run
+    turns PyTorch's images. What needs more memory than tflite-micro is given here is written, and told when it is to run it. Raises ValueError, naming the layer, for what a
     .tflite file cannot hold or a shape that is not fixed, TypeError for a network that is not an integer-only one, OSError where the
     file cannot be written.
 
@@ -220,14 +225,14 @@ def constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def run(path: str | os.PathLike, x, kernels: str = "xnnpack", threads: int = 1) -> torch.Tensor:
-    """Logits of images (N, channels, rows, columns), computed from the file by one of the four sets of kernels.
+    """Logits of images (N, channels, rows, columns), or of what else the file takes, computed from the file by one of the four sets of kernels.
 
     x: floats of any precision, encoded as float32, give float32 logits (N, classes); int8 codes give the logits' int8 codes. A tensor,
     an array or lists. Raises ValueError for another shape, NaN or infinity, a damaged file or one that the runtime refuses or does not
     survive (load says where it runs), TypeError for another dtype, ImportError where the runtime is not installed.
     """
-    source, sink, inference = _open(path, kernels, threads)
-    x = as_tensor(x)
+    model, inference = _open(path, kernels, threads)
+    source, sink, x = model.inputs[0], model.outputs[0], as_tensor(x)
     if x.dtype != torch.int8 and not x.is_floating_point():
         raise TypeError(f"the images are {x.dtype}, and must be floats or int8 codes.")
     shape = (*source.shape[3:], *source.shape[1:3]) if len(source.shape) == 4 else source.shape[1:]
@@ -237,10 +242,16 @@ def run(path: str | os.PathLike, x, kernels: str = "xnnpack", threads: int = 1) 
     if source.dtype != str(codes.dtype).removeprefix("torch."):
         raise TypeError(f"the images are {x.dtype}, and {path} takes {source.dtype}.")
     codes = codes.movedim(1, -1) if codes.dim() == 4 else codes                             # (N, rows, columns, channels)
-    out = [torch.from_numpy(inference(batch.numpy())) for batch in codes.split(BATCH)]
+    out = [torch.from_numpy(inference(batch.numpy())) for batch in codes.split(_images_at_once(model))]
     out = torch.cat(out)
     out = out.movedim(-1, 1) if out.dim() == 4 else out
     return out if x.dtype == torch.int8 or sink.dtype != "int8" else (out.int() - sink.zero_point[0]) * torch.tensor(sink.scale[0])
+
+
+def _images_at_once(model: Model) -> int:
+    """LiteRT holds a batch's activations at once: as many images as fit into BYTES with what one operator reads and writes."""
+    largest = max((sum(math.prod(t.shape) for t in (*o.inputs, *o.outputs) if not t.nbytes) for o in model.operators), default=0)
+    return max(1, min(BATCH, BYTES // max(1, largest)))
 
 
 def encode(images, tensor: Tensor) -> torch.Tensor:
@@ -261,11 +272,11 @@ def load(path: str | os.PathLike, kernels: str = "xnnpack", threads: int = 1) ->
     file can crash them, hang, or eat memory. That then is a ValueError, which names the signal or the limit: a minute to load, a minute
     and a second an image to run, and 4 GiB. Raises ValueError for codes of another shape or dtype as well.
     """
-    return _open(path, kernels, threads)[2]
+    return _open(path, kernels, threads)[1]
 
 
-def _open(path, kernels: str, threads: int) -> tuple[Tensor, Tensor, Callable[[np.ndarray], np.ndarray]]:
-    """The file's input, its output, and the function from the one to the other."""
+def _open(path, kernels: str, threads: int) -> tuple[Model, Callable[[np.ndarray], np.ndarray]]:
+    """What the file holds, and the function from its input to its output."""
     if kernels not in KERNELS:
         raise ValueError(f"kernels is {kernels!r}, and must be one of {', '.join(KERNELS)}.")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
@@ -291,9 +302,11 @@ def _open(path, kernels: str, threads: int) -> tuple[Tensor, Tensor, Callable[[n
         if codes.dtype != source.dtype or codes.shape[1:] != source.shape[1:] or codes.ndim != len(source.shape):
             raise ValueError(f"the codes are {codes.dtype} of the shape {codes.shape}, and must be {source.dtype} of the shape (n, "
                              f"{', '.join(map(str, source.shape[1:]))}).")
+        if codes.dtype.kind == "f" and not np.isfinite(codes).all():
+            raise ValueError("the images hold NaN or infinity, and must be finite.")
         return inference(codes) if len(codes) else np.zeros((0, *sink.shape[1:]), sink.dtype)
 
-    return source, sink, infer
+    return model, infer
 
 
 def arena(path: str | os.PathLike) -> dict[str, int]:
