@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from qlab.lab import bench as qlab_bench
 from qlab.lab import matmul_bench as bench
 from qlab.matmul import product, reference
 
@@ -51,9 +52,28 @@ def test_what_takes_too_long_is_left_out_with_the_reason():
     assert bench.ratios(rows) and all(row["shape"] == [16, 16, 16] for row in bench.ratios(rows))
 
 
+def test_every_kernel_of_the_cpu_is_measured_against_float32(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "ROW", (1, 20, 20))
+    monkeypatch.setattr(bench, "TABLE", (8, 16))
+    rows = qlab_bench.bench_matmul((8, 16))
+    kernels = ["torch._int_mm", "onnxruntime", "float32 in chunks", "int8_matmul", "int8_matmul, b by rows", "Int8Linear"]
+    for threads in sorted({1, torch.get_num_threads()}):
+        for shape in ("8 x 8 x 8", "16 x 16 x 16", "1 x 20 x 20"):
+            told = [row for row in rows if f", {shape}, {threads} thread" in row["what"]]
+            assert sorted(row["what"].split(f", {shape}")[0] for row in told) == sorted(kernels)
+            assert all(row["ratio"] > 0 and row["against"] == "float32, nn.Linear" for row in told)
+    assert f"int8_matmul takes {product.choose('cpu')[0]}: " in capsys.readouterr().out
+
+
+def test_without_onnx_runtime_the_others_are_measured(monkeypatch):
+    monkeypatch.setattr(bench, "why_not_onnxruntime", lambda: "ONNX Runtime is not installed")
+    assert "onnxruntime" not in bench.contenders("cpu") and "float32 in chunks" in bench.contenders("cpu")
+
+
 def test_it_runs_on_a_machine_without_jupyter(tmp_path):
     code = ("import runpy, sys\n"
-            "for name in ('IPython', 'ipywidgets', 'jupyterlab', 'jupyter_client', 'nbformat', 'nbclient', 'matplotlib', 'rich'):\n"
+            "for name in ('onnxruntime', 'onnx', 'IPython',\n"
+            "             'ipywidgets', 'jupyterlab', 'jupyter_client', 'nbformat', 'nbclient', 'matplotlib', 'rich'):\n"
             "    sys.modules[name] = None\n"
             "runpy.run_module('qlab.lab.matmul_bench', run_name='__main__', alter_sys=True)")
     done = subprocess.run([sys.executable, "-c", code, "--sizes", "8", "--device", "cpu", "--out", tmp_path / "record.json"],

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from qlab import doctor
 from qlab.matmul import Int8Linear, cpu, device, float32, int8_matmul, onnxruntime, product, reference
 
 KERNELS = ("torch", "onnxruntime", "float32", "auto")
@@ -60,7 +61,8 @@ def test_operands_may_lie_in_any_way(shape, either_cpu):
             kept, expected = (a.clone(), b.clone()), exact(a, b)
             for backend in KERNELS:
                 c = int8_matmul(a, b, backend)
-                assert np.array_equal(c.numpy(), expected) and c.is_contiguous() and c.dtype == torch.int32, (backend, a.stride(), b.stride())
+                assert np.array_equal(c.numpy(), expected), (backend, a.stride(), b.stride())
+                assert c.is_contiguous() and c.dtype == torch.int32
             assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])
 
 
@@ -302,7 +304,7 @@ def test_torch_without_a_onednn_that_adds_wrongly(monkeypatch):
     assert np.array_equal(int8_matmul(codes(40, 30)[::2], b, "torch").numpy(), exact(codes(40, 30)[::2], b)) and seen[1:] == [False]
 
 
-@pytest.mark.skipif(not device._has_vnni(), reason="this CPU has no VNNI to be hidden from oneDNN")
+@pytest.mark.skipif(bool(device.why_torch_is_slow()), reason="this CPU has no VNNI to be hidden from oneDNN")
 def test_a_onednn_limited_to_older_instructions_makes_nothing_wrong():
     code = ("import torch\n"
             "from qlab.matmul import device, int8_matmul, product\n"
@@ -327,3 +329,11 @@ def test_a_compiled_layer_traces_torch_s_own_product(monkeypatch):
     layer, x = int8_layer(backend="auto"), torch.randn(3, 60)
     exported = torch.export.export(layer, (x,))
     assert "_int_mm" in str(exported) and torch.equal(exported.module()(x), int8_layer(backend="reference")(x))
+
+
+def test_the_doctor_says_which_product_is_taken_and_why(monkeypatch):
+    no_vnni(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor._backend() == "onnxruntime: torch._int_mm is fast with AVX-512 VNNI only, which this CPU lacks"
+    monkeypatch.setattr(product, "why_not_onnxruntime", lambda: "ONNX Runtime is not installed")
+    assert doctor._backend().endswith("which this CPU lacks, and ONNX Runtime is not installed")

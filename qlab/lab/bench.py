@@ -29,7 +29,8 @@ from nbclient import NotebookClient
 from rich.console import Console
 from rich.table import Table
 
-from qlab.lab import data, machine, notebooks, widgets, zoo
+from qlab.lab import data, machine, matmul_bench, notebooks, widgets, zoo
+from qlab.matmul import product
 from qlab.nets import huffman, integer, ptq
 from qlab.quant import kmeans, linear
 
@@ -179,6 +180,28 @@ def _network_rows(name: str, images: int) -> list[dict]:
     ]
 
 
+def bench_matmul(sizes: tuple[int, ...] = matmul_bench.TABLE) -> list[dict]:
+    """The INT8 products of each backend, and Int8Linear, against float32 in the same run: squares, and one row by 4096 x 4096.
+
+    With one thread and with all. The product reads new operands each time; Int8Linear keeps its weights as its backend likes them.
+    """
+    rows, everything = [], torch.get_num_threads()
+    promises = {"int8_matmul, b by rows": "at least 1.6, one row 0.85", "Int8Linear": "one row at least 2"}
+    names = ("torch._int_mm", "onnxruntime", "float32 in chunks", "int8_matmul", "int8_matmul, b by rows", "Int8Linear")
+    what, why = product.choose("cpu")
+    print(f"int8_matmul takes {what}: {why}", flush=True)
+    try:
+        for threads in sorted({1, everything}):
+            torch.set_num_threads(threads)
+            rows += matmul_bench.measure("cpu", threads, sizes, limit=10, only=("float32", *names))
+    finally:
+        torch.set_num_threads(everything)
+    times = {(*row["shape"], row["threads"], row["what"]): row["ms"] for row in rows if "ms" in row}
+    return [_row(f"{name}, {m} x {k} x {n}, {threads} thread{'s' * (threads > 1)}", ms, "ms", "float32, nn.Linear",
+                 times[m, k, n, threads, "float32"] / ms, promises.get(name, "stated"))
+            for (m, k, n, threads, name), ms in times.items() if name in names and (m, k, n, threads, "float32") in times]
+
+
 def bench_huffman(n: int = 1_000_000) -> list[dict]:
     """Huffman coding of 4-bit codes as k-means makes them of normal weights: encode and decode, and the bits a symbol takes."""
     x = torch.randn(n, generator=torch.Generator().manual_seed(0))
@@ -253,7 +276,7 @@ def _reach(control, most: int) -> list:
 
 TABLES = {"figures": bench_figures, "pages": bench_pages}  # each with columns of its own, and its own key in the record
 BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start,
-           "networks": bench_networks, "huffman": bench_huffman} | TABLES
+           "matmul": bench_matmul, "networks": bench_networks, "huffman": bench_huffman} | TABLES
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,12 +3,13 @@
     python -m qlab.lab.matmul_bench            on CUDA if there is one, else on the CPU; writes records/matmul_cuda.json or matmul_cpu.json
     python -m qlab.lab.matmul_bench --plot     draws the record that is there
     python -m qlab.lab.matmul_bench --sizes 512 1024 --out look.json    fewer shapes, for a look, into a file of your own
+    python -m qlab.lab.matmul_bench --sizes 512 1024 2048 4096 --out look.json    and one row by 4096 x 4096: each kernel against float32
 
-Needs torch and numpy (and Triton on CUDA), no Jupyter. Exactness: fresh random operands, memory poisoned before each product, odd shapes
-and strides, 0 differing elements against the reference. Times: operands rotated so that no product finds its own in the cache,
-warmed up, contenders in turn, the median of the rounds; on CUDA by events around a CUDA graph, so that what is timed is the device and
-not the launching; on the CPU with one thread and with all. What would take longer than --limit seconds once is left out, and the
-record says so.
+Needs torch and numpy (and Triton on CUDA), no Jupyter; measures ONNX Runtime on the CPU if it is installed. Exactness: fresh random
+operands, memory poisoned before each product, odd shapes and strides, the largest sums, 0 differing elements against the reference. Times:
+operands rotated so that no product finds its own in the cache, warmed up, contenders in turn, the median of the rounds; on CUDA by events
+around a CUDA graph, so that what is timed is the device and not the launching; on the CPU with one thread and with all. What would take
+longer than --limit seconds once is left out, and the record says so.
 """
 
 import argparse
@@ -28,10 +29,12 @@ import torch.nn.functional as F
 
 from qlab import saving
 from qlab.lab import machine
-from qlab.matmul import cpu, layers, product, reference
+from qlab.matmul import cpu, float32, layers, product, reference
+from qlab.matmul.device import why_not_onnxruntime
 
 RECORDS = Path(__file__).resolve().parent / "records"
 SQUARES = (512, 1024, 2048, 4096, 8192, 16384)
+TABLE, ROW = (512, 1024, 2048, 4096), (1, 4096, 4096)  # squares, and beside them one token through a layer of 4096 x 4096
 TALL = ((65536, 1024, 64), (16384, 4096, 128), (64, 4096, 16384))  # (M, K, N): tall and skinny, and its transpose
 LAYERS = {"query, key, value": (4096, 12288), "attention output": (4096, 4096), "gate and up": (4096, 22016), "down": (11008, 4096)}
 BATCHES = (1, 16, 256, 4096)  # tokens, through the layers (K, N) of a transformer of 7 billion parameters (Touvron et al. 2023, Llama 2 7B)
@@ -54,10 +57,12 @@ def poisoned_memory():
 
 
 def _operands(m: int, k: int, n: int, seed: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """One product, its operands laid out as they come: row-major, transposed, and with gaps."""
+    """One product, its operands laid out as they come: row-major, transposed, and with gaps; and one of the largest sums."""
     g = torch.Generator().manual_seed(seed)
     a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, generator=g).to(device) for shape in ((m, k), (k, n)))
-    return [(a, b), (a, b.T.contiguous().T), (a.T.contiguous().T, b), (a.repeat_interleave(2, 0)[::2], b.repeat_interleave(2, 1)[:, ::2])]
+    lowest = (torch.full_like(a, -128), torch.full_like(b, -128))
+    gaps = (a.repeat_interleave(2, 0)[::2], b.repeat_interleave(2, 1)[:, ::2])
+    return [(a, b), (a, b.T.contiguous().T), (a.T.contiguous().T, b), gaps, lowest]
 
 
 def check_exactness(device: str, backends: tuple[str, ...], seed: int) -> dict:
@@ -87,7 +92,10 @@ def check_exactness(device: str, backends: tuple[str, ...], seed: int) -> dict:
 
 
 def contenders(device: str) -> dict[str, Callable]:
-    """name: (a function of M, K, N that makes operands and returns a call on them). Weights lie as (N, K), as in nn.Linear."""
+    """name: (a function of M, K, N that makes operands and returns a call on them).
+
+    Weights lie as (N, K), as in nn.Linear, and once as (K, N).
+    """
     cuda = device == "cuda"
 
     def int8(*shape):
@@ -110,6 +118,10 @@ def contenders(device: str) -> dict[str, Callable]:
             return lambda: multiply(a, w.T)
         return make
 
+    def by_rows(m, k, n):
+        a, b = int8(m, k), int8(k, n)
+        return lambda: product.int8_matmul(a, b)
+
     def scaled(multiply):
         def make(m, k, n):
             a, w, row, column = int8(m, k), int8(n, k), torch.rand(m, device=device), torch.rand(n, device=device)
@@ -119,7 +131,8 @@ def contenders(device: str) -> dict[str, Callable]:
 
     def layer(activations):
         def make(m, k, n):
-            x, bias = (torch.randn(*shape, device=device, dtype=torch.bfloat16) for shape in ((m, k), (n,)))
+            dtype = torch.bfloat16 if cuda else torch.float32  # what it replaces
+            x, bias = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((m, k), (n,)))
             int8_layer = layers.Int8Linear(int8(n, k), torch.rand(n, device=device), bias, activations)
             return lambda: int8_layer(x)
         return make
@@ -128,8 +141,14 @@ def contenders(device: str) -> dict[str, Callable]:
         return (product.int8_matmul(a, b).float() * row[:, None] * column).to(torch.bfloat16) + bias
 
     found = {"float32": floats(torch.float32), "float16": floats(torch.float16), "bfloat16": floats(torch.bfloat16),
-             "torch._int_mm": codes(cpu.matmul if cuda else torch._int_mm),  # on CUDA it needs more than 16 rows, which cpu.matmul pads
+             "torch._int_mm": codes(cpu.matmul),  # which pads to the 17 rows that CUDA needs
              "int8_matmul": codes(product.int8_matmul), "Int8Linear": layer("token"), "apart": scaled(apart)}
+    if not cuda:
+        found |= {"int8_matmul, b by rows": by_rows, "float32 in chunks": codes(float32.matmul)}
+        if not why_not_onnxruntime():
+            from qlab.matmul import onnxruntime
+
+            found["onnxruntime"] = codes(onnxruntime.matmul)
     if cuda:
         from qlab.matmul import triton
 
@@ -190,16 +209,21 @@ def time_cpu(calls: dict[str, list[Callable]], seconds: float = 2.0) -> dict[str
 
 def shapes(sizes: tuple[int, ...]) -> list[tuple[str, tuple[int, int, int]]]:
     found = [("square", (size, size, size)) for size in sizes]
+    if sizes == TABLE:
+        found.append(("one row", ROW))
     if sizes == SQUARES:
         found += [("tall and skinny", shape) for shape in TALL]
         found += [(f"7B {name}, {batch} tokens", (batch, k, n)) for name, (k, n) in LAYERS.items() for batch in BATCHES]
     return found
 
 
-def measure(device: str, threads: int, sizes: tuple[int, ...], limit: float) -> list[dict]:
-    """One row a shape and contender: {"kind", "shape", "what", "threads", "ms", "tops"}, or "left_out" with the reason instead of times."""
+def measure(device: str, threads: int, sizes: tuple[int, ...], limit: float, only: tuple[str, ...] = ()) -> list[dict]:
+    """One row a shape and contender: {"kind", "shape", "what", "threads", "ms", "tops"}, or "left_out" with the reason instead of times.
+
+    only: names of contenders; () means all of them.
+    """
     rows, rates = [], {}
-    names = contenders(device)
+    names = {name: make for name, make in contenders(device).items() if not only or name in only}
     for kind, (m, k, n) in shapes(sizes):
         operations, calls, left_out = 2 * m * k * n, {}, {}
         for name in names:
@@ -232,8 +256,10 @@ def measure(device: str, threads: int, sizes: tuple[int, ...], limit: float) -> 
 
 def ratios(rows: list[dict]) -> list[dict]:
     """What the course states of a record, shape by shape: times of one contender over times of another, both in this run."""
-    pairs = [("int8_matmul", "torch._int_mm"), ("torch._int_mm", "float32"), ("triton", "torch._int_mm"), ("fused", "apart"),
-             ("Int8Linear", "bfloat16"), ("Int8Linear, weights only", "bfloat16"), ("Int8Linear, weights only", "float16")]
+    pairs = [("int8_matmul", "torch._int_mm"), ("triton", "torch._int_mm"), ("fused", "apart"), ("Int8Linear", "bfloat16"),
+             ("Int8Linear, weights only", "bfloat16"), ("Int8Linear, weights only", "float16")]
+    pairs += [(name, "float32") for name in ("torch._int_mm", "onnxruntime", "float32 in chunks", "int8_matmul", "int8_matmul, b by rows",
+                                             "Int8Linear")]
     times = {(*row["shape"], row["threads"], row["what"]): row["ms"] for row in rows if "ms" in row}
     found = []
     for one, other in pairs:
@@ -255,6 +281,7 @@ def draw(record: dict, path: Path):
     rows = [row for row in record["rows"] if row["kind"] == "square" and row["threads"] == threads and "tops" in row]
     looks = {"float32": ("float", "-", "o"), "float32 with TF32": ("float", ":", "o"), "float16": ("muted", "-", "s"),
              "bfloat16": ("muted", "--", "v"), "torch._int_mm": ("linear", "-", "s"), "triton": ("kmeans", "-", "D"),
+             "onnxruntime": ("kmeans", "-", "D"), "float32 in chunks": ("float", "--", "o"),
              "fused": ("accent", "-", "^"), "Int8Linear": ("log", "-", "P")}
     figure = Figure(figsize=(7.0, 4.2), dpi=110, layout="constrained")
     axes = figure.add_subplot(xlabel="M = K = N", ylabel="rate [10$^{12}$ operations/s]")
@@ -297,7 +324,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.sizes and not args.out:
         parser.error("with --sizes the record is not the course's: name another file with --out.")
     print(machine.describe(), flush=True)
-    backends = ("torch", "triton", "auto") if device == "cuda" else ("torch", "auto")
+    on_cpu = ("torch", "float32", "auto") if why_not_onnxruntime() else ("torch", "onnxruntime", "float32", "auto")
+    backends = ("torch", "triton", "auto") if device == "cuda" else on_cpu
     exactness = check_exactness(device, backends, secrets.randbits(31))
     print(f"{exactness['products']} products, {exactness['differing_elements']} differing elements", flush=True)
     if exactness["differing_elements"]:
@@ -314,6 +342,10 @@ def main(argv: list[str] | None = None) -> int:
         import triton
 
         versions["triton"] = triton.__version__
+    elif not why_not_onnxruntime():
+        import onnxruntime
+
+        versions["onnxruntime"] = onnxruntime.__version__
     command = " ".join(["python -m qlab.lab.matmul_bench", *(sys.argv[1:] if argv is None else argv)])
     machine.write_record(path, command, device=device, versions=versions, exactness=exactness, rows=rows, ratios=ratios(rows))
     print(f"written to {path}")

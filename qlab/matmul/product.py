@@ -22,8 +22,8 @@ from qlab.matmul.device import why_not_onnxruntime, why_not_triton, why_torch_is
 BACKENDS = ("auto", "reference", "torch", "onnxruntime", "float32", "triton")
 ON_CPU = ("onnxruntime", "float32")
 
-# Without VNNI, from where on ONNX Runtime is faster than float32: measured with one thread of an AMD Zen 4 whose AVX-512 was hidden, at M, K
-# and N from 8 to 4096, b lying by rows and by columns.
+# Without VNNI, from where on ONNX Runtime is faster than float32: measured with one thread of an AMD Zen 4 whose AVX-512 was hidden, at
+# M, K and N from 8 to 4096, b lying by rows and by columns.
 SMALL = 2**22  # multiplications, M * K * N
 FEW = 4        # rows or columns: so many are still float32's
 
