@@ -598,6 +598,17 @@ def test_a_damaged_file_is_refused(small):
         path.write_bytes(content) and tflite.describe(path)
 
 
+def test_a_batch_is_as_large_as_memory_allows(small, monkeypatch):
+    network, codes, path = small
+    monkeypatch.setattr(tflite, "BYTES", 20)                                                # of 9 bytes an image, two at once
+    batches, split = [], torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda codes, count: batches.append(count) or split(codes, count))
+    assert (tflite.run(path, codes).int() - network.run(codes).int()).abs().max() <= 1 and batches == [2]
+    monkeypatch.setattr(tflite, "BYTES", 0)
+    tflite.run(path, codes[:3])
+    assert batches == [2, 1]
+
+
 def test_wrong_images_are_refused(small):
     _, codes, path = small
     with pytest.raises(ValueError, match=r"the images have the shape \(200, 5\), and must have \(N, 6\)"):

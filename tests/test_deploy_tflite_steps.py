@@ -1,4 +1,4 @@
-"""Steps of other people's networks in a .tflite file: made by hand, in four runtimes, against the integers of NumPy."""
+"""Steps of other people's networks in a .tflite file: by hand and at random, in four runtimes, against the integers of NumPy."""
 
 import importlib.util
 import math
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import step_reference
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed: pip install qlab[deploy]")
 
-from qlab.deploy import tflite  # noqa: E402
-from qlab.nets import integer  # noqa: E402
+from qlab.deploy import files, tflite  # noqa: E402
+from qlab.nets import integer, ptq  # noqa: E402
 from qlab.nets.integer import Grid, Step  # noqa: E402
 from qlab.nets.softmax import softmax_multiplier  # noqa: E402
 
@@ -603,3 +605,58 @@ def test_names_that_are_taken_get_a_number(tmp_path):
     network = replace(network, steps=tuple(replace(step, name="twin") for step in network.steps))
     tflite.export(network, tmp_path / "net.tflite", (4,))
     assert set(tflite.constants(tmp_path / "net.tflite")) == {"twin weight", "twin bias", "twin weight 2", "twin bias 2"}
+
+
+# Whole networks, from float32
+
+
+class Excited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down, self.up, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.hardswish(self.conv(x))
+        x = x * F.hardsigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+        return torch.softmax(self.last(x.mean((2, 3))), 1)
+
+
+class Shuffled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        kept, changed = F.relu(self.first(x)).chunk(2, dim=1)
+        x = torch.cat((kept, F.silu(self.second(changed))), 1)
+        n, channels, rows, columns = x.size()
+        x = x.view(n, 2, channels // 2, rows, columns).transpose(1, 2).contiguous().view(n, -1, rows, columns)
+        return self.last(x.mean([2, 3]))
+
+
+NETWORKS = {
+    "squeeze and excitation": (Excited, (3, 8, 8)),
+    "channel shuffle": (Shuffled, (3, 8, 8)),
+    "one dimension": (lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 6, 3),
+                                            nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 3)), (3, 30)),
+    "autoencoder": (lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 3, 2, 1, 1), nn.Sigmoid()),
+                    (1, 8, 8)),
+    "vectors": (lambda: nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 20)), (20,)),
+    "uneven pooling": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.LeakyReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(2, 2, 1),
+                                             nn.AdaptiveAvgPool2d((7, 2)), nn.Flatten(), nn.Linear(84, 4)), (3, 13, 13)),
+    "tokens": (lambda: nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(4, 6), nn.GELU(), nn.Flatten(), nn.Linear(48, 3)),
+               (3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_from_elsewhere(name, tmp_path):
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    network = integer.convert(ptq.quantize(make().eval(), torch.randn(40, *shape)), shape)
+    found, _ = differences(network, shape, tmp_path, n=40)
+    assert found.pop("micro", 0) == 0 and max(found.values()) <= 3
+    about, images = files.read_description(tmp_path / "net.tflite"), torch.randn(3, *shape)
+    logits = tflite.run(tmp_path / "net.tflite", images, KERNELS[-1])
+    assert about.input.shape == shape and logits.shape[1:] == about.output.shape
+    assert KERNELS[-1] != "micro" or torch.equal(logits, network.decode(network(images)))

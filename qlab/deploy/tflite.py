@@ -47,7 +47,7 @@ from qlab.nets.integer import Grid, IntegerNetwork
 from qlab.quant.layout import as_tensor
 
 KERNELS = ("xnnpack", "builtin", "reference", "micro")
-BATCH, BYTES = 100, 1 << 28                                                                 # images at once, if their activations are not more
+BATCH, BYTES = 100, 1 << 28                                                                 # images at once, and bytes of their activations
 NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64")
 
 
@@ -57,9 +57,9 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
 
     image_shape: (channels, rows, columns), (channels, length) or (values,). softmax: end in probabilities, codes of 1/256, instead of
     logits. name: of the network; without it, the file's. In the file an image is (1, rows, columns, channels), as TensorFlow has it; run
-    turns PyTorch's images. What needs more memory than tflite-micro is given here is written, and told when it is to run it. Raises ValueError, naming the layer, for what a
-    .tflite file cannot hold or a shape that is not fixed, TypeError for a network that is not an integer-only one, OSError where the
-    file cannot be written.
+    turns PyTorch's images. A network that needs more memory than tflite-micro is given here is written, for LiteRT runs it. Raises
+    ValueError, naming the layer, for what a .tflite file cannot hold or a shape that is not fixed, TypeError for a network that is not an
+    integer-only one, OSError where the file cannot be written.
 
     >>> import tempfile
     >>> from qlab.nets import integer, ptq
@@ -225,11 +225,12 @@ def constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def run(path: str | os.PathLike, x, kernels: str = "xnnpack", threads: int = 1) -> torch.Tensor:
-    """Logits of images (N, channels, rows, columns), or of what else the file takes, computed from the file by one of the four sets of kernels.
+    """Logits of images (N, channels, rows, columns), computed from the file by one of the four sets of kernels.
 
     x: floats of any precision, encoded as float32, give float32 logits (N, classes); int8 codes give the logits' int8 codes. A tensor,
-    an array or lists. Raises ValueError for another shape, NaN or infinity, a damaged file or one that the runtime refuses or does not
-    survive (load says where it runs), TypeError for another dtype, ImportError where the runtime is not installed.
+    an array or lists; images of another shape if the file was exported for it. Raises ValueError for a shape that is not the file's, NaN
+    or infinity, a damaged file or one that the runtime refuses or does not survive (load says where it runs), or that does not fit
+    tflite-micro's memory; TypeError for another dtype, ImportError where the runtime is not installed.
     """
     model, inference = _open(path, kernels, threads)
     source, sink, x = model.inputs[0], model.outputs[0], as_tensor(x)

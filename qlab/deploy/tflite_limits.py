@@ -170,25 +170,25 @@ def check_logits(name: str, grid: Grid, classes: int) -> None:
                          "tflite-micro and LiteRT's plain loops abort.")
 
 
+def check_numbers(name: str, shape, nbytes: int = 1) -> None:
+    """nbytes: of a number. Raises ValueError for more than a tensor can hold."""
+    if math.prod(shape) * nbytes >= 2**31:
+        raise ValueError(f"{name} has the shape {tuple(shape)}, which is 2 GiB or more, and a tensor holds less.")
+
+
 def check_size(graph) -> None:
-    """graph: a tflite_graph.Graph. Raises ValueError for more than a file or a tensor can hold."""
+    """graph: a tflite_graph.Graph. Raises ValueError for more than a file or one of its tensors can hold."""
     if sum(len(buffer.data) for buffer in graph.buffers[1:]) >= 2**31 - 2**24:
         raise ValueError("the network's weights have 2 GiB or more, and a .tflite file holds less.")
     for tensor in graph.tensors:
-        if math.prod(tensor.shape) * WIDTHS.get(tensor.type, 1) >= 2**31:
-            raise ValueError(f"{tensor.name} has the shape {tuple(tensor.shape)}, which is 2 GiB or more, and a tensor holds less.")
+        check_numbers(tensor.name, tensor.shape, WIDTHS.get(tensor.type, 1))
 
 
 def check_arena(path, model) -> None:
-    """model: a tflite.Model, of a file that qlab wrote. Raises ValueError where tflite-micro's memory does not hold it."""
-    needed, name = arena_of(model)
-    if needed > ARENA:  # its own structures come on top: where they alone are too much, it says so itself
-        raise ValueError(f"{path} needs more memory than the {ARENA >> 20} MiB that tflite-micro is given here: at {name}, with what lives "
-                         f"beside it, {needed:,} bytes. LiteRT runs it.")
+    """model: a tflite.Model, of a file that qlab wrote. Raises ValueError where tflite-micro's memory does not hold its activations.
 
-
-def arena_of(model) -> tuple[int, str]:
-    """The bytes of a tflite.Model's activations as tflite-micro lays them, and the name of the tensor at whose writing most are in use."""
+    Its own structures come on top: where they alone are too much, it says so itself.
+    """
     first, last, tensors = {}, {id(t): len(model.operators) for t in model.outputs}, {id(t): t for t in model.inputs}
     for at, operator in enumerate(model.operators):
         last |= {id(t): max(at, last.get(id(t), 0)) for t in operator.inputs}
@@ -198,6 +198,9 @@ def arena_of(model) -> tuple[int, str]:
     for i, t in tensors.items():
         nbytes = math.prod(t.shape) * (4 if t.dtype == "int32" else 1)
         alive.append(Tensor(str(i), -(-nbytes // 16) * 16, first.get(i, 0), last.get(i, first.get(i, 0))))
+    if sum(t.size for t in alive) <= ARENA or (needed := plan(alive, 16)[1]) <= ARENA:
+        return
     loads = [sum(t.size for t in alive if t.first <= at <= t.last) for at in range(len(model.operators))]
     name = model.operators[loads.index(max(loads))].outputs[0].name if loads else "the image"
-    return plan(alive, 16)[1], name
+    raise ValueError(f"{path} needs more memory than the {ARENA >> 20} MiB that tflite-micro is given here: at {name}, with what lives "
+                     f"beside it, {needed:,} bytes. LiteRT runs it.")

@@ -58,6 +58,7 @@ def map_shapes(network: IntegerNetwork, image_shape: tuple[int, ...]) -> dict[st
     """The shape of every tensor for one image. Raises ValueError for a shape that is not fixed or that the network cannot take."""
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in image_shape):
         raise ValueError(f"image_shape is {image_shape}, and must be fixed: a microcontroller's memory is planned before it runs.")
+    limits.check_numbers(network.input, image_shape)
     tensors = {network.input: torch.zeros(1, *image_shape, dtype=torch.int8)}
     for step in network.steps:
         if step.kind not in WRITE:
@@ -68,6 +69,7 @@ def map_shapes(network: IntegerNetwork, image_shape: tuple[int, ...]) -> dict[st
             raise ValueError(f"image_shape is {tuple(image_shape)}, which {step.name} cannot take.") from None
         if found.dim() < 1 or len(found) != 1 or not found.numel():
             raise ValueError(f"{step.name} gives {tuple(found.shape)} for one image, and must leave the batch as it is and some values.")
+        limits.check_numbers(step.output, found.shape[1:])
         tensors[step.output] = found
     return {name: tuple(codes.shape[1:]) for name, codes in tensors.items()}
 
