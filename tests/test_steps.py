@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import step_reference
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlab.nets.softmax import softmax_multiplier
 from qlab.nets.steps import RUN, Grid, Step, multiplier
 
 EDGES = (0, 2**30, 2**30 + 1, 1342177281, 2**31 - 1)
@@ -162,6 +164,12 @@ def made_stretch(rng):
     return step(rng, "stretch", [grid(rng)] * 2, relu=False, options=options), codes(rng, rng.integers(0, 3), 2, *rng.integers(1, 5, 2))
 
 
+def made_softmax(rng):
+    m, n = softmax_multiplier(float(np.exp(rng.normal(-2, 2))))
+    return step(rng, "softmax", [grid(rng)] * 2, m=torch.tensor([m], dtype=torch.int32), n=torch.tensor([n], dtype=torch.int8),
+                ), codes(rng, rng.integers(0, 4), rng.integers(1, 12))
+
+
 MADE = {name.removeprefix("made_"): made for name, made in globals().items() if name.startswith("made_")}
 
 
@@ -182,4 +190,47 @@ def test_every_kind_computes_numpy_s_integers(kind, seed):
 
 
 def test_every_kind_is_tested():
-    assert set(MADE) | {"softmax"} == set(step_reference.KINDS) >= set(RUN)
+    assert set(MADE) == set(step_reference.KINDS) == set(RUN)
+
+
+def test_a_result_near_the_ends_of_int32_does_not_wrap():
+    """q_y = z_y + M sum: with M = 2**29 every sum is beyond int32, and z_y = 100 must not lead around it."""
+    ends = Grid(1.0, 0, -128, 127), Grid(1.0, 100, -128, 127)
+    m, n = multiplier([2.0**29])
+    layer = Step("linear", "l", ("x",), "y", ends, weight=torch.tensor([[1]], dtype=torch.int8), bias=torch.tensor([0]).int(), m=m, n=n)
+    assert same(layer, torch.tensor([[-128], [0], [127]], dtype=torch.int8)).flatten().tolist() == [-128, 100, 127]
+    pool = Step("mean", "p", ("x",), "y", ends, m=m, n=n, options={"kernel_size": (1, 1), "stride": (1, 1)})
+    assert same(pool, torch.tensor([-128, 0, 127], dtype=torch.int8).view(3, 1, 1, 1)).flatten().tolist() == [-128, 100, 127]
+    largest = {"m": torch.full((3,), 2**31 - 1, dtype=torch.int32), "n": torch.full((3,), 30, dtype=torch.int8)}
+    total = Step("add", "a", ("x", "z"), "y", (ends[0], *ends), **largest)
+    assert same(total, *[torch.tensor([-128, 0, 127], dtype=torch.int8)] * 2).tolist() == [-128, 100, 127]
+
+
+def test_a_relu_above_the_highest_code_leaves_that():
+    ends = Grid(1.0, 0, -128, 127), Grid(1.0, 100, -128, 60)
+    m, n = multiplier([0.5])
+    layer = Step("linear", "l", ("x",), "y", ends, True, torch.tensor([[1]], dtype=torch.int8), torch.tensor([0]).int(), m, n)
+    assert same(layer, torch.tensor([[-128], [127]], dtype=torch.int8)).flatten().tolist() == [60, 60]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8,), (2, 3, 8), (1, 2, 3, 8, 8)])
+def test_a_convolution_refuses_what_is_no_map(shape):
+    made, _ = made_conv(np.random.default_rng(0))
+    with pytest.raises(RuntimeError, match=r"a convolution takes maps, \(n, channels, rows, columns\)"):
+        RUN["conv"](made, torch.zeros(shape, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 5}, {"padding": 2}, {"kernel_size": (3, 9)}, {"stride": 0}])
+def test_max_pooling_refuses_what_torch_refuses(options):
+    options = {"kernel_size": 3, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False} | options
+    with pytest.raises(RuntimeError):
+        RUN["maxpool"](Step("maxpool", "p", ("x",), "y", (), options=options), torch.zeros(1, 2, 4, 4, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel_size": (2, 3), "padding": 1}, {"dilation": 2}, {"ceil_mode": True}, {"stride": None}])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 10), (3, 9, 10)])
+def test_max_pooling_is_torch_s(options, shape):
+    options = {"kernel_size": 3, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False} | options
+    x = codes(np.random.default_rng(0), *shape)
+    ours = RUN["maxpool"](Step("maxpool", "p", ("x",), "y", (), options=options), x)
+    assert torch.equal(ours, F.max_pool2d(x.double(), **options).to(torch.int8))

@@ -1,7 +1,12 @@
-"""Integer-only inference: int8 operands, int32 sums, and no floating point between the input's codes and the logits' codes.
+"""Integer-only inference: int8 operands, 32-bit sums, and nothing but integers between the input's codes and the logits' codes.
 
     steps       what a network consists of here: one operation on codes each, with its arithmetic     (qlab.nets.steps)
+    sums        how a layer adds its products as fast as float32, without rounding                     (qlab.nets.sums)
+    rescale     multiplying by a real number: two roundings in integers, or one in float64             (qlab.nets.rescale)
     lowering    how a fake-quantized network becomes such steps                                        (qlab.nets.lowering)
+
+Every number in between is an integer, as on a chip without floating point. Here a CPU's float32 and float64 may hold it, because their
+kernels are the fast ones, where its bits suffice for every sum that can occur; elsewhere int32 and int64 do. The codes are the same.
 
 This page is what a user meets: `convert` makes an IntegerNetwork, which encodes, runs, decodes, saves and loads.
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 2.
@@ -55,14 +60,17 @@ class IntegerNetwork:
         codes = as_tensor(codes, "codes")
         if codes.dtype != torch.int8:
             raise TypeError(f"codes are {codes.dtype}, and must be int8: encode(images) gives them.")
-        tensors = {self.input: codes}
+        tensors, last = {self.input: codes}, {name: step for step in self.steps for name in step.inputs}
         for step in self.steps:
             try:
                 tensors[step.output] = RUN[step.kind](step, *(tensors[name] for name in step.inputs))
             except (RuntimeError, IndexError) as error:
                 said = str(error).splitlines()[0]
                 raise ValueError(f"codes have the shape {tuple(codes.shape)}, which {step.name} cannot take ({said}).") from None
-        return tensors[self.output]
+            for name in set(step.inputs):  # what nothing reads again makes room
+                if last[name] is step and name != self.output:
+                    del tensors[name]
+        return tensors[self.output].contiguous()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return self.run(self.encode(images))

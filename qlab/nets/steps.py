@@ -8,6 +8,9 @@ doubling high multiplication (the upper half of 2 a m) and a shift to the right,
 
 Codes are int8: an activation's code of b bits is shifted by 2**(b-1), so that 0 .. 255 becomes -128 .. 127. Weights are symmetric,
 per tensor or per output channel. Sums need 32 bits: the products are taken after widening, for int8 arithmetic wraps silently.
+
+How this is as fast as float32: a layer's sums are taken by float32's kernels, which hold every integer up to 2**24 (qlab.nets.sums); the
+two roundings are one floor (qlab.nets.rescale); what depends on one code or two is looked up in a table of all results (below).
 """
 
 import math
@@ -198,8 +201,8 @@ def _cat(step: Step, *inputs: torch.Tensor) -> torch.Tensor:
 def _maxpool(step: Step, codes: torch.Tensor) -> torch.Tensor:
     """The maximum of whole rows, then of columns: torch's kernel for int8 goes from number to number, at a tenth of the speed."""
     o = step.options
-    kernel, stride, padding, dilation = ((o[name], o[name]) if isinstance(o[name], int) else o[name]
-                                         for name in ("kernel_size", "stride", "padding", "dilation"))
+    given = o["kernel_size"], o["stride"] or o["kernel_size"], o["padding"], o["dilation"]
+    kernel, stride, padding, dilation = ((value, value) if isinstance(value, int) else value for value in given)
     size = F.max_pool2d(torch.empty(codes.shape, device="meta"), **o).shape[-2:]            # torch refuses what does not fit
     needed = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(size, stride, kernel, dilation)]
     rows, columns = ((p, max(0, all_ - length - p)) for p, all_, length in zip(padding, needed, codes.shape[-2:]))
