@@ -19,7 +19,7 @@ from torch import nn
 
 from qlab import saving
 from qlab.lab import data, zoo
-from qlab.nets import graph, integer, ptq, qat, stored
+from qlab.nets import graph, integer, operations, ptq, qat, stored_graph, stored_layers
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.models import MODELS
 from qlab.quant import checked, kmeans, linear, log
@@ -42,6 +42,28 @@ class Sums(nn.Module):
         x = torch.add(x, self.get_submodule("the-block")(x))
         x = self.twice(self.twice(x) + x)
         return self.fc(self.flatten(self.all(self.pool(self.mean(x)))))
+
+
+class Views(nn.Module):
+    """Sizes that are asked for and computed with, parts, other orders of the dimensions, products, functions of one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.up = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.gate, self.line, self.last = nn.Linear(8, 8), nn.Conv1d(6, 6, 3, padding=1), nn.Linear(36, 5)
+        self.shuffle, self.norm = nn.ChannelShuffle(4), nn.BatchNorm1d(6)
+
+    def forward(self, image):
+        n, channels = image.size(0), 8
+        x = nn.functional.hardswish(self.a(image))
+        gate = torch.sigmoid(self.gate(x.mean((2, 3)))).view(n, channels, 1, 1)
+        first, second = self.shuffle(x * gate).chunk(2, 1)
+        x = torch.cat([first, nn.functional.pad(second, (1, 0, 0, 1))[:, :, 1:, :-1].clamp(-1, 2.5)], dim=1)
+        x = (self.b(x) * 0.5 + 0.25) ** 2
+        small = self.up(x[:, ::2]).permute(0, 2, 3, 1)
+        small = nn.functional.max_pool2d(small.transpose(1, 3), (2, 2)).mean(dim=1, keepdim=True).squeeze(1)
+        line = self.norm(self.line(small.reshape(small.shape[0], 6, -1)))
+        return torch.softmax(self.last(line.view(line.shape[0], line.shape[1] * line.size(2))), -1)
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +156,13 @@ def test_what_training_converts_comes_back(tmp_path):
     assert like(q, again) and same(integer.convert(q, (1, 6, 6)), integer.convert(again, (1, 6, 6)))
 
 
-def test_every_kind_of_layer_and_sum_has_a_place():
-    assert set(graph.KINDS) | {FakeQuantize} == set(stored.LAYERS)
-    assert all(call in stored.SUMS.values() for call in graph.ADD)
+def test_every_layer_and_operation_has_a_place():
+    assert set(operations.LAYER_KINDS) | {FakeQuantize} == set(stored_layers.LAYERS)
+    tables = [table for name, table in vars(operations).items() if isinstance(table, tuple) and name not in ("FUSES", "MAKES", "VIEWS")]
+    called = {target for table in tables for target in table if callable(target) and not isinstance(target, type)}
+    assert called - {*operations.DROPOUTS, *operations.NOTHING_CALLS} <= set(stored_graph.CALLS.values())
+    assert all(hasattr(torch.Tensor, name) for name in stored_graph.CALLS if "." not in name)
+    assert len(set(map(id, stored_graph.CALLS.values()))) == len(stored_graph.CALLS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -282,8 +308,9 @@ def saved(q, tmp_path_factory):
     plain = ptq.quantize_weights(weights.eval(), lambda w: log.quantize(w, 4))
     from qlab import quant
     steps, _ = every_kind()
-    loads = {"graph": (q, ptq.load), "weights": (plain, lambda path: ptq.load(path, nn.Sequential(nn.Linear(4, 3)))),
-             "steps": (steps, integer.load), "network": (network, integer.load), "tensor": (small, quant.load)}
+    loads = {"graph": (q, ptq.load), "views": (ptq.quantize(Views(), X), ptq.load), "steps": (steps, integer.load),
+             "weights": (plain, lambda path: ptq.load(path, nn.Sequential(nn.Linear(4, 3)))), "network": (network, integer.load),
+             "tensor": (small, quant.load)}
     for name, (thing, _) in loads.items():
         thing.save(folder / name)
     return {name: (folder / name, (folder / name).read_bytes(), load, thing) for name, (thing, load) in loads.items()}
@@ -293,7 +320,7 @@ def equal(a, b):
     return like(a, b) if isinstance(a, ptq.Quantized) else same(a, b)
 
 
-@pytest.mark.parametrize("kind", ["graph", "weights", "network", "steps", "tensor"])
+@pytest.mark.parametrize("kind", ["graph", "views", "weights", "network", "steps", "tensor"])
 def test_any_flipped_bits_are_refused_or_change_nothing(saved, tmp_path, kind):
     _, content, load, thing = saved[kind]
     rng, refused, path = random.Random(0), 0, tmp_path / "net"
@@ -340,7 +367,7 @@ def everywhere(told, path=()):
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("kind", ["graph", "weights", "network", "steps", "tensor"])
+@pytest.mark.parametrize("kind", ["graph", "views", "weights", "network", "steps", "tensor"])
 def test_any_hostile_value_in_any_field_gives_one_sentence(saved, tmp_path, kind):
     """Behind a checksum that is right: another type, a huge number, NaN, a missing or a strange name."""
     _, content, load, _ = saved[kind]
@@ -426,6 +453,39 @@ def test_hostile_graphs(saved, tmp_path, change, said):
     path = tmp_path / "net"
     path.write_bytes(changed(saved["graph"][1], change))
     with pytest.raises(ValueError, match=f"net is a damaged Quantized file .*{said}") as error:
+        ptq.load(path)
+    assert "\n" not in str(error.value)
+
+
+def with_node(target, field, value):
+    def change(told, _):
+        node = next(node for node in told["graph"]["nodes"] if node[2] == target)
+        node[field] = value
+    return change
+
+
+@pytest.mark.parametrize("change, said", [
+    *((with_node("builtins.getattr", 3, [{"node": "image"}, name]), "no operation") for name in ("__class__", "shape2", 3, None)),
+    (with_node("builtins.getattr", 3, []), "no operation|range"),
+    (with_node("builtins.getattr", 0, "call_method"), "no function of a graph"),
+    *((with_node("reshape", 2, name), "no entry") for name in ("__reduce__", "os.system", "apply_", "builtins.eval", "backward", "to")),
+    (with_node("reshape", 2, "operator.getitem"), "no function of a graph"), (with_node("reshape", 0, "get_attr"), "no entry"),
+    (with_node("reshape", 4, {"a=1); print(": 1}), "is no name"), (with_node("reshape", 4, {"out": 3}), "no operation"),
+    (with_node("torch.cat", 3, [{"tuple": 3}]), "'tuple' is no argument"), (with_node("torch.cat", 3, [{"node": "nowhere"}]), "no entry"),
+    (with_node("torch.cat", 3, [{"eval": "1"}]), "'eval' is no argument"), (with_node("torch.cat", 3, [[3, 4]]), "no operation"),
+    (with_node("torch.cat", 3, [{"a": 1, "b": 2}]), "too many values"),
+    (with_node("operator.pow", 3, [{"node": "mul_1"}, "2"]), "no entry|no operation"),
+    (set_in("graph", "modules", "shuffle", 1, "groups", value=0), "groups is 0"),
+    (set_in("graph", "modules", "line", 1, "kernel_size", value=[3, 3]), "kernel_size is"),
+    (set_in("graph", "modules", "pad_layer", 1, "padding", value=[1, 2]), "padding is"),
+    (set_in("graph", "modules", "pad_layer", 1, "padding", value=[1, 2, 3, 2.5]), "padding is"),
+    (set_in("graph", "modules", "pad_layer", 1, "value", value="1"), "value is"),
+    (set_in("graph", "modules", "softmax_layer", 1, "dim", value=1.5), "dim is"),
+])
+def test_hostile_functions(saved, tmp_path, change, said):
+    path = tmp_path / "net"
+    path.write_bytes(changed(saved["views"][1], change))
+    with pytest.raises(ValueError, match=f"net is a damaged Quantized file .*({said})") as error:
         ptq.load(path)
     assert "\n" not in str(error.value)
 
@@ -556,6 +616,35 @@ class Functions(nn.Module):
         y += self.b(y)
         y = nn.functional.adaptive_avg_pool2d(nn.functional.max_pool2d(nn.functional.relu6(y), 2), 1)
         return torch.flatten(self.drop(y), 1)
+
+
+LINE = [nn.ZeroPad1d((1, 2)), nn.Conv1d(2, 4, 3, stride=2), nn.BatchNorm1d(4), nn.MaxPool1d(2, 1), nn.AvgPool1d(2, padding=1),
+        nn.ConstantPad1d(1, 0.5), nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Unflatten(1, (4, 3)), nn.Flatten(), nn.Linear(12, 3),
+        nn.Softmax(1)]
+TABLES = [nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardswish(), nn.SiLU(), nn.GELU(approximate="tanh"), nn.Tanh(),
+          nn.Hardtanh(-0.5, 0.75), nn.ELU(0.5), nn.SELU(), nn.CELU(2.0), nn.Softplus(2, 10), nn.Softsign(), nn.Mish(), nn.LogSigmoid(),
+          nn.Tanhshrink(), nn.Hardshrink(0.1), nn.Softshrink(0.1), nn.Threshold(0.1, -1.0), nn.GELU(), nn.ConstantPad2d((1, 0, 2, 1), -2),
+          nn.ZeroPad2d(1), nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), nn.Flatten(2, 2),
+          nn.AdaptiveAvgPool2d((4, 5))]
+
+
+@pytest.mark.parametrize("net, shape", [
+    (Views, (1, 6, 6)), (lambda: nn.Sequential(*LINE), (2, 12)),
+    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), *TABLES), (1, 6, 7)),
+])
+def test_other_peoples_networks_come_back(net, shape, tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(16, *shape)
+    q = ptq.quantize(net(), images)
+    q.save(tmp_path / "net")
+    again = ptq.load(tmp_path / "net")
+    assert like(q, again) and torch.equal(q.model(images), again.model(images)) and q.model(images).unique().numel() > 4
+    again.save(tmp_path / "again")
+    assert (tmp_path / "net").read_bytes() == (tmp_path / "again").read_bytes()
+    network = integer.convert(q, shape)
+    assert same(network, integer.convert(again, shape))
+    network.save(tmp_path / "integers")
+    assert same(network, integer.load(tmp_path / "integers"))
 
 
 def test_what_forward_calls_as_functions_comes_back(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from qlab import saving
 from qlab.nets.integer import RUN, Grid, IntegerNetwork, Step
 from qlab.nets.softmax import CLASSES
-from qlab.nets.stored import check_option, whole
+from qlab.nets.stored_layers import check_option, whole
 from qlab.quant import checked
 
 TENSORS = ("weight", "bias", "m", "n", "table")
