@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from qlab.lab import data, zoo
 from qlab.lab.demos.mixed_precision import HALVES, SCALES, Tensor, drag_loss_scale, fates, gradients
-from qlab.nets.mixed_precision import shares
+from qlab.nets.half import shares
 
 SCALE = "log2 of the scale S"
 

@@ -16,6 +16,7 @@ from qlab.lab import data, runs, zoo
 from qlab.lab.experiments import distillation as experiment
 from qlab.lab.measure import accuracy, mcnemar, over_seeds
 from qlab.nets import distill
+from qlab.nets.soft import distillation_loss, soft_labels
 from qlab.nets.training import fit
 
 
@@ -82,8 +83,8 @@ def test_loss_is_the_papers_formula(temperature, alpha):
     soft = (p * np.log(p / q)).sum(1).mean()
     hard = -np.log(softmax(z.numpy())[np.arange(16), y.numpy()]).mean()
     expected = alpha * temperature**2 * soft + (1 - alpha) * hard
-    assert distill.distillation_loss(z, v, y, temperature, alpha).item() == pytest.approx(expected, rel=1e-12)
-    np.testing.assert_allclose(distill.soft_labels(v, temperature), p, rtol=1e-12)
+    assert distillation_loss(z, v, y, temperature, alpha).item() == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(soft_labels(v, temperature), p, rtol=1e-12)
     by_torch = kl_div(torch.log_softmax(z / temperature, 1), torch.softmax(v / temperature, 1), reduction="batchmean")
     assert soft == pytest.approx(by_torch.item(), rel=1e-9)
 
@@ -91,7 +92,7 @@ def test_loss_is_the_papers_formula(temperature, alpha):
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
 def test_a_student_equal_to_the_teacher_has_no_soft_loss_and_no_gradient(temperature):
     z = logits().requires_grad_()
-    loss = distill.distillation_loss(z, z.detach().clone(), None, temperature, 1.0)
+    loss = distillation_loss(z, z.detach().clone(), None, temperature, 1.0)
     loss.backward()
     assert loss.item() == 0 and z.grad.abs().max() < 1e-15
 
@@ -99,15 +100,15 @@ def test_a_student_equal_to_the_teacher_has_no_soft_loss_and_no_gradient(tempera
 @given(st.floats(0.2, 50), st.integers(0, 10_000))
 def test_the_soft_loss_is_never_negative_and_ignores_a_constant_added_to_the_logits(temperature, seed):
     z, v = logits(seed=seed), logits(seed=seed + 1)
-    loss = distill.distillation_loss(z, v, None, temperature, 1.0).item()
-    shifted = distill.distillation_loss(z + 5, v - 3, None, temperature, 1.0).item()
+    loss = distillation_loss(z, v, None, temperature, 1.0).item()
+    shifted = distillation_loss(z + 5, v - 3, None, temperature, 1.0).item()
     assert loss > 0 and shifted == pytest.approx(loss, rel=1e-6)
 
 
 @given(st.floats(0.05, 200), st.floats(1.01, 5), st.integers(0, 10_000))
 def test_a_higher_temperature_softens_and_keeps_the_order(temperature, factor, seed):
     v = logits(seed=seed)
-    cold, warm = distill.soft_labels(v, temperature), distill.soft_labels(v, factor * temperature)
+    cold, warm = soft_labels(v, temperature), soft_labels(v, factor * temperature)
     assert torch.allclose(warm.sum(1), torch.ones(16, dtype=torch.float64))
     assert (warm.amax(1) <= cold.amax(1) + 1e-12).all() and (warm.argmax(1) == v.argmax(1)).all()
     entropy = [-(p * p.clamp(min=1e-300).log()).sum(1) for p in (cold, warm)]
@@ -136,21 +137,21 @@ def test_a_masked_class_adds_nothing(n, classes, seed, temperature, student_too)
     if student_too:
         z[masked] = -math.inf
     z.requires_grad_()
-    loss = distill.distillation_loss(z, v, None, temperature, 1.0)
+    loss = distillation_loss(z, v, None, temperature, 1.0)
     loss.backward()
     expected, gradient = by_hand(z, v, temperature)
     assert loss.item() == pytest.approx(temperature**2 * expected, rel=1e-12, abs=1e-14)
     np.testing.assert_allclose(z.grad, temperature**2 * gradient, rtol=1e-9, atol=1e-14)
     e = np.exp((v.numpy() - v.numpy().max(1, keepdims=True)) / temperature)
-    np.testing.assert_allclose(distill.soft_labels(v, temperature), e / e.sum(1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(soft_labels(v, temperature), e / e.sum(1, keepdims=True), rtol=1e-12)
 
 
 def test_a_class_that_only_the_student_masks():
     z, far, near = torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([[0.0, 0.0, -200.0]]), torch.tensor([[0.0, 0.0, -2.0]])
-    assert distill.distillation_loss(z, far, None, 1.0, 1.0).item() == 0                    # the teacher's share is 0 in float32
-    assert distill.distillation_loss(z, near, None, 1.0, 1.0).item() == math.inf
+    assert distillation_loss(z, far, None, 1.0, 1.0).item() == 0                    # the teacher's share is 0 in float32
+    assert distillation_loss(z, near, None, 1.0, 1.0).item() == math.inf
     v, y = torch.tensor([[1.0, -math.inf, 0.0]]), torch.tensor([0])
-    mixed = distill.distillation_loss(torch.zeros(1, 3), v, y, 2.0, 0.5).item()             # and beside the labels
+    mixed = distillation_loss(torch.zeros(1, 3), v, y, 2.0, 0.5).item()             # and beside the labels
     p = 1 / (1 + math.exp(-0.5))
     soft = p * math.log(3 * p) + (1 - p) * math.log(3 * (1 - p))
     assert mixed == pytest.approx(0.5 * 4 * soft + 0.5 * math.log(3), rel=1e-6)
@@ -160,40 +161,40 @@ def test_a_class_that_only_the_student_masks():
 def test_a_row_without_a_softmax_is_refused(row):
     v, z = torch.tensor([[0.0, 1.0, 2.0], row]), torch.zeros(2, 3)
     sentence = "^1 of the 2 rows of the (teacher's )?logits hold NaN or .infinity, or nothing but -infinity: give finite logits, or"
-    for call in (lambda: distill.distillation_loss(z, v, torch.tensor([0, 1])), lambda: distill.distillation_loss(z, v, None, 0.5, 1.0),
-                 lambda: distill.soft_labels(v, 2.0), lambda: distill.best_bias(v, torch.tensor([0, 1]), 2),
-                 lambda: distill.distillation_loss(z.half(), v.half(), None, alpha=1.0)):
+    for call in (lambda: distillation_loss(z, v, torch.tensor([0, 1])), lambda: distillation_loss(z, v, None, 0.5, 1.0),
+                 lambda: soft_labels(v, 2.0), lambda: distill.best_bias(v, torch.tensor([0, 1]), 2),
+                 lambda: distillation_loss(z.half(), v.half(), None, alpha=1.0)):
         with pytest.raises(ValueError, match=sentence):
             call()
     with pytest.raises(ValueError, match="1 of the 1 rows of the logits"):
-        distill.soft_labels(v[1], 2.0)
-    plain = distill.distillation_loss(z, v, torch.tensor([0, 1]), alpha=0.0)                # where the teacher has no say
+        soft_labels(v[1], 2.0)
+    plain = distillation_loss(z, v, torch.tensor([0, 1]), alpha=0.0)                # where the teacher has no say
     assert plain.item() == pytest.approx(math.log(3))
 
 
 def test_a_student_that_diverged_is_told_by_its_loss():
-    assert distill.distillation_loss(torch.tensor([[math.nan, 0.0]]), torch.zeros(1, 2), None, alpha=1.0).isnan()
+    assert distillation_loss(torch.tensor([[math.nan, 0.0]]), torch.zeros(1, 2), None, alpha=1.0).isnan()
 
 
 def test_logits_that_a_small_temperature_makes_infinite():
     v = torch.tensor([[3e38, 1.0, -3e38], [-3e38, -3e38, -3e38], [1.0, 1.0, 1.0 - 1e-3]])
     expected = torch.tensor([[1.0, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0]])
-    torch.testing.assert_close(distill.soft_labels(v, 1e-10), expected)
-    assert distill.distillation_loss(v[:1], v[:1], None, 1e-10, 1.0).item() == 0
+    torch.testing.assert_close(soft_labels(v, 1e-10), expected)
+    assert distillation_loss(v[:1], v[:1], None, 1e-10, 1.0).item() == 0
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_logits_are_computed_in_float32(half):
     z, v, y = logits(seed=1).to(half), logits(seed=2).to(half), torch.arange(16) % 10
     for alpha in (0.0, 0.5, 1.0):
-        loss = distill.distillation_loss(z, v, y, 3.0, alpha)
-        assert loss.dtype == torch.float32 and torch.equal(loss, distill.distillation_loss(z.float(), v.float(), y, 3.0, alpha))
-    assert torch.equal(distill.soft_labels(v, 3.0), distill.soft_labels(v.float(), 3.0))
+        loss = distillation_loss(z, v, y, 3.0, alpha)
+        assert loss.dtype == torch.float32 and torch.equal(loss, distillation_loss(z.float(), v.float(), y, 3.0, alpha))
+    assert torch.equal(soft_labels(v, 3.0), soft_labels(v.float(), 3.0))
     assert distill.best_bias(z, y, 3) == distill.best_bias(z.double(), y, 3)
     z.requires_grad_()
-    distill.distillation_loss(z, v, y, 3.0).backward()
+    distillation_loss(z, v, y, 3.0).backward()
     copied = z.detach().float().requires_grad_()
-    distill.distillation_loss(copied, v.float(), y, 3.0).backward()
+    distillation_loss(copied, v.float(), y, 3.0).backward()
     assert torch.equal(z.grad, copied.grad.to(half))
 
 
@@ -201,14 +202,14 @@ def test_half_logits_are_computed_in_float32(half):
 
 def soft_gradient(z, v, temperature, alpha=1.0):
     z = z.clone().requires_grad_()
-    distill.distillation_loss(z, v, None, temperature, alpha).backward()
+    distillation_loss(z, v, None, temperature, alpha).backward()
     return z.grad * len(z)                                                                  # one image's, without the mean
 
 
 @pytest.mark.parametrize("temperature", [0.5, 3.0, 10.0])
 def test_gradient_is_temperature_times_the_difference_of_the_soft_labels(temperature):
     z, v = logits(seed=3), logits(seed=4)                                                   # T^2 times the paper's equation 2
-    expected = temperature * (distill.soft_labels(z, temperature) - distill.soft_labels(v, temperature))
+    expected = temperature * (soft_labels(z, temperature) - soft_labels(v, temperature))
     assert torch.allclose(soft_gradient(z, v, temperature), expected, rtol=1e-10, atol=1e-14)
 
 
@@ -218,7 +219,7 @@ def test_at_high_temperatures_the_gradient_is_that_of_matching_centred_logits():
     error = [(soft_gradient(z, v, t) - limit).abs().max().item() for t in (100, 1000, 10_000)]
     assert error[2] < 1e-3 and error[0] / error[1] == pytest.approx(10, rel=0.1) and error[1] / error[2] == pytest.approx(10, rel=0.1)
     centred = ((z - z.mean(1, keepdim=True) - v + v.mean(1, keepdim=True)) ** 2).sum(1).mean() / 20
-    assert distill.distillation_loss(z, v, None, 10_000, 1.0).item() == pytest.approx(centred.item(), rel=1e-2)
+    assert distillation_loss(z, v, None, 10_000, 1.0).item() == pytest.approx(centred.item(), rel=1e-2)
 
 
 def in_decimals(z, v, temperature):
@@ -245,7 +246,7 @@ def test_no_temperature_loses_the_loss_or_its_gradient(temperature, dtype, rel, 
         z[:, 1] = -math.inf if masked == "both" else z[:, 1]
     expected, gradient = in_decimals(z, v, temperature)
     z.requires_grad_()
-    loss = distill.distillation_loss(z, v, None, temperature, 1.0)
+    loss = distillation_loss(z, v, None, temperature, 1.0)
     loss.backward()
     if expected > torch.finfo(dtype).max:  # the student has a share for what the teacher masks
         assert loss.item() == math.inf and masked == "teacher"
@@ -257,7 +258,7 @@ def test_no_temperature_loses_the_loss_or_its_gradient(temperature, dtype, rel, 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-12, 1e-18, 1e-25, 1e-30])
 def test_a_temperature_near_zero_leaves_the_largest_logits(temperature):
     z, v = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True), torch.tensor([[4.0, 2.0, 3.0]])
-    loss = distill.distillation_loss(z, v, None, temperature, 1.0)                          # T^2 (z_2 - z_0) / T
+    loss = distillation_loss(z, v, None, temperature, 1.0)                          # T^2 (z_2 - z_0) / T
     loss.backward()
     assert loss.item() == pytest.approx(2 * temperature, rel=1e-6, abs=0)
     assert z.grad[0].tolist() == pytest.approx([-temperature, 0, temperature], rel=1e-6, abs=0)
@@ -397,30 +398,30 @@ def test_loss_refuses_what_makes_no_sense():
     z, v, y = logits(), logits(seed=1), torch.zeros(16, dtype=torch.long)
     for temperature in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"temperature is {temperature}, and must be a finite number above 0"):
-            distill.distillation_loss(z, v, y, temperature)
+            distillation_loss(z, v, y, temperature)
         with pytest.raises(ValueError, match="temperature"):
-            distill.soft_labels(v, temperature)
+            soft_labels(v, temperature)
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=f"alpha is {alpha}, and must be from 0 to 1"):
-            distill.distillation_loss(z, v, y, 2.0, alpha)
+            distillation_loss(z, v, y, 2.0, alpha)
     for other in (v[:8], v[:, :5], v[0]):
         with pytest.raises(ValueError, match=r"\(16, 10\) and the teacher's"):
-            distill.distillation_loss(z, other, y)
+            distillation_loss(z, other, y)
     with pytest.raises(ValueError, match="none of them 0"):
-        distill.distillation_loss(z[:0], v[:0], y[:0])
+        distillation_loss(z[:0], v[:0], y[:0])
     with pytest.raises(ValueError, match="require a gradient"):
-        distill.distillation_loss(z, v.requires_grad_(), y)
+        distillation_loss(z, v.requires_grad_(), y)
     v = logits(seed=1)
     with pytest.raises(ValueError, match="labels is None and alpha is 0.5"):
-        distill.distillation_loss(z, v, None, alpha=0.5)
+        distillation_loss(z, v, None, alpha=0.5)
     for low, high in ((0, 10), (-1, 3), (-100, 0)):                                         # torch leaves -100 out without a word
         with pytest.raises(ValueError, match=f"labels go from {low} to {high}, and must be classes from 0 to 9"):
-            distill.distillation_loss(z, v, torch.tensor([low] + [high] * 15))
+            distillation_loss(z, v, torch.tensor([low] + [high] * 15))
         with pytest.raises(ValueError, match=f"labels go from {low} to {high}"):
             distill.best_bias(z, torch.tensor([low] + [high] * 15), 1)
     for wrong in (y[:15], y[:, None], y.float(), y.int(), y.bool()):
         with pytest.raises(ValueError, match=r"labels are torch.\w+ of shape .*, and must be int64, one for each of the 16 images"):
-            distill.distillation_loss(z, v, wrong)
+            distillation_loss(z, v, wrong)
 
 
 def test_training_refuses_a_teacher_that_is_not_ready(problem):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from qlab.nets import compress, prune, ptq, qat
+from qlab.nets import compress, prune, prune_schedules, ptq, qat
 from qlab.nets.left import ByLayer, behind
 from qlab.quant import linear
 
@@ -51,10 +51,10 @@ def taken(how):
         masks = prune.n_m(net, 1, 2, skip=["last", "block.inner"])
         return {**masks, "block.inner": None}, {n: why for n, why in masks.left.items() if n != "block.inner"}, "named in skip"
     if how == "gradual":
-        masks, _ = prune.gradual(net, 0.5, 10, skip=["last"])
+        masks, _ = prune_schedules.gradual(net, 0.5, 10, skip=["last"])
         return masks, masks.left, "named in skip"
     if how == "iterative":
-        masks = prune.iterative(net, [0.2, 0.5], lambda net, after_step, number: after_step(), skip=["last"])
+        masks = prune_schedules.iterative(net, [0.2, 0.5], lambda net, after_step, number: after_step(), skip=["last"])
         return masks, masks.left, "named in skip"
     shared = compress.share(net, {name: torch.ones_like(net.get_submodule(name).weight) > 0 for name in LAYERS[:-1]}, 2)
     return shared, shared.left, "it has no mask"

@@ -21,7 +21,8 @@ from qlab.lab.experiments import mixed_precision as experiment
 from qlab.lab.measure import mcnemar
 from qlab.nets import fake, qat, training
 from qlab.nets import mixed_precision as mp
-from qlab.nets.mixed_precision import LossScale, half_gradients, shares, train, train_autocast, update
+from qlab.nets.half import half_copies, half_gradients, shares, update
+from qlab.nets.mixed_precision import LossScale, train, train_autocast
 from qlab.nets.models import lenet_5, lenet_300_100
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -150,7 +151,7 @@ def test_a_network_with_quantizers_trains_in_half_precision(how, half):
     x = images(64)[0]
     y = (x[:, 0, :14].mean((1, 2)) > x[:, 0, 14:].mean((1, 2))).long()                                  # which half is brighter
     start = qat.prepare(small_cnn(), x, weight_bits=4, activation_bits=8, **how).train()
-    copies = mp.half_copies(start, half)
+    copies = half_copies(start, half)
     kept = {name for name, t in copies.items() if t.dtype == torch.float32}
     assert kept == {name for name in copies if ".bn." in name and "num" not in name or name.endswith((".scale", ".range"))}
     value, gradients = half_gradients(copy.deepcopy(start), x, y, half=half, scale=256.0)
@@ -396,7 +397,7 @@ def test_autocast_without_a_scaler_is_training_without_one():
 
 
 def test_in_float32_the_loop_is_that_of_fit(monkeypatch):
-    monkeypatch.setattr(mp, "HALVES", (torch.float32,))
+    monkeypatch.setattr("qlab.nets.half.HALVES", (torch.float32,))
     ours, theirs, (x, y) = perceptron(), perceptron(), data()
     train(ours, x, y, 3, 0.1, half=torch.float32, seed=5, batch_size=50)
     training.fit(theirs, x, y, 3, 0.1, seed=5, batch_size=50)

@@ -14,7 +14,7 @@ from torch.nn.utils import prune as reference
 
 from qlab.lab import data, measure, runs, zoo
 from qlab.lab.experiments import pruning as experiment
-from qlab.nets import channels, prune
+from qlab.nets import channels, prune, prune_schedules
 from qlab.nets.models import plain_cnn
 from qlab.nets.training import fit
 
@@ -166,7 +166,7 @@ def test_masks_hold_under_momentum_and_weight_decay_where_a_zero_gradient_would_
 def test_a_gradual_schedule_follows_the_paper_and_ends_exactly():
     x, y = blobs()
     model, sizes = mlp(), []
-    masks, after_step = prune.gradual(model, 0.75, steps=8, every=2, scope="global")
+    masks, after_step = prune_schedules.gradual(model, 0.75, steps=8, every=2, scope="global")
     removed = {n: ~m for n, m in masks.items()}
 
     def watched():
@@ -182,7 +182,7 @@ def test_a_gradual_schedule_follows_the_paper_and_ends_exactly():
     t = np.minimum(np.arange(1, 13) // 2 * 2, 8)                                            # new masks at every second step, up to 8
     expected = 0.75 - 0.75 * (1 - t / 8) ** 3
     np.testing.assert_allclose(sizes, np.round(expected * total) / total)
-    assert prune.cubic(100, 8, 0.75) == 0.75 and prune.cubic(0, 8, 0.75, initial=0.2) == pytest.approx(0.2)
+    assert prune_schedules.cubic(100, 8, 0.75) == 0.75 and prune_schedules.cubic(0, 8, 0.75, initial=0.2) == pytest.approx(0.2)
 
 
 def test_iterative_rounds_are_nested_and_repeat_themselves():
@@ -196,7 +196,7 @@ def test_iterative_rounds_are_nested_and_repeat_themselves():
             nested.append({n: model.get_submodule(n).weight != 0 for n in ("0", "2", "4")})
             fit(model, x, y, 1, 0.1, seed=number, after_step=after_step)
 
-        return model, prune.iterative(model, [0.3, 0.6, {"0": 0.9, "2": 0.8, "4": 0.6}], train), nested
+        return model, prune_schedules.iterative(model, [0.3, 0.6, {"0": 0.9, "2": 0.8, "4": 0.6}], train), nested
 
     model, masks, nested = run()
     assert [int((~m).sum()) for m in masks.values()] == [round(0.9 * 192), round(0.8 * 128), round(0.6 * 24)]
@@ -204,9 +204,9 @@ def test_iterative_rounds_are_nested_and_repeat_themselves():
         assert not any((later[n] & ~earlier[n]).any() for n in later)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), run()[0].parameters()))
     with pytest.raises(ValueError, match="must not fall"):
-        prune.iterative(mlp(), [0.5, 0.4], lambda *_: None)
+        prune_schedules.iterative(mlp(), [0.5, 0.4], lambda *_: None)
     with pytest.raises(ValueError, match="at least one round"):
-        prune.iterative(mlp(), [], lambda *_: None)
+        prune_schedules.iterative(mlp(), [], lambda *_: None)
 
 
 def test_rewinding_gives_the_survivors_their_first_values():
@@ -220,7 +220,7 @@ def test_rewinding_gives_the_survivors_their_first_values():
 
     train(model, None, None)
     trained = model[0].weight.detach().abs().clone()
-    masks = prune.iterative(model, [0.5, 0.75], train, rewind_to=initial)
+    masks = prune_schedules.iterative(model, [0.5, 0.75], train, rewind_to=initial)
     for name in ("0", "2", "4"):
         assert torch.equal(starts[2][f"{name}.weight"], initial[f"{name}.weight"] * masks[name])
         assert torch.equal(starts[2][f"{name}.bias"], initial[f"{name}.bias"])
@@ -262,9 +262,9 @@ def test_sensitivity_prunes_one_layer_at_a_time_and_leaves_the_model():
     (lambda: prune.n_m(plain_cnn()), "conv1 has 1 inputs, which is no multiple of 4: name it in skip"),
     (lambda: prune.apply(mlp(), {"1": torch.ones(2).bool()}), "masks names '1'"),
     (lambda: prune.hold(mlp(), {"0": torch.ones(16, 12)}), "must be bool of shape"),
-    (lambda: prune.gradual(mlp(), 0.5, steps=0), "steps is 0"),
-    (lambda: prune.gradual(mlp(), 1.5, steps=10), "sparsity is 1.5"),
-    (lambda: prune.gradual(mlp(), 0.5, steps=10, every=0), "every is 0"),
+    (lambda: prune_schedules.gradual(mlp(), 0.5, steps=0), "steps is 0"),
+    (lambda: prune_schedules.gradual(mlp(), 1.5, steps=10), "sparsity is 1.5"),
+    (lambda: prune_schedules.gradual(mlp(), 0.5, steps=10, every=0), "every is 0"),
 ])
 def test_refusals_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as caught:

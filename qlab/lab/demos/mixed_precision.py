@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qlab.lab import plot, widgets
-from qlab.nets.mixed_precision import shares
+from qlab.nets.half import shares
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SCALES = (-20, 32)                  # log2 S; below 0 it stands for a small weight in front of the loss

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from qlab.lab import data, measure, runs, zoo
-from qlab.nets import compress, prune
+from qlab.nets import compress, prune, prune_schedules
 from qlab.nets.models import MODELS
 from qlab.nets.training import fit
 
@@ -66,7 +66,7 @@ def _augment(name: str) -> Callable | None:
 def pruned(name: str, model: nn.Module, split: data.Split, density: float, epochs: int) -> tuple[nn.Module, prune.Masks]:
     """A copy of the model with this share of its weights left, and the masks; the sparsity rises for the first half of the epochs."""
     model, steps = copy.deepcopy(model).requires_grad_(True), math.ceil(len(split.labels) / zoo.BATCH_SIZE) * epochs
-    masks, after_step = prune.gradual(model, 1 - density, steps // 2, scope="global")
+    masks, after_step = prune_schedules.gradual(model, 1 - density, steps // 2, scope="global")
     return train(name, model, split, epochs, f"density {density:.3f}", after_step), masks
 
 

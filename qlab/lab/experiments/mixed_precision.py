@@ -38,7 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qlab.lab import data, machine, quiet, runs, zoo
 from qlab.lab.measure import accuracy, latency_ms
-from qlab.nets.mixed_precision import HALVES, LossScale, Run, train, train_autocast
+from qlab.nets.half import HALVES
+from qlab.nets.mixed_precision import LossScale, Run, train, train_autocast
 from qlab.nets.models import lenet_300_100
 from qlab.nets.training import fit
 

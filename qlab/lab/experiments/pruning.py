@@ -33,7 +33,7 @@ from torch import nn
 
 from qlab import saving
 from qlab.lab import data, measure, quiet, runs, zoo
-from qlab.nets import channels, distill, prune
+from qlab.nets import channels, distill, prune, prune_schedules, soft
 from qlab.nets.models import lenet_300_100, plain_cnn
 from qlab.nets.training import fit
 
@@ -77,7 +77,7 @@ def start(arm: str, seed: int, steps: int, device: str) -> tuple[nn.Module, prun
                 layer.reset_parameters()
     model.to(device)
     if how == "gradual":
-        return model, *prune.gradual(model, SPARSITY, steps // 4, scope="global")           # then the masks stay as they are
+        return model, *prune_schedules.gradual(model, SPARSITY, steps // 4, scope="global")           # then the masks stay as they are
     if how == "one-shot":
         masks = prune.magnitude(model, SPARSITY, "global")
     elif how == "2:4":
@@ -113,7 +113,7 @@ def run(arm: str, seed: int, folder: Path, device: str = "cpu", epochs: int = EP
             row["before"] = test(model)
         if arm in TAUGHT:
             def lesson(model, batch, number):
-                return distill.distillation_loss(model(batch), logits[number], y[number % len(y)], TEMPERATURE, ALPHA)
+                return soft.distillation_loss(model(batch), logits[number], y[number % len(y)], TEMPERATURE, ALPHA)
             fit(model, x, torch.arange(len(x), device=device), epochs, MAX_LR, seed=seed, loss=lesson, after_step=after_step,
                 name=f"{arm} {seed}")
         else:
@@ -194,7 +194,7 @@ def lottery() -> None:
             rows.append(facts | {"arm": "ticket", "test": train(model, seed, f"{name}, ticket", after_step)})
             rows.append(facts | {"arm": "again", "test": again})
 
-        prune.iterative(model, sparsities, one_round, rewind_to=initial)
+        prune_schedules.iterative(model, sparsities, one_round, rewind_to=initial)
         runs.write("pruning_lottery", f"{COMMAND} lottery", settings={
             "network": "lenet_300_100", "epochs": LOTTERY_EPOCHS, "max_lr": zoo.RECIPE["lenet300"]["max_lr"], "sparsities": sparsities,
             "seeds": [row["seed"] for row in rows if row["arm"] == "dense"]}, rows=rows)
