@@ -203,9 +203,15 @@ def notebooks(args: argparse.Namespace) -> int:
     paths = [find_notebook(name, root) for name in args.names] or sorted((root / "notebooks").glob("*.ipynb"))
     if not paths:
         raise FileNotFoundError(f"there are no notebooks in {root / 'notebooks'}.")
-    from qlab.lab.notebooks import refresh
+    from qlab.lab import quiet
+    from qlab.lab.notebooks import refresh, takes_times
 
-    refresh(paths, report=print)
+    def report(path: str) -> None:
+        print(path, flush=True)
+        if takes_times(Path(path)):
+            quiet.wait(args.busy)
+
+    refresh(paths, report)
     record_release(root)
     return 0
 
@@ -321,6 +327,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("notebooks", help="execute the notebooks and store their outputs")
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02 (default: all)")
+    command.add_argument("--busy", action="store_true", help="execute pages that measure times on a busy machine too, without waiting")
     command.set_defaults(run=notebooks)
 
     command = commands.add_parser("build", help="make exercises/, the grader's bundles and the list of released notebooks from "

@@ -8,6 +8,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 from qlab.lab import quiet, runs
@@ -171,6 +172,22 @@ def test_the_grader_s_benchmark_waits_before_it_grades(monkeypatch, tmp_path, ar
     with pytest.raises(SystemExit, match=f"anyway is {'--busy' in arguments}"):
         bench.main([*arguments, "--out", str(tmp_path / "grading.json")])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_measures_times_is_executed_on_a_quiet_machine(monkeypatch, tmp_path):
+    from qlab import cli
+    from qlab.lab import notebooks
+    order, pages = [], []
+    for name, source in (("00_a", "x = 1"), ("01_b", "t = measure.latency_ms(f)"), ("02_c", "y = latency_ms_of[1]")):
+        pages.append(tmp_path / "notebooks" / f"{name}.ipynb")
+        pages[-1].parent.mkdir(exist_ok=True)
+        pages[-1].write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])))
+    monkeypatch.setattr(cli, "course", lambda: tmp_path)
+    monkeypatch.setattr(cli, "record_release", lambda root: order.append("released"))
+    monkeypatch.setattr(notebooks, "_refreshed", lambda path: order.append(path.stem) or b"{}")
+    monkeypatch.setattr(quiet, "wait", lambda anyway: order.append(anyway))
+    assert cli.main(["notebooks", "--busy"]) == 0
+    assert order == ["00_a", True, "01_b", "02_c", "released"]
 
 
 @pytest.mark.skipif(not quiet.STAT.exists(), reason="there is no /proc/stat")

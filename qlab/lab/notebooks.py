@@ -32,6 +32,7 @@ from qlab.lab.jupyter.saving import WIDGET_VIEW
 FOLDER = Path(__file__).parents[2] / "notebooks"
 BENCH = Path(__file__).parent / "records" / "bench.json"
 MAX_LINES, MAX_COLUMNS, MAX_BYTES, TIMEOUT_S = 25, 88, 1_000_000, 300
+TIMERS = ("latency_ms", "measure_roof", "measure_peak", "measure_bandwidth", "time_cpu", "in_turn", "race", "perf_counter", "process_time")
 KEPT_METADATA = ("tags", "slideshow", "jupyter")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -55,6 +56,16 @@ def refresh(paths: Iterable[str | Path] | None = None, report: Callable[[str], N
             report(str(path))
         saving.write({path: _refreshed(path)})
     return paths
+
+
+def takes_times(path: Path) -> bool:
+    """Whether a page measures times itself, and stores them among its outputs, by the names of what measures.
+
+    >>> takes_times(FOLDER / "01_why_low_precision.ipynb"), takes_times(FOLDER / "02_linear_quantization.ipynb")
+    (True, False)
+    """
+    cells = nbformat.read(path, as_version=4).cells
+    return any(re.search(rf"\b({'|'.join(TIMERS)})\(", cell.source) for cell in cells if cell.cell_type == "code")
 
 
 def _refreshed(path: Path) -> bytes:
