@@ -58,7 +58,7 @@ def accuracy(model: Callable, split: Split, batch_size: int = 100) -> Accuracy:
                 x = x.to(held.device)
                 if channels_last:
                     try:
-                        logits = model(x.contiguous(memory_format=torch.channels_last))
+                        logits = model(x.to(memory_format=torch.channels_last))      # contiguous() leaves images of one channel as they are
                     except RuntimeError:
                         channels_last = False
                 if not channels_last:
