@@ -135,6 +135,8 @@ def test_shared_and_repeated_layers_say_why():
                                                 "2": "it shares its bias with 1", "3": "it makes the network's output"}
     fork = Net(lambda n, x: n.fc((n.b(n.a(x)) + n.c(n.a2(x))).mean((2, 3))), c=nn.Conv2d(4, 4, 1), a2=nn.Conv2d(2, 4, 1), **maps())
     assert equalized(fork, (2, 4, 4)).pairs == [("a", "b"), ("a2", "c")]
+    unread = Net(lambda n, x: (n.a(x), n.fc(x.mean((2, 3))[:, :4]))[1], a=nn.Conv2d(4, 4, 1), fc=nn.Linear(4, 2))
+    assert equalized(unread, (4, 3, 3)).left == {"a": "nothing reads it", "fc": "it makes the network's output"}
     read = Net(lambda n, x: (lambda y: n.fc((n.b(y) + n.c(y)).mean((2, 3))))(n.a(x)), c=nn.Conv2d(4, 4, 1), **maps())
     assert equalized(read, (2, 4, 4)).left["a"] == "it is read at 2 places (b, c), and all would need its factors"
 

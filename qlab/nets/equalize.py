@@ -109,7 +109,9 @@ def _reader(traced: fx.GraphModule, node: fx.Node) -> tuple[str | None, str]:
     layer, how = traced.get_submodule(node.target), "maps" if kind(traced, node) == "conv" else "last"
     while True:
         readers = [_called(user) for user in node.users]
-        if len(readers) != 1:
+        if not readers:
+            return None, "nothing reads it"
+        if len(readers) > 1:
             return None, f"it is read at {len(readers)} places ({', '.join(readers)}), and all would need its factors"
         before, node = node, next(iter(node.users))
         what = kind(traced, node)
