@@ -2,9 +2,11 @@
 
     reference   three loops, the exact product, zero-points, the epilogue      what everything else is compared with
     cpu         torch._int_mm: oneDNN on the CPU, cuBLASLt on CUDA
+    onnxruntime ONNX Runtime's product of unsigned bytes: fast without VNNI, too
+    float32     products of floats, exact in chunks: fast everywhere
     triton      our own kernels, with the epilogue fused; without a GPU in Triton's interpreter
-    device      whether Triton's kernels can run here
-    product     int8_matmul: one door to the three
+    device      what this machine has for them
+    product     int8_matmul: one door to all of them
     layers      Int8Linear, quantize_linears_
     roofline    what this machine can reach
     systolic    the array of a TPU, cycle by cycle; hdl: its processing element as hardware
