@@ -144,7 +144,7 @@ def _layer(step: Step, codes: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("a convolution takes maps, (n, channels, rows, columns)")
         channels, positions = codes.shape[1], codes.shape[2] * codes.shape[3]
         largest = max(channels * positions, len(step.weight) * positions // math.prod(step.options["stride"]), 1)
-        images = codes.split(max(1, AT_ONCE // largest))
+        images = codes.split(max(1, AT_ONCE * torch.get_num_threads() // largest))
     for few in images:
         a = total(few, step.grids[0].zero_point)
         out.append(_finish(step, multiply(a, step.m, step.n)) if floor is None else floor(a))
