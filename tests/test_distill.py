@@ -16,7 +16,7 @@ from qlab.lab import data, runs, zoo
 from qlab.lab.experiments import distillation as experiment
 from qlab.lab.measure import accuracy, mcnemar, over_seeds
 from qlab.nets import distill
-from qlab.nets.soft import distillation_loss, soft_labels
+from qlab.nets.soft_loss import distillation_loss, soft_labels
 from qlab.nets.training import fit
 
 

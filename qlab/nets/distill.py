@@ -1,6 +1,6 @@
 """Knowledge distillation: a small network, the student, is trained on what a large one, the teacher, says (Hinton et al. 2015).
 
-    distill      on the teacher's soft labels (qlab.nets.soft has the loss), live or from its logits, computed once
+    distill      on the teacher's soft labels (qlab.nets.soft_loss has the loss), live or from its logits, computed once
     fit_hints    first, on what the teacher computes half-way (Romero et al. 2015)
     best_bias    afterwards, for a class that the student never saw
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from qlab.nets.soft import check_labels, check_logits, check_loss, distillation_loss
+from qlab.nets.soft_loss import check_labels, check_logits, check_loss, distillation_loss
 from qlab.nets.training import fit
 
 

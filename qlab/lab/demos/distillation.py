@@ -12,7 +12,7 @@ import torch
 
 from qlab.lab import plot, widgets
 from qlab.lab.data import CLASSES
-from qlab.nets.soft import soft_labels
+from qlab.nets.soft_loss import soft_labels
 
 TEMPERATURES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 

@@ -33,7 +33,7 @@ from torch import nn
 
 from qlab import saving
 from qlab.lab import data, measure, quiet, runs, zoo
-from qlab.nets import channels, distill, prune, prune_schedules, soft
+from qlab.nets import channels, distill, prune, prune_schedules, soft_loss
 from qlab.nets.models import lenet_300_100, plain_cnn
 from qlab.nets.training import fit
 
@@ -113,7 +113,7 @@ def run(arm: str, seed: int, folder: Path, device: str = "cpu", epochs: int = EP
             row["before"] = test(model)
         if arm in TAUGHT:
             def lesson(model, batch, number):
-                return soft.distillation_loss(model(batch), logits[number], y[number % len(y)], TEMPERATURE, ALPHA)
+                return soft_loss.distillation_loss(model(batch), logits[number], y[number % len(y)], TEMPERATURE, ALPHA)
             fit(model, x, torch.arange(len(x), device=device), epochs, MAX_LR, seed=seed, loss=lesson, after_step=after_step,
                 name=f"{arm} {seed}")
         else:
