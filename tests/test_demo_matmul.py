@@ -148,7 +148,8 @@ NO_GPU = {"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True, "amx
 
 @pytest.mark.parametrize("name, environment, said", [
     ("matmul_cpu", NO_GPU | {"cpu": "Some CPU"}, "Some CPU, VNNI, no AMX, 1 thread"),
-    ("matmul_cpu_x", NO_GPU | {"cpu": "Other", "avx_vnni": None, "amx_int8": True}, "Other, no VNNI, AMX, 1 thread"),
+    ("matmul_cpu_x", NO_GPU | {"cpu": "Other", "avx_vnni": None, "amx_int8": True, "onednn_limit": "AVX2"},
+     "Other, no VNNI, AMX, oneDNN limited to AVX2, 1 thread"),
     ("matmul_cpu_arm", {"cpu": "A", "architecture": "aarch64", "arm_dot": True, "arm_i8mm": False}, "A, dot product, no I8MM, 1 thread"),
     ("matmul_cuda", NO_GPU | {"cpu": "Some CPU", "cuda": "Some GPU"}, "Some GPU")])
 def test_a_record_s_times_stand_beside_its_machine_and_float32_s(tmp_path, name, environment, said):
@@ -160,6 +161,9 @@ def test_a_record_s_times_stand_beside_its_machine_and_float32_s(tmp_path, name,
     assert [line.split() for line in table] == [["float32", "3", "(1.00)", "0.1", "(1.00)"],
                                                 ["codes", "1.5", "(2.00)", "1234", "0.25", "(0.40)"]]
     assert len({len(line) for line in (sizes, *table)}) == 1
+    for quiet, more in ((True, ""), (None, ""), (False, ", while others kept it busy")):
+        path.write_text(json.dumps({"environment": environment | {"date": "2026-11-23"}, "rows": rows, "load": {"quiet": quiet}}))
+        assert milliseconds(path).splitlines()[0] == f"{said}, 2026-11-23{more}"
 
 
 @pytest.mark.parametrize("path", sorted(runs.FOLDER.glob("matmul_*.json")), ids=lambda path: path.stem)

@@ -75,7 +75,8 @@ def milliseconds(path: Path) -> str:
             times.setdefault(row["what"], {})[shape] = row["ms"]
     shapes = sorted({shape for row in times.values() for shape in row}, key=lambda shape: (shape[0] == 1, shape))
     at = record["environment"]
-    lines = [f"{at['cuda'] if gpu else _cpu(at)}, {at['date']}", f"{'milliseconds':24}" + "".join(f"{_size(s):>16}" for s in shapes)]
+    busy = ", while others kept it busy" if record.get("load", {}).get("quiet") is False else ""
+    lines = [f"{at['cuda'] if gpu else _cpu(at)}, {at['date']}{busy}", f"{'milliseconds':24}" + "".join(f"{_size(s):>16}" for s in shapes)]
     for name, row in times.items():
         cells = [_time(row.get(shape), times.get("float32", {}).get(shape)) for shape in shapes]
         lines.append((f"{name:24}" + "".join(f"{cell:>16}" for cell in cells)).rstrip())
@@ -88,7 +89,8 @@ def _cpu(at: dict) -> str:
         known = {"dot product": at["arm_dot"], "I8MM": at["arm_i8mm"]}
     else:
         known = {"VNNI": at["avx512_vnni"] or at["avx_vnni"], "AMX": at["amx_int8"]}
-    return ", ".join([at["cpu"], *(name if has else f"no {name}" for name, has in known.items()), "1 thread"])
+    limit = [f"oneDNN limited to {at['onednn_limit']}"] if at.get("onednn_limit") else []
+    return ", ".join([at["cpu"], *(name if has else f"no {name}" for name, has in known.items()), *limit, "1 thread"])
 
 
 def _size(shape: tuple[int, int, int]) -> str:
