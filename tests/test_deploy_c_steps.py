@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import step_networks
 import step_reference
+import test_stored
 import torch
 from c_library import one_library, one_program
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from test_steps import codes
 
 from qlab.deploy import c, c_layers, c_places, cortex_m
-from qlab.nets import steps
+from qlab.nets import integer, ptq, steps
 from qlab.nets.integer import Grid, IntegerNetwork, Step
 
 pytestmark = [pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason=c.NO_COMPILER),
@@ -183,6 +184,15 @@ def test_what_c_does_not_have_is_refused_by_name(network, shape, message, tmp_pa
     with pytest.raises(ValueError, match=message) as error:
         c.export(network, tmp_path / "net.c", shape)
     assert "\n" not in str(error.value) and str(error.value).endswith(".") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("net, shape", test_stored.NETWORKS.values(), ids=test_stored.NETWORKS)
+def test_other_peoples_networks_agree(net, shape, tmp_path):
+    torch.manual_seed(0)
+    network = integer.convert(ptq.quantize(net(), torch.randn(16, *shape)), shape)
+    c.export(network, tmp_path / "net.c", shape)
+    images = full_range(2, 6, *shape)
+    assert torch.equal(c.run(tmp_path / "net.c", images), network.run(images)) and network.run(images).unique().numel() > 4
 
 
 @needs_arm

@@ -628,10 +628,13 @@ TABLES = [nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardswish(), nn.
           nn.AdaptiveAvgPool2d((4, 5))]
 
 
-@pytest.mark.parametrize("net, shape", [
-    (Views, (1, 6, 6)), (lambda: nn.Sequential(*LINE), (2, 12)),
-    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), *TABLES), (1, 6, 7)),
-])
+NETWORKS = {  # of layers and operations that the zoo's have not, and the shapes of their images
+    "views": (Views, (1, 6, 6)), "line": (lambda: nn.Sequential(*LINE), (2, 12)),
+    "tables": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), *TABLES), (1, 6, 7)),
+}
+
+
+@pytest.mark.parametrize("net, shape", NETWORKS.values(), ids=NETWORKS)
 def test_other_peoples_networks_come_back(net, shape, tmp_path):
     torch.manual_seed(0)
     images = torch.randn(16, *shape)

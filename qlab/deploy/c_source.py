@@ -115,7 +115,7 @@ HEADER = """/* {about}
 
    image: {shape_in} codes from {grid_in.low} to {grid_in.high}, the nearest to value / {NAME}_INPUT_SCALE + {NAME}_INPUT_ZERO.
    logits: {shape_out} codes; value = {NAME}_OUTPUT_SCALE * (code - {NAME}_OUTPUT_ZERO).
-   Maps are stored by rows, columns, channels. The arena is one static array: one run at a time. */
+   Maps are stored by rows, columns, channels: the first of PyTorch's dimensions last. The arena is one static array: one run at a time. */
 #ifndef {NAME}_H
 #define {NAME}_H
 
