@@ -141,7 +141,10 @@ def _library(path: Path, sha256: str, name: str):
     """NAME_run of the file with this checksum, compiled and loaded once."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"{name}.so"
-        compile_c([path], made, "-O3", "-shared", "-fPIC")
+        try:
+            compile_c([path], made, "-O3", "-march=native", "-shared", "-fPIC")             # integers: the bits are any processor's
+        except ValueError:  # a compiler that does not know this processor, or a file that none accepts
+            compile_c([path], made, "-O3", "-shared", "-fPIC")
         function = getattr(ctypes.CDLL(str(made)), f"{name}_run")
     function.restype = None
     return function
