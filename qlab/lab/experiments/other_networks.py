@@ -11,7 +11,7 @@ Fashion-MNIST's, resized and repeated for as many channels as a network takes. E
     the others              signal to noise of the logits against the float network's, in dB
     refused                 what the runtime's export says, in one sentence
 
-torchvision is only needed here: pip install --no-deps torchvision==0.28.0.
+torchvision comes with the extra test.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def torchvision_models():
     try:
         from torchvision import models
     except ImportError:
-        raise ImportError("torchvision is not installed: pip install --no-deps torchvision==0.28.0.") from None
+        raise ImportError("torchvision is not installed: it comes with the extra test.") from None
     finally:
         torch.library.register_fake = registered
     return models
