@@ -1,6 +1,7 @@
 """Every kind of step in C, bit for bit: random networks of them against NumPy's integers and IntegerNetwork, and what each costs."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,6 +157,14 @@ def test_equal_tables_are_stored_once(tmp_path):
     about, text = c.export(network, tmp_path / "net.c", (3, 2, 2)), (tmp_path / "net.c").read_text()
     assert text.count("[256] = {") == 2 and text.count("table(12, table_1_table, ") == 2
     assert (about.input.shape, about.output.shape, c.arena_bytes(about)) == ((3, 2, 2), (3, 2, 2), 24)
+
+
+def test_layers_of_one_name_have_memory_of_their_own(tmp_path):
+    first, second = chain(conv(4, 2, 3, 3), conv(3, 4, 2, 2)).steps
+    network = IntegerNetwork((replace(first, name="twice"), replace(second, name="twice")), "t0", "t2", GRID, GRID)
+    about, images = c.export(network, tmp_path / "net.c", (2, 6, 5)), full_range(0, 4, 2, 6, 5)
+    assert [entry["tensor"] for layer in about.layers for entry in layer["memory"]] == ["t1", "twice patch", "t1", "twice_ patch"]
+    np.testing.assert_array_equal(c.run(tmp_path / "net.c", images).numpy(), step_reference.network(network, images))
 
 
 def test_softmax_with_every_multiplier_under_the_sanitizers(tmp_path):

@@ -58,7 +58,7 @@ def lay_out(program: Program, network: IntegerNetwork) -> Memory:
             if name not in outside:
                 alive.setdefault(name, [step, step])[1] = step
     tensors = [arena.Tensor(name, sizes[name], *life) for name, life in alive.items()]
-    tensors += [arena.Tensor(f"{layer.name} patch", layer.patch, step, step) for step, layer in enumerate(program.layers) if layer.patch]
+    tensors += [arena.Tensor(f"{layer.prefix} patch", layer.patch, step, step) for step, layer in enumerate(program.layers) if layer.patch]
     return Memory(tuple(tensors), *arena.plan(tensors))
 
 
@@ -80,7 +80,7 @@ def source(name: str, header_name: str, program: Program, memory: Memory, networ
         arrays = [_array(n, values) for n, values in program.constants.items() if n.rpartition("_")[0] == layer.prefix]
         if constants := [*arrays, *[layer.struct] * bool(layer.struct)]:
             parts.append("\n\n".join([comment, *constants]))
-        calls.append("    " + layer.call.format(*(where[f"{layer.name} patch" if t == PATCH else t] for t in layer.tensors)))
+        calls.append("    " + layer.call.format(*(where[f"{layer.prefix} patch" if t == PATCH else t] for t in layer.tensors)))
         calls[-1] += "" if constants else f"  {comment}"
     if memory.arena_bytes:
         parts.append(f"static int8_t arena[{name.upper()}_ARENA];")
