@@ -63,7 +63,7 @@ def _session():
         import onnxruntime
         from onnx import TensorProto, helper
     except ImportError:
-        raise ImportError("ONNX Runtime is not installed: .venv/bin/pip install -e '.[onnx]' -c constraints.txt") from None
+        raise ImportError("ONNX Runtime is not installed: .venv/bin/pip install -e '.[deploy]' -c constraints.txt") from None
     values = [helper.make_tensor_value_info(name, kind, [None, None]) for name, kind in
               (("u", TensorProto.UINT8), ("s", TensorProto.INT8), ("c", TensorProto.INT32))]
     graph = helper.make_graph([helper.make_node("MatMulInteger", ["u", "s"], ["c"])], "product", values[:2], values[2:])
