@@ -280,7 +280,7 @@ def test_describe_reads_the_quantization_parameters(exported):
 def test_the_weights_in_the_file_are_the_network_s():
     q = ptq.quantize(zoo.load("depthwise"), data.calibration(64).images)
     step = next(s for s in integer.convert(q).steps if s.name == "block3_pointwise")
-    from qlab.deploy.tflite_steps import weight_scale
+    from qlab.deploy.tflite_layers import weight_scale
 
     np.testing.assert_array_equal(weight_scale(step), q.tensors["block3.pointwise"].scale.flatten().numpy())
 
