@@ -59,6 +59,7 @@ def groups(model: nn.Module) -> list[Group]:
     Raises ValueError, by name, for a model with a weight that is recomputed in each forward, a forward hook, a forward put on an
     instance; one that fx cannot follow; one that takes other steps in training than in evaluation.
 
+    >>> import torch
     >>> class Block(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -161,7 +162,7 @@ def _passes(node: fx.Node, model: nn.Module, module: nn.Module | None, group: Gr
         return how if how == "maps" or type(module) is nn.BatchNorm1d else None
     if type(module) in CONVOLUTIONS and 1 < module.groups == module.in_channels == module.out_channels:
         return how if how == "maps" else None
-    return places.behind(model, node, how)
+    return places.behind(model, node, how, model.get_submodule(group.makers[0]).weight.dim() if group.makers and how == "maps" else None)
 
 
 def _reads(module: nn.Module | None, group: Group, how: str) -> bool:

@@ -21,20 +21,19 @@ Bias correction. Rounded weights W + e move the mean of a layer's output by e * 
 (section 4.2, with the mean measured on calibration images, appendix D).
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
+from qlab.nets import places
 from qlab.nets.graph import Walk, calls, kind, trace
 from qlab.nets.plain import LAYERS, users_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
-# Where the channels are: "maps", along axis 1 of a convolution's output; "columns", maps flattened, each channel a block of neighbouring
-# columns; "last", along the last axis of a linear layer's output. A convolution reads the first, a linear layer the others.
+# Where channels are is said in the words of qlab.nets.places. A convolution reads "maps", a linear layer the others.
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _reader(traced: fx.GraphModule, node: fx.Node) -> tuple[str | None, str]:
             return (node.target, "") if fits else (None, f"an input of {node.target} is not one of its channels")
         if not _passes(traced, node, what):
             return None, f"{_called(node)} reads it, through which no factors are led"
-        how = _behind(traced, node, what, how, layer.weight.dim())
+        how = places.behind(traced, node, how, layer.weight.dim())
         if not how:
             return None, f"{_called(node)} reads {_called(before)}, and its channels are at other places then"
 
@@ -141,43 +140,13 @@ def _passes(traced: fx.GraphModule, node: fx.Node, what: str) -> bool:
     return leaky or what in ("relu", "maxpool", "mean", "flatten", "reshape", "pad", "stretch")
 
 
-def _behind(traced: fx.GraphModule, node: fx.Node, what: str, how: str, dims: int) -> str:
-    """Where the channels are behind a node that passes them on; "" where it mixes up their places. dims: of a map, (n, channels, ...)."""
-    if what in ("relu", "table"):
-        return how
-    module = traced.get_submodule(node.target) if node.op == "call_module" else None
-    if what == "flatten":
-        ends = (1, -1), (1, dims - 1)
-        return ("columns" if (module.start_dim, module.end_dim) in ends else "") if how == "maps" else how
-    if how != "maps":
-        return ""
-    if what == "reshape":                                                                   # x.view(x.size(0), -1)
-        rows = len(node.args) == 3 and _is_batch(node.args[1]) and node.args[2] == -1
-        return "columns" if node.target in ("view", "reshape") and rows else ""
-    if what == "mean" and module is None:
-        over, keep = (*node.args[1:], None, None)[:2]
-        over, keep = node.kwargs.get("dim", over), node.kwargs.get("keepdim", keep)
-        over = over if isinstance(over, (tuple, list)) else () if over is None else (over,)
-        return "" if sorted(d % dims for d in over) != list(range(2, dims)) else "maps" if keep else "columns"
-    if what == "pad":
-        return how if isinstance(module.padding, int) or len(module.padding) // 2 <= dims - 2 else ""  # beyond are the channels
-    return how
-
-
-def _is_batch(size) -> bool:
-    """Whether a size is x.size(0) or x.shape[0], as the graph notes them."""
-    if not isinstance(size, fx.Node) or size.args[1:] != (0,):
-        return False
-    return size.target == "size" or size.target is operator.getitem and size.args[0].target in ("size", getattr)
-
-
 def _inputs(layer: nn.Module, channels: int, how: str) -> torch.Tensor | None:
     """The weight as a view (groups, channels / groups, what they are multiplied by ...); None where an input is not one channel's."""
     w, groups = layer.weight, getattr(layer, "groups", 1)
     if isinstance(layer, CONVOLUTIONS):
         if how != "maps" or w.shape[1] * groups != channels:
             return None
-    elif how == "columns" and w.shape[1] % channels or how == "last" and w.shape[1] != channels or how == "maps":
+    elif how == "columns" and w.shape[1] % channels or how in ("last", "rows") and w.shape[1] != channels or how == "maps":
         return None                                                                         # of a flattened vector as many as channels
     return w.view(groups, len(w) // groups, channels // groups, -1).transpose(1, 2)         # a flattened map has several columns a channel
 

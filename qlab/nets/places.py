@@ -29,8 +29,10 @@ def what(model: nn.Module, node: fx.Node) -> str | None:
     return "nothing" if target in DROPOUTS or target in NOTHING_CALLS else call_kind(model, node)
 
 
-def behind(model: nn.Module, node: fx.Node, how: str) -> str | None:
+def behind(model: nn.Module, node: fx.Node, how: str, dims: int | None = None) -> str | None:
     """Where the channels that reach a node are behind it, None where it does not keep them to themselves, or may not.
+
+    dims: of maps, 4 for (n, channels, rows, columns) and 3 for (n, channels, length); None where that is not known.
 
     >>> net = fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()))
     >>> [behind(net, node, "maps") for node in net.graph.nodes if node.op == "call_module"]
@@ -41,20 +43,24 @@ def behind(model: nn.Module, node: fx.Node, how: str) -> str | None:
         return how
     if found in ("maxpool", "stretch") or found == "mean" and (node.op == "call_module" or node.target in AS_MODULE):
         return how if how == "maps" else None
-    if found == "flatten" and _from_one(model, node) or found == "reshape" and _rows_of_all(node):
+    if found == "pad":
+        return how if how == "maps" and len(model.get_submodule(node.target).padding) // 2 <= (dims or 3) - 2 else None
+    if found == "flatten" and _from_one(model, node, dims) or found == "reshape" and _rows_of_all(node):
         return {"maps": "columns", "last": "rows"}.get(how, how)
     if found == "mean" and how == "maps":
-        return _averaged(node)
+        return _averaged(node, dims)
     return None
 
 
-def _from_one(model: nn.Module, node: fx.Node) -> bool:
+def _from_one(model: nn.Module, node: fx.Node, dims: int | None) -> bool:
     """Whether a flattening makes (n, all the rest)."""
     if node.op == "call_module":
         module = model.get_submodule(node.target)
-        return (module.start_dim, module.end_dim) == (1, -1)
-    told = dict(zip(AS_MODULE[node.target][1], node.args[1:])) | dict(node.kwargs)
-    return told in ({"start_dim": 1}, {"start_dim": 1, "end_dim": -1})
+        start, end = module.start_dim, module.end_dim
+    else:
+        told = dict(zip(AS_MODULE[node.target][1], node.args[1:])) | dict(node.kwargs)
+        start, end = told.get("start_dim", 0), told.get("end_dim", -1)
+    return start == 1 and (end == -1 or dims is not None and end == dims - 1)
 
 
 def _rows_of_all(node: fx.Node) -> bool:
@@ -70,9 +76,10 @@ def is_batch(size) -> bool:
     return size.target == "size" or size.target is operator.getitem and size.args[0].target in ("size", getattr)
 
 
-def _averaged(node: fx.Node) -> str | None:
+def _averaged(node: fx.Node, dims: int | None) -> str | None:
     """x.mean((2, 3)) of a map: the channels alone are left."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+    over = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
     keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-    dims = set(dims) if isinstance(dims, (tuple, list)) else {dims}
-    return ("maps" if keep else "columns") if dims in ({2, 3}, {-1, -2}, {2, -1}, {-2, 3}) else None
+    over = over if isinstance(over, (tuple, list)) else (over,)
+    whole = {d % dims for d in over} == set(range(2, dims)) if dims else set(over) in ({2, 3}, {-1, -2}, {2, -1}, {-2, 3})
+    return ("maps" if keep else "columns") if whole else None
