@@ -85,7 +85,8 @@ class Quotient(nn.Module):
 
 @pytest.mark.parametrize("net, said", [
     (Control(), "cannot be read as a graph"), (Two(), "takes several inputs"), (Both(), "returns several values"),
-    (Quotient(), "truediv, a call of truediv, cannot be quantized"), (nn.Sequential(nn.LayerNorm(2)), "0, a LayerNorm, cannot be quantized"),
+    (Quotient(), "truediv, a call of truediv, cannot be quantized"),
+    (nn.Sequential(nn.LayerNorm(2)), "0, a LayerNorm, cannot be quantized"),
     (nn.Sequential(nn.Linear(2, 2), nn.PReLU()), "1, a PReLU"),
 ])
 def test_what_is_no_network_for_integers_is_refused_in_one_sentence(net, said):
