@@ -126,13 +126,9 @@ def test_folding_by_hand():
     assert conv.weight.item() == 6 and conv.bias.item() == -1                                # 2 * 6 / 2, 5 + (1 - 3) * 6 / 2
 
 
-@pytest.mark.parametrize("net", [
-    nn.Sequential(nn.BatchNorm2d(1)), nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)),
-    nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
-])
-def test_what_cannot_be_folded_is_refused(net):
-    with pytest.raises(ValueError, match="cannot be folded into \\S+: a BatchNorm2d needs running statistics and a Conv2d"):
-        ptq.fold_batch_norm(net)
+def test_a_batch_norm_without_statistics_is_not_folded():
+    with pytest.raises(ValueError, match="1 cannot be folded: it has no running statistics"):
+        ptq.fold_batch_norm(nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)))
 
 
 @pytest.mark.parametrize("quantizer", [lambda w: linear.quantize(w, 4, "symmetric", axis=0), lambda w: log.quantize(w, 4),

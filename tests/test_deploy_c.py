@@ -544,3 +544,11 @@ def test_per_tensor_weights(tmp_path):
     c.export(network, tmp_path / "net.c", image_shape=(3, 11, 17))
     codes = codes_of((3, 11, 17))
     assert torch.equal(c.run(tmp_path / "net.c", codes), network.run(codes))
+
+
+def test_weights_that_no_compiler_would_read_are_refused(tmp_path, monkeypatch):
+    network = integer.convert(ptq.quantize(nn.Sequential(nn.Linear(1024, 2048)), torch.rand(4, 1024)), (1024,))
+    monkeypatch.setattr(c, "LARGEST", 1 << 20)
+    with pytest.raises(ValueError, match="the network has 2 MiB of weights, and a C file may have 1 MiB"):
+        c.export(network, tmp_path / "large.c", (1024,))
+    assert not list(tmp_path.iterdir())
