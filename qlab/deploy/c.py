@@ -37,8 +37,8 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
 
     image_shape: of the image that a run takes: (channels, rows, columns), (channels, columns) or (values,). name: what the C names begin
     with, by default the file's; networks of different names can be linked into one program. Raises TypeError for what is no
-    IntegerNetwork; ValueError for a step that C has no kernel for (by its name), a shape that is not fixed or does not fit, more than 32 MiB
-    of weights, a path that does not end in .c, a name that C does not allow; OSError where nothing can be written.
+    IntegerNetwork; ValueError for a step that C has no kernel for (by its name), a shape that is not fixed or does not fit, more than
+    32 MiB of weights, a path that does not end in .c, a name that C does not allow; OSError where nothing can be written.
 
     >>> from qlab.nets import integer, ptq
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 2))
@@ -59,10 +59,10 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
         raise ValueError(f"path is {path}, and must end in .c.")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"name is {name!r}, and must be a C name: letters, digits and _, a letter first (name=... gives one).")
-    weights = sum(step.weight.numel() for step in network.steps if step.weight is not None)
+    weights = sum({id(step.weight): step.weight.numel() for step in network.steps if step.weight is not None}.values())
     if weights > LARGEST:
-        raise ValueError(f"the network has {weights / 2**20:,.0f} MiB of weights, and a C file may have {LARGEST >> 20} MiB, for compilers take "
-                         "a hundred times the memory to read them.")
+        raise ValueError(f"the network has {weights / 2**20:,.0f} MiB of weights, and a C file may have {LARGEST >> 20} MiB, for compilers "
+                         "take a hundred times the memory to read them.")
     program = c_layers.compile_steps(network, tuple(image_shape))
     memory = c_source.lay_out(program, network)
     out, header = program.places[network.output], path.with_suffix(".h")
