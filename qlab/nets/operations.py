@@ -31,11 +31,10 @@ class Stretch(nn.Module):
         self.stride, self.extra = tuple(stride), tuple(extra)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (down, right), (below, beside) = self.stride, self.extra
-        rows, columns = ((size - 1) * s + 1 for size, s in zip(x.shape[-2:], self.stride))
-        out = x.new_zeros(*x.shape[:-2], rows + below, columns + beside)
-        out[..., :rows:down, :columns:right] = x
-        return out
+        # Zeros behind each value, then fewer or more at the ends: written in place, PyTorch's quantizer would lose the values.
+        (down, right), (below, beside), (rows, columns) = self.stride, self.extra, x.shape[-2:]
+        out = F.pad(x.unsqueeze(-1).unsqueeze(-3), (0, right - 1, 0, 0, 0, down - 1))       # (..., rows, down, columns, right)
+        return F.pad(out.reshape(*x.shape[:-2], rows * down, columns * right), (0, beside + 1 - right, 0, below + 1 - down))
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}, extra={self.extra}"
