@@ -55,6 +55,17 @@ def test_both_runtimes_look_at_their_images(module, library, tmp_path):
         module.run(tmp_path / "net", images)
 
 
+class Calls(nn.Module):
+    """A network that is any function of the image."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 @pytest.mark.parametrize("make, shape, match", [
     (lambda: nn.Linear(3, 2).half(), (3,), "weight is torch.float16 on cpu, and must be float32 on the CPU: model.float...cpu.. is"),
     (lambda: nn.Linear(3, 2).double(), (3,), "weight is torch.float64 on cpu"),
@@ -63,7 +74,17 @@ def test_both_runtimes_look_at_their_images(module, library, tmp_path):
     (lambda: nn.Linear(3, 2), (-3,), "image_shape is .-3,., and must be whole numbers"),
     (lambda: nn.Linear(3, 2), (3.0,), "image_shape is .3.0,., and must be whole numbers"),
     (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(5)), (1, 2, 2), "which the network cannot take .Dimension out of range"),
-    (lambda: nn.Conv2d(1, 2, 1), (1, 3, 3), "gives .2, 2, 3, 3. for two images, and must give .2, classes."),
+    (lambda: nn.Flatten(0), (1, 3, 3), "gives torch.float32 of shape .18,. for 2 images, and must give floats, .2, ...."),
+    (lambda: nn.LazyLinear(2), (3,), "^weight has no values yet: run the network on an image first.$"),
+    (lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)), (3,), "1 cannot be folded: it has no running"),
+    (lambda: Calls(lambda x: (x, x)), (3,), "^the network returns several values, and may return one tensor.$"),
+    (lambda: Calls(lambda x: {"logits": x}), (3,), "^the network returns several values, and may return one tensor.$"),
+    (lambda: Calls(lambda x: x.tolist()[0]), (3,), "^the network returns several values, and may return one tensor.$"),
+    (lambda: Calls(lambda x: len(x)), (3,), "^the network returns a int, and may return one tensor.$"),
+    (lambda: Calls(lambda x: x.argmax(1, keepdim=True)), (3,), "gives torch.int64 of shape .2, 1. for 2 images, and must give floats"),
+    (lambda: Calls(torch.nn.functional.dropout), (3,), "^the network gives other values when it is asked again: it is random in eval"),
+    (lambda: Calls(lambda x: x - x.mean(0)), (3,), "^what the network gives for an image depends on the images beside it, and must not.$"),
+    (lambda: Calls(lambda x: 1 / 0), (3,), "^image_shape is .3,., which the network cannot take .division by zero..$"),
 ])
 def test_a_network_that_does_not_fit_is_told_why(make, shape, match):
     with pytest.raises(ValueError, match=match):

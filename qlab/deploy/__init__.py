@@ -5,17 +5,21 @@
     onnx       ONNX Runtime
     pytorch    PyTorch's own quantization
 
-Each module has export(model, path), which writes a file and what it holds, and run(path, x), which runs it there. tflite and c take
-what qlab.nets.integer.convert made; onnx and pytorch take the float network and calibration images. Their libraries are optional, and
-each is imported by the function that needs it: pip install qlab[deploy].
+export(model, calibration, "net.tflite") does everything: it quantizes a network as it was trained, writes it for the runtime that the
+file's ending names, runs the file on the images and tells how it did (qlab.deploy.door). Behind it each module has export(model, path),
+which writes a file and what it holds, and run(path, x), which runs it there. tflite and c take what qlab.nets.integer.convert made; onnx
+and pytorch take the float network and calibration images. Their libraries are optional, and each is imported by the function that needs
+it: pip install qlab[deploy].
 """
 
 import importlib
 
-__all__ = ["c", "onnx", "pytorch", "tflite"]
+__all__ = ["c", "export", "onnx", "pytorch", "tflite"]
 
 
 def __getattr__(name):
+    if name == "export":
+        return importlib.import_module("qlab.deploy.door").export
     if name in __all__:
         return importlib.import_module(f"qlab.deploy.{name}")
     raise AttributeError(f"module 'qlab.deploy' has no attribute {name!r}")

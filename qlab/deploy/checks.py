@@ -10,37 +10,103 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from qlab.nets import ptq
+from qlab.nets import graph, ptq
+from qlab.nets.plain import plain_copy, refuse_hooks
 from qlab.quant.layout import as_tensor
 
 
 def float_network(model: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
-    """The network with its batch norms folded, in evaluation mode, as a copy; it takes images of this shape, and gives (n, classes).
+    """A copy of the network in evaluation mode, which takes images of this shape and gives one tensor, (n, ...).
 
-    Raises TypeError for what is no module, ValueError for a layer that qlab.nets.graph refuses, by name, for weights that are not finite
-    float32 numbers on the CPU, or for a shape that does not fit.
+    Its batch norms are folded where qlab.nets.graph can read the network; any other is handed over as it is, for the runtime folds what it
+    can. Raises TypeError for what is no module or is a scripted one; ValueError, by name, for weights that are not finite float32 numbers
+    on the CPU, a forward hook, a batch norm without running statistics; for a shape that does not fit, several outputs, and a network that
+    is random in evaluation, or whose result for an image depends on those beside it.
+
+    >>> norms = [float_network(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), act), (4,))[1] for act in (nn.ReLU(), nn.PReLU())]
+    >>> [type(norm).__name__ for norm in norms]
+    ['Identity', 'BatchNorm1d']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, and must be a float torch.nn.Module: this runtime brings its own quantizer.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is a scripted module (torch.jit), and must be the torch.nn.Module that it was made of.")
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in image_shape):
         raise ValueError(f"image_shape is {image_shape}, and must be whole numbers, 1 or more each.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no values yet: run the network on an image first.")
         if tensor.is_floating_point() and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, and must be float32 on the CPU: model.float().cpu() is.")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")
-    folded = ptq.fold_batch_norm(model)
-    example = torch.zeros(2, *image_shape)
+    refuse_hooks(model)
+    network = ptq.fold_batch_norm(model) if readable(model) else plain_copy(model).eval()
+    check_forward(network, torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)),
+                  f"image_shape is {image_shape}, which the network cannot take")
+    return network
+
+
+def readable(model: nn.Module) -> bool:
+    """Whether qlab.nets.graph can read the network."""
     try:
-        with torch.no_grad():
-            logits = folded(example)
-    except (RuntimeError, IndexError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({said}).") from None
-    if logits.dim() != 2 or len(logits) != 2:
-        raise ValueError(f"the network gives {tuple(logits.shape)} for two images, and must give (2, classes).")
-    return folded
+        graph.trace(model)
+    except ValueError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def check_forward(network: nn.Module, images: torch.Tensor, refusal: str) -> None:
+    """ValueError, in one sentence, unless the network gives one tensor, image by image. refusal: how it begins if forward raises."""
+    try:
+        whole, again, one = (network(x.clone()) for x in (images, images, images[:1]))       # a network may write on them
+    except Exception as error:  # noqa: BLE001 - a forward may raise anything
+        raise ValueError(f"{refusal} ({first_line(error)}).") from None
+    if not isinstance(whole, torch.Tensor):
+        several = isinstance(whole, (tuple, list, dict))
+        raise ValueError(f"the network returns {'several values' if several else f'a {type(whole).__name__}'}, and may return one tensor.")
+    n = len(images)
+    if whole.dim() < 2 or len(whole) != n or len(one) != 1 or not whole.is_floating_point():
+        raise ValueError(f"the network gives {whole.dtype} of shape {tuple(whole.shape)} for {n} images, and must give floats, ({n}, ...).")
+    for found, what in ((again, "the network gives other values when it is asked again: it is random in evaluation, too."),
+                        (one, "what the network gives for an image depends on the images beside it, and must not.")):
+        wanted = whole[:len(found)]
+        if not torch.allclose(found, wanted, rtol=1e-2, atol=1e-3 * wanted.nan_to_num().abs().max().item() + 1e-9, equal_nan=True):
+            raise ValueError(what)
+
+
+def exported(network: nn.Module, image_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """The network as torch.export reads it, for any number of images. Raises ValueError, in one sentence, for what it cannot read.
+
+    >>> program = exported(nn.Sequential(nn.Linear(4, 2), nn.PReLU()).eval(), (4,))
+    >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    ['aten.linear.default', 'aten.prelu.default']
+    """
+    # The example is saved in a file, with all that it is a view of: no image of the calibration set, then.
+    example, any_number = (torch.zeros(2, *image_shape),), ({0: torch.export.Dim("n")},)
+    try:
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it prints the graph that it could not finish
+            return torch.export.export(network, example, dynamic_shapes=any_number)
+    except Exception as error:  # noqa: BLE001 - a forward may raise anything, and so may its reader
+        said = first_line(error)
+        if "onstraint" in said or "specializ" in said.lower():
+            raise ValueError("the network cannot be exported for any number of images: its forward decides by their number.") from None
+        if "data-dependent" in said:
+            raise ValueError("torch.export cannot read the network: its forward decides by the values of the images.") from None
+        raise ValueError(f"torch.export cannot read the network ({said}).") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line and without the period at its end.
+
+    >>> first_line(ValueError("no such layer.\\nWhile executing %x"))
+    'no such layer'
+    """
+    said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("While executing")]
+    return said[0].rstrip(".:") if said else type(error).__name__
 
 
 def calibration_batches(calibration, image_shape: tuple[int, ...]) -> list[torch.Tensor]:

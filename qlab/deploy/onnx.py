@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from qlab.deploy import files
-from qlab.deploy.checks import as_images, calibration_batches, float_network, quiet, read
+from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
 
 KINDS = {  # how quantize_static and quantize_dynamic are called
@@ -53,9 +53,9 @@ def export(model: nn.Module, path: str | os.PathLike, calibration=None, kind: st
            batch: int | None = None, image_shape: tuple[int, ...] = (1, 28, 28), name: str | None = None) -> files.Description:
     """Write one .onnx file, weights inside, and its description beside it (NAME.onnx.json). In and out are float32.
 
-    model: the float network; its batch norms are folded. calibration: training images (n, ...) or batches of them, for every kind
-    but "float" and "dynamic". kind: of KINDS. ranges: of RANGES. batch: the only number of images that the file will take; None: any.
-    Raises TypeError or ValueError, in one sentence, for what does not fit, ImportError with what to install, OSError where it
+    model: any float network that torch.export reads; its batch norms are folded. calibration: training images (n, ...) or batches of them,
+    for every kind but "float" and "dynamic". kind: of KINDS. ranges: of RANGES. batch: the only number of images that the file will take;
+    None: any. Raises TypeError or ValueError, in one sentence, for what does not fit, ImportError with what to install, OSError where it
     cannot write; no file is left half-written.
     """
     if kind not in KINDS:
@@ -74,11 +74,12 @@ def export(model: nn.Module, path: str | os.PathLike, calibration=None, kind: st
         raise OSError(f"cannot write to {tempfile.gettempdir()} ({error.strerror}): make room there, or set TMPDIR.") from None
     if batch:
         _fix_batch(proto, batch)
-    classes = proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    with torch.no_grad():
+        shape = tuple(network(torch.zeros(1, *image_shape)).shape[1:])
     return files.write(
         path, proto.SerializeToString(), format=f"onnx, {kind}, batch {batch or 'of any size'}", layers=_layers(proto),
         network=Path(path).stem if name is None else name,
-        input=files.Port(image_shape, "float32"), output=files.Port((classes,), "float32"))
+        input=files.Port(image_shape, "float32"), output=files.Port(shape, "float32"))
 
 
 def _libraries(*names: str) -> None:
@@ -92,9 +93,13 @@ def _libraries(*names: str) -> None:
 
 def _translated(network: nn.Module, image_shape: tuple[int, ...]):
     """The float network as an onnx ModelProto, for batches of any size."""
-    with quiet():
-        program = torch.onnx.export(network, (torch.zeros(2, *image_shape),), dynamo=True, opset_version=OPSET, verbose=False,
-                                    dynamic_shapes=({0: torch.export.Dim("n")},), input_names=["images"], output_names=["logits"])
+    read_by_torch = exported(network, image_shape)
+    try:
+        with quiet():
+            program = torch.onnx.export(read_by_torch, dynamo=True, opset_version=OPSET, verbose=False, input_names=["images"],
+                                        output_names=["logits"])
+    except Exception as error:  # noqa: BLE001 - whatever an operator's translation raises
+        raise ValueError(f"PyTorch's ONNX exporter cannot translate the network ({first_line(error)}).") from None
     proto = program.model_proto
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]                                                          # notes on where in whose Python file it was
@@ -112,14 +117,28 @@ def _quantized(proto, kind: str, ranges: str, batches: list[torch.Tensor]):
                for k, v in KINDS[kind].items()}
     with tempfile.TemporaryDirectory() as folder, quiet():
         source, result = os.path.join(folder, "float.onnx"), os.path.join(folder, "codes.onnx")
-        quant_pre_process(proto, source)
-        if kind == "dynamic":
-            quantization.quantize_dynamic(source, result, per_channel=True, **options)
-        else:
-            method = {"minmax": "MinMax", "percentile": "Percentile"}[ranges]
-            quantization.quantize_static(source, result, reader(batches), per_channel=True, **options,
-                                         calibrate_method=getattr(quantization.CalibrationMethod, method))
+        try:
+            quant_pre_process(proto, source)
+            if kind == "dynamic":
+                quantization.quantize_dynamic(source, result, per_channel=True, **options)
+            else:
+                method = {"minmax": "MinMax", "percentile": "Percentile"}[ranges]
+                quantization.quantize_static(
+                    source, result, reader(batches), per_channel=True, **options, nodes_to_exclude=_norms_of_maps(source),
+                    calibrate_method=getattr(quantization.CalibrationMethod, method))
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it raises whatever an operator that it did not expect leads to
+            raise ValueError(f"ONNX Runtime's quantizer cannot take the network ({first_line(error)}): the kind float can.") from None
         return onnx.load(result)
+
+
+def _norms_of_maps(path: str) -> list[str]:
+    """Normalizations with a weight of several dimensions: the quantizer's rule for biases takes one scale, and these have many."""
+    import onnx
+    graph = onnx.load(path).graph
+    dims = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type.endswith("Normalization") and dims.get(node.input[1], 0) > 1]
 
 
 def reader(batches: list[torch.Tensor]):

@@ -13,8 +13,8 @@ import zipfile
 
 import torch
 
-OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+\.\w+")
-SIZE = re.compile(r"\w*|Symbol\('\w+', positive=True, integer=True\)")                      # a name
+OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|neg)")    # the last of sizes: n images of 4 heads
+SIZE = re.compile(r"\w*|(Symbol\('\w+'(, (positive|integer|nonnegative)=True)*\)|Integer\(-?\d+\)|(Add|Mul|Min|Max|FloorDiv|Mod)\(|, |\))*")
 
 
 def refuse_code(content: bytes, path) -> None:

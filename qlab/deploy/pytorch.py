@@ -36,8 +36,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qlab.deploy import files
-from qlab.deploy.checks import as_images, calibration_batches, float_network, quiet, read
+from qlab.deploy import checks, files
+from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read
 from qlab.deploy.pt2 import is_pickled_module, refuse_code
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
 from qlab.nets.graph import kind as kind_of
@@ -56,10 +56,10 @@ def export(model: nn.Module, path: str | os.PathLike, calibration=None, kind: st
            image_shape: tuple[int, ...] = (1, 28, 28), name: str | None = None) -> files.Description:
     """Write the network in one file, a .pt2 archive or ("document") a pickled module, and its description beside it (NAME.json).
 
-    model: the float network; its batch norms are folded. calibration: training images (n, ...) or batches, needed for the static kinds.
-    The static kinds give each call of a layer ranges of its own. The file takes batches of any size, and neither the model nor the
-    images are changed. Raises TypeError or ValueError, in one sentence, for what does not fit, ImportError with what to install, OSError
-    where it cannot write; no file is left half-written.
+    model: any float network that torch.export reads; its batch norms are folded. calibration: training images (n, ...) or batches, needed
+    for the static kinds. The static kinds give each call of a layer ranges of its own. The file takes batches of any size, and neither the
+    model nor the images are changed. Raises TypeError or ValueError, in one sentence, for what does not fit, ImportError with what to
+    install, OSError where it cannot write; no file is left half-written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, and must be one of {', '.join(KINDS)}.")
@@ -70,24 +70,32 @@ def export(model: nn.Module, path: str | os.PathLike, calibration=None, kind: st
         if kind == "document":
             quantized = document(network)
             content, layers = io.BytesIO(), _modules(network, quantized)
-            torch.save(quantized, content)
+            _pickle(quantized, content)
         else:
             quantized = network
             if kind != "float":
                 quantized = static(network, batches, kind == "static") if batches else linear_only(network, kind)
-            program = _without_notes(_program(quantized, image_shape))
+            program = _without_notes(exported(quantized, image_shape))
             content, layers = io.BytesIO(), _operations(program)
             torch.export.save(program, content)
+            refuse_code(content.getvalue(), path)                                           # what load would refuse is not written
     with torch.no_grad():
-        classes = network(torch.zeros(1, *image_shape)).shape[1]
+        shape = tuple(network(torch.zeros(1, *image_shape)).shape[1:])
     return files.write(
         path, content.getvalue(), format=f"pytorch, {kind}, batch of any size", network=Path(path).stem if name is None else name,
-        layers=layers, input=files.Port(image_shape, "float32"), output=files.Port((classes,), "float32"))
+        layers=layers, input=files.Port(image_shape, "float32"), output=files.Port(shape, "float32"))
 
 
 def document(model: nn.Module) -> nn.Module:
     """Section 5.2's call. It warns: deprecated, and to be removed."""
     return torch.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+def _pickle(model: nn.Module, content: io.BytesIO) -> None:
+    try:
+        torch.save(model, content)
+    except Exception as error:  # noqa: BLE001 - an object may refuse in any way
+        raise ValueError(f"the network cannot be pickled whole, as the document's listing does it ({first_line(error)}).") from None
 
 
 def linear_only(model: nn.Module, kind: str) -> nn.Module:
@@ -106,16 +114,18 @@ def static(model: nn.Module, batches: list[torch.Tensor], reduce_range: bool = T
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range))
-    program = _program(_a_module_for_each_call(model), tuple(batches[0].shape[1:]))
+    readable = checks.readable(model)
+    program = exported(_a_module_for_each_call(model) if readable else model, tuple(batches[0].shape[1:]))
     try:
-        prepared = prepare_pt2e(program.module(), quantizer)
-    except (ValueError, IndexError, AssertionError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        program = program.module() if readable else _a_source_for_each_call(program)
+        prepared = prepare_pt2e(program, quantizer)
+        with torch.no_grad():
+            for batch in batches:
+                prepared(batch)
+        converted = convert_pt2e(prepared)
+    except Exception as error:  # noqa: BLE001 - it raises whatever an operator that it did not expect leads to
+        said = first_line(error)
         raise ValueError(f"PyTorch's quantizer cannot take the network ({said}): the kinds float, weight-only and dynamic can.") from None
-    with torch.no_grad():
-        for batch in batches:
-            prepared(batch)
-    converted = convert_pt2e(prepared)
     used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
     for name, _ in list(converted.named_parameters()):
         if name not in used:  # the float weights stay behind, and would be saved
@@ -150,6 +160,24 @@ def _a_module_for_each_call(model: nn.Module) -> nn.Module:
     return traced
 
 
+SOURCES = {  # operator -> the layer, or function, by which the quantizer asks for it
+    "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "linear": nn.Linear, "relu": nn.ReLU, "hardtanh": nn.Hardtanh, "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "add": operator.add,
+}
+
+
+def _a_source_for_each_call(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The same for a network that only torch.export reads: each operator is told to be a layer of its own, and nothing is in place."""
+    graph = program.run_decompositions({}).module()
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            for note in ("nn_module_stack", "torch_fn"):
+                node.meta.pop(note, None)
+            name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+            node.meta["source_fn_stack"] = [(node.name, SOURCES.get(name, node.target))]
+    return graph
+
+
 def _pad_by_numbers(conv: nn.Conv2d, name: str) -> None:
     if isinstance(conv.padding, str):
         sums = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size)]
@@ -164,11 +192,6 @@ def _torchao() -> None:
             import torchao.quantization.pt2e  # noqa: F401 - it registers the operators of a static file, too
     except ImportError:
         raise ImportError("torchao is not installed: pip install qlab[deploy].") from None
-
-
-def _program(model: nn.Module, image_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    # The example is saved in the file, with all that it is a view of: no image of the calibration set, then.
-    return torch.export.export(model, (torch.zeros(2, *image_shape),), dynamic_shapes=({0: torch.export.Dim("n")},))
 
 
 def _without_notes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -1,0 +1,276 @@
+"""One door to every runtime: a network as it was trained, images to calibrate with, and the name of a file, whose ending says for whom.
+
+    .tflite    full INT8 for LiteRT and tflite-micro             .onnx    ONNX Runtime
+    .c         one C99 file and its header                       .pt2     PyTorch
+
+    copy, in evaluation mode and float32  ->  quantize, by ptq.quantize and integer.convert, or by the runtime's own quantizer
+    ->  write in a temporary folder  ->  run that file on calibration images  ->  put it in its place
+
+The network given is never changed, and no file is written that did not run. What was done to the copy, the result tells.
+"""
+
+import importlib
+import inspect
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from qlab import saving
+from qlab.deploy import checks, files
+from qlab.deploy.images import images_for
+from qlab.nets import integer, ptq
+from qlab.nets.integer import IntegerNetwork
+from qlab.nets.plain import plain_copy
+from qlab.nets.ptq import Quantized
+
+ENDINGS = {".tflite": "tflite", ".c": "c", ".onnx": "onnx", ".pt2": "pytorch"}
+RUNTIMES, INTEGER = tuple(ENDINGS.values()), ("tflite", "c")
+CHECKED, MICRO = 128, 4                                                                     # calibration images that the file runs on
+
+
+@dataclass(frozen=True)
+class Exported(files.Description):
+    """What export wrote, and how the file did on so many calibration images; str() tells it in a few lines.
+
+    path, runtime: where, and whose. images: on how many the file ran; 0: it did not, and notes say why. same: how many have the largest
+    output where the float network has it, None without one or without classes. decibels: signal to noise of all outputs against the
+    float network's. codes: share of the output's codes that are those of qlab's integer network; apart: the largest difference, in codes;
+    None where the runtime quantizes by itself. notes: what was done to the copy, and what else there is to know.
+    """
+
+    path: str
+    runtime: str
+    images: int
+    same: int | None
+    decibels: float | None
+    codes: float | None
+    apart: int | None
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.format}, {len(self.layers)} operations, {self.nbytes:,} bytes"]
+        if self.images:
+            found = [] if self.same is None else [f"the float network's answer for {self.same}"]
+            found += [] if self.decibels is None else [f"{self.decibels:.1f} dB from its outputs"]
+            if self.codes is not None:
+                share = "all codes" if self.codes == 1 else f"{self.codes:.2%} of the codes"
+                found.append(f"{share} those of the integer network" + f", the others at most {self.apart} apart" * (self.codes < 1))
+            lines.append(f"run on {self.images} calibration images: {', '.join(found)}")
+        return "\n".join([*lines, *self.notes])
+
+
+def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str | os.PathLike, to: str | None = None,
+           **options) -> Exported:
+    """Write the network for a runtime, with its description beside it, after running the file on the calibration images.
+
+    model: a torch.nn.Module of any float dtype; tflite and c also take what ptq.quantize, qat.convert or integer.convert made.
+    calibration: training images (n, ...), floats scaled as the network was trained: a tensor, an array, (images, labels), or a DataLoader,
+    Dataset, list or generator of images, of batches or of (batch, labels), of which the first 1,024 images are read; labels are left
+    out. path: its ending names the runtime, or to does: tflite, c, onnx or pytorch. options: of ptq.quantize for tflite and c (ranges,
+    equalize, ...), and of the runtime's own export (name, softmax, kind, ...).
+
+    Raises TypeError or ValueError, in one sentence, for what does not fit or cannot be quantized, ImportError with what to install,
+    OSError where nothing can be written; then nothing is.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = export(net, torch.rand(8, 1, 4, 4), f"{folder}/tiny.tflite")
+    >>> done.runtime, done.images, done.same, done.notes[0]
+    ('tflite', 8, 8, 'batch norms folded into the layers before them: 1')
+    """
+    path = _path(path)
+    runtime = _runtime(path, to)
+    module, notes = importlib.import_module(f"qlab.deploy.{runtime}"), []
+    network = model if isinstance(model, (Quantized, IntegerNetwork)) else _float_copy(model, notes)
+    if network is model and runtime not in INTEGER:
+        raise TypeError(f"model is a {type(model).__name__}, and must be the float network: {runtime} brings its own quantizer.")
+    quantizing, writing = _sorted(options, runtime, module, network)
+    floats = network.model if isinstance(network, Quantized) else network
+    images = images_for(_decoded(network) if isinstance(network, IntegerNetwork) else floats, calibration, notes)
+    shape = tuple(images.shape[1:])
+    if runtime in INTEGER or checks.readable(network):
+        notes += _rewritten(network)
+    if runtime in INTEGER:
+        quantized = ptq.quantize(network, images, **quantizing) if isinstance(network, nn.Module) else network
+        notes += [f"{name or 'the network'} is left in floats: {why}" for name, why in getattr(quantized, "left", {}).items()]
+        ours = quantized if isinstance(quantized, IntegerNetwork) else integer.convert(quantized, shape)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        if runtime in INTEGER:
+            about = module.export(ours, made, shape, **writing)
+            truth = None if network is ours else floats
+            found = _run_codes(module, made, ours, images[:CHECKED], truth, bool(writing.get("softmax")), notes)
+        else:
+            about = module.export(network, made, images, image_shape=shape, **writing)
+            found = _run_floats(module, made, images[:CHECKED], floats, writing.get("batch"))
+        contents = {path.parent / file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    saving.write(contents)
+    told = {field.name: getattr(about, field.name) for field in fields(files.Description)}
+    return Exported(**told, path=str(path), runtime=runtime, notes=tuple(notes), **found)
+
+
+# Where to
+
+
+def _path(path) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a {type(path).__name__}, and must be the name of a file, such as 'net.tflite'.")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"path is {path}, a folder, and must be the name of a file, such as {path / 'net.tflite'}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
+    return path
+
+
+def _runtime(path: Path, to: str | None) -> str:
+    named = ENDINGS.get(path.suffix.lower())
+    if to is not None and to not in RUNTIMES:
+        raise ValueError(f"to is {to!r}, and must be one of {', '.join(RUNTIMES)}.")
+    if to is None and named is None:
+        raise ValueError(f"path is {path}, and must end in {', '.join(ENDINGS)}, or to must name the runtime: {', '.join(RUNTIMES)}.")
+    if to is not None and (named or to) != to or to == "c" and path.suffix != ".c":
+        raise ValueError(f"path is {path}, and a file for {to} ends in {next(end for end, runtime in ENDINGS.items() if runtime == to)}.")
+    return to or named
+
+
+def _sorted(options: dict, runtime: str, module, network) -> tuple[dict, dict]:
+    """The options for ptq.quantize, and those for the runtime's export."""
+    quantizing = set(inspect.signature(ptq.quantize).parameters) if runtime in INTEGER and isinstance(network, nn.Module) else set()
+    writing = set(inspect.signature(module.export).parameters)
+    quantizing, writing = ({*names} - {"model", "network", "calibration", "path", "image_shape"} for names in (quantizing, writing))
+    if unknown := sorted({*options} - quantizing - writing):
+        raise ValueError(f"there is no option {unknown[0]} here: {runtime} takes {', '.join(sorted(quantizing | writing))}.")
+    return {k: v for k, v in options.items() if k in quantizing}, {k: v for k, v in options.items() if k in writing - quantizing}
+
+
+# The network
+
+
+def _float_copy(model, notes: list[str]) -> nn.Module:
+    """A copy on the CPU, in float32 and evaluation mode; notes get what that changed."""
+    if hasattr(model, "_orig_mod") or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        notes.append(f"taken out of its {type(model).__name__}")
+        model = getattr(model, "_orig_mod", None) or model.module
+    _check_module(model)
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no values yet, for its layer is a lazy one: run the network on an image, and train it, first.")
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device, and has no values: load the network's weights first.")
+        if tensor.is_complex():
+            raise ValueError(f"{name} holds {tensor.dtype}, and must hold real numbers.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")
+    if any(module.training for module in model.modules()):
+        notes.append("the network was in training mode: exported as it computes in evaluation mode")
+    if dtypes := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {"float32"}):
+        notes.append(f"{' and '.join(dtypes)} made float32")
+    try:
+        return plain_copy(model).eval().cpu().float()
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 - an object may refuse to be copied in any way
+        raise ValueError(f"the network cannot be copied ({checks.first_line(error)}).") from None
+
+
+def _check_module(model) -> None:
+    """TypeError, saying what to give instead, for what is no torch.nn.Module."""
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        return
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        what = "a scripted module (torch.jit), and must be the torch.nn.Module that it was made of"
+    elif isinstance(model, torch.export.ExportedProgram):
+        what = "an exported program, and must be the torch.nn.Module that it was made of"
+    elif isinstance(model, (str, os.PathLike)):
+        what = f"the path {os.fspath(model)}, and must be the network itself: make it, then load_state_dict(torch.load(path))"
+    elif isinstance(model, dict):
+        what = "a dict, such as a state_dict, and must be the network itself: make it, then load_state_dict(...)"
+    elif isinstance(model, type):
+        what = f"the class {model.__name__}, and must be an instance of it: {model.__name__}(...)"
+    elif callable(model):
+        what = f"a function, {getattr(model, '__name__', type(model).__name__)}, and must be a torch.nn.Module, which has its weights"
+    else:
+        what = f"a {type(model).__name__}, and must be a torch.nn.Module"
+    raise TypeError(f"model is {what}.")
+
+
+def _rewritten(network) -> list[str]:
+    """What qlab.nets.graph writes in another way, of a float network."""
+    layers = list(network.modules()) if isinstance(network, nn.Module) else []
+    norms = sum(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
+    turned = sum(isinstance(layer, nn.ConvTranspose2d) for layer in layers)
+    told = [f"batch norms folded into the layers before them: {norms}", f"transposed convolutions written as convolutions: {turned}"]
+    return [line for line, count in zip(told, (norms, turned)) if count]
+
+
+# How the file does
+
+
+def _decoded(network: IntegerNetwork) -> Callable:
+    return lambda images: network.decode(network(images))
+
+
+@torch.no_grad()
+def _outputs(network: Callable, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([network(batch.clone()) for batch in images.split(32)])
+
+
+def _run_codes(module, path: Path, ours: IntegerNetwork, images: torch.Tensor, floats: Callable | None, softmax: bool,
+               notes: list[str]) -> dict:
+    """The file on images against the integer network, code by code, and against the float network where there is one."""
+    codes = ours.encode(images)
+    try:
+        found = module.run(path, codes)
+    except FileNotFoundError as error:  # no C compiler
+        notes.append(f"not run: {error}")
+        return {"images": 0, "same": None, "decibels": None, "codes": None, "apart": None}
+    if path.suffix != ".c" and not softmax:
+        _run_micro(module, path, ours, codes[:MICRO], notes)
+    truth = None if floats is None else _outputs(floats, images)
+    if softmax:  # probabilities, in codes of their own
+        truth = None if truth is None else truth.softmax(1)
+        return _against((found.int() + 128) / 256, truth, len(images)) | {"codes": None, "apart": None}
+    difference = (found.int() - torch.cat([ours.run(batch) for batch in codes.split(32)]).int()).abs()
+    share, apart = (difference == 0).double().mean().item(), int(difference.max())
+    if apart and path.suffix == ".c":
+        raise ValueError(f"{path.name} computes other codes than the integer network, {1 - share:.2%} of them, and was not written.")
+    return _against(ours.decode(found), truth, len(images)) | {"codes": share, "apart": apart}
+
+
+def _run_micro(module, path: Path, ours: IntegerNetwork, codes: torch.Tensor, notes: list[str]) -> None:
+    """tflite-micro rounds as qlab does, and LiteRT's kernels otherwise: it is the exact check, where it is installed and has the memory."""
+    try:
+        found = module.run(path, codes, "micro")
+    except (ImportError, ValueError):
+        return
+    if not torch.equal(found, ours.run(codes)):
+        raise ValueError(f"{path.name} computes other codes in tflite-micro than the integer network, and was not written.")
+    notes.append("tflite-micro computes every code of the integer network; the kernels above, LiteRT's, round otherwise")
+
+
+def _run_floats(module, path: Path, images: torch.Tensor, floats: Callable, batch: int | None) -> dict:
+    """The file on images against the float network. batch: the only number of images that the file takes."""
+    if batch:
+        images = images[torch.arange(-(-len(images) // batch) * batch) % len(images)]
+    trust = {"trust": True} if "trust" in inspect.signature(module.load).parameters else {}  # it was written just now
+    runtime = module.load(path, **trust)
+    found = torch.cat([runtime(part) for part in images.split(batch or 32)])
+    return _against(found, _outputs(floats, images), len(images)) | {"codes": None, "apart": None}
+
+
+def _against(found: torch.Tensor, wanted: torch.Tensor | None, images: int) -> dict:
+    if wanted is None:
+        return {"images": images, "same": None, "decibels": None}
+    noise, signal = ((part.double() ** 2).sum().item() for part in (found - wanted, wanted))
+    decibels = (10 * math.log10(signal / noise) if signal else -math.inf) if noise else math.inf
+    classes = wanted.dim() == 2 and wanted.shape[1] > 1
+    return {"images": images, "same": int((found.argmax(1) == wanted.argmax(1)).sum()) if classes else None, "decibels": decibels}
