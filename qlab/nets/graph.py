@@ -9,6 +9,7 @@ connections) there are, and where a tensor of activations comes to be, which the
 
 import copy
 
+import torch
 from torch import fx, nn
 
 from qlab.nets.operations import FUSES, MAKES, kind
@@ -29,6 +30,7 @@ def readable(model: nn.Module) -> nn.Module:
     ['Conv2d', 'BatchNorm2d']
     """
     model = without_transposed(plain_copy(model).eval())
+    model = nn.Sequential(model) if isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d)) else model
     traced = noted(copy.deepcopy(model))                                                  # the graph computes nothing in place
     alone = {node.target: _is_flat(traced, node) for node in calls(traced, "batchnorm") if not _foldable(traced, node)}
     return give_convolutions(model, alone) if alone else model
@@ -106,19 +108,53 @@ def _foldable(traced: fx.GraphModule, node: fx.Node) -> bool:
     layer = traced.get_submodule(before.target) if before.op == "call_module" else None
     fits = {nn.Conv2d: nn.BatchNorm2d, nn.Conv1d: nn.BatchNorm1d, nn.Linear: nn.BatchNorm1d}.get(type(layer)) is type(bn)
     runs = [only_user(n) for n in traced.graph.nodes if n.op == "call_module" and n.target == before.target]
+    fits = fits and (type(layer) is not nn.Linear or _is_flat(traced, node))
     return fits and all(user is not None and user.target == node.target for user in runs) and len(layer.weight) == bn.num_features
 
 
 def _is_flat(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a BatchNorm1d reads (n, channels) and not (n, channels, length): by what stands before it or, if that is nothing, behind."""
-    if type(traced.get_submodule(node.target)) is nn.BatchNorm2d:
+    """Whether a BatchNorm1d reads (n, channels) and not (n, channels, length): by what stands before it or, if that is silent, behind."""
+    bn, before = traced.get_submodule(node.target), node.args[0]
+    if type(bn) is nn.BatchNorm2d:
         return False
-    ranks = {nn.Conv1d: False, nn.MaxPool1d: False, nn.AvgPool1d: False, nn.AdaptiveAvgPool1d: False, nn.Unflatten: False, nn.Flatten: True}
-    before, behind = node.all_input_nodes, list(node.users)
-    while before or behind:
-        for other in (before[:1] or behind[:1]):
-            found = ranks.get(type(traced.get_submodule(other.target)) if other.op == "call_module" else None)
-            if found is not None:
-                return found and bool(before)
-        before, behind = (before[0].all_input_nodes, behind) if before else ([], list(behind[0].users))
-    return True
+    linear = traced.get_submodule(before.target) if kind(traced, before) == "linear" else None
+    if linear is not None and linear.out_features != bn.num_features:
+        return False
+    ranks: dict[fx.Node, int | None] = {}
+    for other in traced.graph.nodes:
+        ranks[other] = _rank(traced, other, ranks)
+    rank = ranks[before]
+    while rank is None and (node := only_user(node)) is not None:
+        found = kind(traced, node)
+        if found == "linear":  # of (n, channels, length) it would read the length
+            return traced.get_submodule(node.target).in_features == bn.num_features
+        rank = _RANKS.get(type(traced.get_submodule(node.target))) if node.op == "call_module" else None
+        if found not in ("relu", "relu6", "table", "flatten"):
+            break
+    return rank in (None, 2)
+
+
+_RANKS = {nn.Conv1d: 3, nn.MaxPool1d: 3, nn.AvgPool1d: 3, nn.AdaptiveAvgPool1d: 3, nn.Conv2d: 4, nn.MaxPool2d: 4, nn.AvgPool2d: 4,
+          nn.AdaptiveAvgPool2d: 4, nn.BatchNorm2d: 4}
+
+
+def _rank(traced: fx.GraphModule, node: fx.Node, known: dict[fx.Node, int | None]) -> int | None:
+    """How many dimensions a node's values have, that of the images among them; None where the graph does not tell. known: before it."""
+    found, module = kind(traced, node), traced.get_submodule(node.target) if node.op == "call_module" else None
+    if type(module) in _RANKS:
+        return _RANKS[type(module)]
+    if found == "flatten" and (module.start_dim, module.end_dim) == (1, -1):
+        return 2
+    if found == "reshape" and node.target in ("reshape", torch.reshape):
+        sizes = node.kwargs.get("shape", node.args[1] if len(node.args) == 2 else node.args[1:])
+        return len(sizes) if isinstance(sizes, (tuple, list)) else 1
+    rank = max((known[before] for before in node.all_input_nodes if known[before] is not None), default=None)
+    if rank is None or found in ("reshape", "slice", "parts", "size", "output"):
+        return None
+    if found == "flatten":
+        return rank - (module.end_dim % rank - module.start_dim % rank)
+    if found == "mean":
+        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else range(rank))
+        keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+        return rank if keep else rank - (1 if isinstance(dims, int) else len(dims))
+    return rank

@@ -27,7 +27,8 @@ def _maxpool(made: Made, node: fx.Node, last: fx.Node) -> None:
         return
     whole = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
     options = {key: (whole[key], *_tuple(value)) if key in whole else value for key, value in options.items()}
-    done = made.add("maxpool", node.name, (made.row(node.name, source),), f"{node.name}_map", None, (size[0], 1, size[1]), options=options)
+    done = made.add("maxpool", node.name, (made.row(node.name, source),), made.fresh(f"{node.name}_map"), None, (size[0], 1, size[1]),
+                    options=options)
     made.reshape(node.name, done, node.name, size)
 
 
@@ -51,9 +52,9 @@ def _permute(made: Made, node: fx.Node, last: fx.Node) -> None:
     source, size = made.inputs(node)[0], made.sizes[node.name]
     if node.op == "call_module":  # a channel shuffle: groups and the channels in each change places
         groups, channels = made.plain.get_submodule(node.target).groups, size[0]
-        split = made.reshape(f"{node.name}_groups", source, f"{node.name}_split", (groups, channels // groups, *size[1:]))
-        turned = made.add("permute", node.name, (split,), f"{node.name}_turned", None, (channels // groups, groups, *size[1:]),
-                          options={"dims": (0, 2, 1, *range(3, len(size) + 2))})
+        split = made.reshape(f"{node.name}_groups", source, made.fresh(f"{node.name}_split"), (groups, channels // groups, *size[1:]))
+        turned = made.add("permute", node.name, (split,), made.fresh(f"{node.name}_turned"), None,
+                          (channels // groups, groups, *size[1:]), options={"dims": (0, 2, 1, *range(3, len(size) + 2))})
         made.reshape(node.name, turned, node.name, size)
         return
     told = torch.empty([2 + i for i in range(len(size) + 1)])                               # sizes that tell the dimensions apart
@@ -66,7 +67,7 @@ def _permute(made: Made, node: fx.Node, last: fx.Node) -> None:
 
 
 def _slice(made: Made, node: fx.Node, last: fx.Node) -> None:
-    before, index = node.args
+    (before, index), moved = node.args, False
     if kind(made.plain, before) == "parts":
         dim = before.kwargs.get("dim", before.args[2] if len(before.args) > 2 else 0) % (len(made.sizes[node.name]) + 1)
         index %= len(made.sizes[before.name])
@@ -74,20 +75,26 @@ def _slice(made: Made, node: fx.Node, last: fx.Node) -> None:
         cuts = {dim: (start, start + made.sizes[node.name][dim - 1], 1)}
         source = made.real(before.args[0].name)
     else:
-        source = made.real(before.name)
-        cuts = _cuts(index if isinstance(index, tuple) else (index,), made.sizes[source])
+        source, index = made.real(before.name), index if isinstance(index, tuple) else (index,)
+        cuts = _cuts(index, made.sizes[source])
+        if moved := any(i is None or isinstance(i, int) for i in index):                    # dimensions go, or come
+            cuts = {dim: cut for dim, cut in cuts.items() if cut != (0, made.sizes[source][dim - 1], 1)}
     for i, (dim, (start, stop, step)) in enumerate(cuts.items()):
-        output = node.name if i == len(cuts) - 1 else f"{node.name}_{dim}"
+        output = node.name if i == len(cuts) - 1 and not moved else made.fresh(f"{node.name}_{dim}")
         size = tuple(len(range(start, stop, step)) if d + 1 == dim else s for d, s in enumerate(made.sizes[source]))
         source = made.add("slice", node.name, (source,), output, None, size,
                           options={"dim": dim, "start": start, "stop": stop, "step": step})
+    if moved:
+        made.reshape(node.name, source, node.name, made.sizes[node.name])
 
 
 def _cuts(index: tuple, size: tuple[int, ...]) -> dict[int, tuple[int, int, int]]:
     """By dimension (1 is the first behind the images), start, stop and step of what x[index] keeps."""
-    whole = len(size) + 1 - sum(i is not Ellipsis for i in index)
-    spread = [j for i in index for j in ([slice(None)] * whole if i is Ellipsis else [i])]
-    cuts = {d: part.indices(size[d - 1]) for d, part in enumerate(spread) if d > 0 and part != slice(None)}
+    kept = [i for i in index if i is not None]
+    whole = len(size) + 1 - sum(i is not Ellipsis for i in kept)
+    spread = [j for i in kept for j in ([slice(None)] * whole if i is Ellipsis else [i])]
+    ends = [slice(i, i + 1 or None) if isinstance(i, int) else i for i in spread]
+    cuts = {d: part.indices(size[d - 1]) for d, part in enumerate(ends) if d > 0 and part != slice(None)}
     return cuts or {1: (0, size[0], 1)}
 
 

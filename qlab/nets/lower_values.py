@@ -38,8 +38,8 @@ def _layer(made: Made, node: fx.Node, last: fx.Node) -> None:
     row, size = made.row(node.name, made.inputs(node)[0]), made.sizes[last.name]
     padding = options["padding"] if isinstance(options["padding"], str) else (0, *options["padding"])
     options |= {"stride": (1, *options["stride"]), "padding": padding, "dilation": (1, *options["dilation"])}
-    done = made.add("conv", node.name, (row,), f"{last.name}_map", out, (size[0], 1, size[1]), weight=codes[:, :, None], options=options,
-                    **fields)
+    done = made.add("conv", node.name, (row,), made.fresh(f"{last.name}_map"), out, (size[0], 1, size[1]), weight=codes[:, :, None],
+                    options=options, **fields)
     made.reshape(last.name, done, last.name, size)
 
 
@@ -82,10 +82,11 @@ def _mean(made: Made, node: fx.Node, last: fx.Node) -> None:
         kernel, stride, padding, rows, columns, divisor = windows_of(module, made.sizes[source][1:], made_size[1:])
         if any(padding):  # zeros that the average counts
             (top, left), (c, h, w) = padding, made.sizes[source]
-            source = made.add("pad", f"{node.name}_pad", (source,), f"{node.name}_padded", None, (c, h + 2 * top, w + 2 * left),
+            source = made.add("pad", f"{node.name}_pad", (source,), made.fresh(f"{node.name}_padded"), None,
+                              (c, h + 2 * top, w + 2 * left),
                               options={"padding": (left, left, top, top), "code": made.grids[source].zero_point})
     grid, out, direct = made.grids[source], made.grids[last.name], made_size == size
-    output, fields = last.name if direct else f"{last.name}_map", {"relu": last is not node}
+    output, fields = last.name if direct else made.fresh(f"{last.name}_map"), {"relu": last is not node}
     if rows is None:
         share = torch.tensor(1 / divisor).item()                                            # float32, as every scale in a file
         m, n = multiplier_of(node, [grid.scale * share / out.scale])
@@ -108,11 +109,12 @@ def _axes_as_rows(made: Made, node: fx.Node, source: str, size: tuple[int, ...])
     if dims != list(range(dims[0], dims[-1] + 1)):
         order = (0, *(d for d in range(1, len(size) + 1) if d not in dims), *dims)
         size = tuple(size[d - 1] for d in order[1:])
-        source = made.add("permute", f"{node.name}_order", (source,), f"{node.name}_ordered", None, size, options={"dims": order})
+        source = made.add("permute", f"{node.name}_order", (source,), made.fresh(f"{node.name}_ordered"), None, size,
+                          options={"dims": order})
         dims = list(range(len(size) + 1 - len(dims), len(size) + 1))
     rows = math.prod(size[d - 1] for d in dims)
     as_rows = math.prod(size[:dims[0] - 1]), rows, math.prod(size[dims[-1]:])
-    source = made.reshape(f"{node.name}_rows", source, f"{node.name}_as_rows", as_rows)
+    source = made.reshape(f"{node.name}_rows", source, made.fresh(f"{node.name}_as_rows"), as_rows)
     return source, (rows, 1)
 
 
@@ -148,7 +150,8 @@ def _fill(made: Made, node: fx.Node, last: fx.Node) -> None:
     """A padding that is not 0: the codes take the scale that has room for it."""
     source, out = made.inputs(node)[0], made.grids[node.name]
     m, n = multiplier_of(node, [made.grids[source].scale / out.scale])
-    scaled = made.add("cat", node.name, (source,), f"{node.name}_scaled", out, made.sizes[source], m=m, n=n, options={"dim": 1})
+    scaled = made.add("cat", node.name, (source,), made.fresh(f"{node.name}_scaled"), out, made.sizes[source], m=m, n=n,
+                      options={"dim": 1})
     module = made.plain.get_submodule(node.target)
     code = min(max(round(module.value / out.scale) + out.zero_point, out.low), out.high)
     made.add("pad", f"{node.name}_pad", (scaled,), node.name, options={"padding": padding_of(module, node), "code": code})

@@ -19,7 +19,7 @@ from qlab.nets.plain import refuse_hooks
 from qlab.nets.ptq import Quantized
 from qlab.nets.steps import Grid, Step
 
-IMAGES = 3                                                                                  # run to find the shapes: each must stay apart
+IMAGES = (3, 2)                                                                             # run to find the shapes: each must stay apart
 LOWER = VALUES | PLACES
 
 
@@ -80,10 +80,11 @@ def _sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.Node,
     sizes = {}
 
     def one(node: fx.Node, value: torch.Tensor) -> tuple[int, ...]:
-        if value.dim() == 0 or len(value) != IMAGES:
-            raise ValueError(f"{node.name} makes {tuple(value.shape)} of {IMAGES} images, and must keep each image apart, in the first "
+        size = tuple(value.shape[1:])
+        if value.dim() == 0 or len(value) != count or count != IMAGES[0] and size not in (sizes[node], *sizes[node]):
+            raise ValueError(f"{node.name} makes {tuple(value.shape)} of {count} images, and must keep each image apart, in the first "
                              "dimension.")
-        return tuple(value.shape[1:])
+        return size
 
     class Shapes(Walk):
         def run_node(self, node):
@@ -94,10 +95,10 @@ def _sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.Node,
             return result
 
     dtype = next((p.dtype for p in plain.parameters()), torch.float32)
-    images = torch.zeros(IMAGES, *image_shape, dtype=dtype)
     try:
-        with torch.no_grad():
-            Shapes(plain).run(images)
+        for count in IMAGES:
+            with torch.no_grad():
+                Shapes(plain).run(torch.zeros(count, *image_shape, dtype=dtype))
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({str(error).splitlines()[0]}).") from None
     return sizes

@@ -15,7 +15,6 @@ OPTIONS = {
 }
 
 
-
 class Made:
     """The steps made so far, and what the functions below need to know of the network.
 
@@ -26,6 +25,14 @@ class Made:
         self.plain, self.grids, self.tensors, self.steps = plain, grids, tensors, []
         self.sizes = {node.name: size for node, size in sizes.items()}
         self.same, self.reshaped = {}, {}
+        self.taken = {node.name for node in plain.graph.nodes}
+
+    def fresh(self, name: str) -> str:
+        """A name for a tensor that no node of the network makes: this one, unless it is taken."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
 
     def real(self, name: str) -> str:
         while name in self.same:
@@ -60,7 +67,7 @@ class Made:
     def row(self, name: str, source: str) -> str:
         """A one-dimensional map, (channels, length), as a map of one row."""
         channels, length = self.sizes[source]
-        return self.reshape(name, source, f"{name}_row", (channels, 1, length))
+        return self.reshape(name, source, self.fresh(f"{name}_row"), (channels, 1, length))
 
     def read(self, sink: str) -> tuple[Step, ...]:
         """All steps, but for the reshapes that nobody reads."""

@@ -115,6 +115,8 @@ def kind(traced: fx.GraphModule, node: fx.Node) -> str:
         what = f"{node.target}, a {type(module).__name__}"
     elif node.op == "get_attr":
         what = f"{node.target}, which forward reads itself"
+    elif node.target is getattr:
+        what = f"{node.name}, a reading of .{node.args[1]}"
     else:
         what = f"{node.name}, a call of {getattr(node.target, '__name__', node.target)}"
     if found is None:
@@ -141,15 +143,27 @@ def call_kind(traced: fx.GraphModule, node: fx.Node) -> str | None:
     if target in CATS:
         return "cat" if _parts_of_cat(node) else None
     if first in tensors and target is operator.getitem:
-        whole = isinstance(node.args[1], int) if first.target in PARTS else _plain_index(node.args[1])
+        whole = isinstance(node.args[1], int) if _makes_parts(first) else _plain_index(node.args[1])
         return "slice" if whole else None
-    if any(n.target in PARTS for n in tensors):
+    if any(_makes_parts(n) for n in tensors):
         return None
     if first in tensors and len(tensors) == 1 and set(node.kwargs) <= NAMED:
-        for kind, targets in (("reshape", RESHAPES), ("permute", PERMUTES), ("parts", PARTS), ("mean", MEANS)):
+        told = _flat((*node.args[1:], *node.kwargs.values()))
+        numbers = all(isinstance(a, int) or a is None for a in told)                        # no size of the image, no dtype
+        sizes = all(isinstance(a, int | fx.Node) for a in told)
+        for kind, targets, fits in (("reshape", RESHAPES, sizes), ("permute", PERMUTES, numbers), ("parts", PARTS, numbers),
+                                    ("mean", MEANS, numbers)):
             if target in targets:
-                return kind
+                return kind if fits else None
     return _with_numbers(node, tensors)
+
+
+def _makes_parts(node: fx.Node) -> bool:
+    return node.op != "call_module" and node.target in PARTS
+
+
+def _flat(values) -> list:
+    return [v for value in values for v in (value if isinstance(value, (tuple, list)) else (value,))]
 
 
 def is_number(node: fx.Node, known: dict[fx.Node, bool]) -> bool:
@@ -181,7 +195,9 @@ def _with_numbers(node: fx.Node, tensors: list[fx.Node]) -> str | None:
 
 
 def _plain_index(index) -> bool:
-    """Whether x[index] keeps all dimensions, with numbers as the ends: slices, an ellipsis first."""
+    """Whether x[index] keeps the images, and every index is a number, a slice between numbers, None or an ellipsis."""
     items = index if isinstance(index, tuple) else (index,)
-    return all(isinstance(i, slice) and all(end is None or isinstance(end, int) for end in (i.start, i.stop, i.step)) or i is Ellipsis
-               for i in items)
+    slices = [i for i in items if isinstance(i, slice)]
+    plain = all(isinstance(i, int | slice | None) and not isinstance(i, bool) or i is Ellipsis for i in items)
+    ends = all(end is None or isinstance(end, int) for i in slices for end in (i.start, i.stop, i.step))
+    return plain and ends and items[0] in (slice(None), Ellipsis) and all(i.step is None or i.step > 0 for i in slices)

@@ -22,6 +22,7 @@ from qlab.nets.equalize import Equalized, cross_layer_equalize, subtract_mean_er
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.graph import Walk, calls, folding_pairs, kind, maker, points, readable, trace
 from qlab.nets.plain import LAYERS, plain_copy
+from qlab.nets.tracing import free_name
 from qlab.quant import QTensor, linear
 from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import FLOATS, as_tensor, check_bits
@@ -215,6 +216,7 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
         raise ValueError(f"ranges is {ranges!r}, and must be one of {', '.join(RANGES)}.")
     check_bits(activation_bits, 2, 8)
     batches = batches_of(calibration)
+    check_norms(model, batches)
     traced = trace(fold_batch_norm(model))
     equalized = cross_layer_equalize(traced) if equalize else None
     bits = point_bits(traced, activation_bits)
@@ -225,6 +227,35 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     insert(q.model, {name: FakeQuantize(bits[name], *seen[name]) for name in seen})
     nbytes = q.nbytes + 5 * len(seen)                                                       # a float32 scale and one byte of zero-point
     return Quantized(q.model, q.tensors, nbytes, q.left, equalized)
+
+
+@torch.no_grad()
+def check_norms(model: nn.Module, batches: list[torch.Tensor]) -> None:
+    """ValueError for a BatchNorm1d behind a linear layer of (n, rows, features): it norms the rows, and no weight has these."""
+    if not any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        return
+    traced = trace(model)
+    behind = {linear: bn for linear, bn in folding_pairs(traced) if kind(traced, linear) == "linear"}
+
+    class Ranks(Walk):
+        def run_node(self, node):
+            result = super().run_node(node)
+            if node in behind and result.dim() > 2:
+                raise ValueError(f"{behind[node].target} norms dimension 1 of the {tuple(result.shape)} that {node.target} makes, whose "
+                                 "features are the last: it may stand behind a linear layer of (n, features), or a Conv1d.")
+            return result
+
+    if behind:
+        _run(Ranks(traced), next(batch for batch in batches if len(batch)))
+
+
+def _run(walk: Walk, batch: torch.Tensor) -> None:
+    try:
+        walk.run(batch)
+    except (RuntimeError, IndexError) as error:
+        said = str(error).splitlines()[0]
+        own = next((f", a network of {p.dtype}," for p in walk.module.parameters() if p.dtype != batch.dtype), "")
+        raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
 
 
 def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:
@@ -273,12 +304,7 @@ def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bi
             return result
 
     for batch in (batch for batch in batches if len(batch)):
-        try:
-            Observer(traced).run(batch)
-        except (RuntimeError, IndexError) as error:
-            said = str(error).splitlines()[0]
-            own = next((f", a network of {p.dtype}," for p in traced.parameters() if p.dtype != batch.dtype), "")
-            raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
+        _run(Observer(traced), batch)
     shares = (torch.tensor(0.0), torch.tensor(255 / 256))
     return {node.name: shares if kind(traced, node) == "softmax" else seen.range(bits[node.name]) for node, seen in wanted.items()}
 
@@ -314,7 +340,7 @@ def insert(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
     """Put a module after each node named, as NAME_codes, for all that read the node."""
     for node in list(traced.graph.nodes):
         if node.name in modules:
-            name = f"{node.name}_codes"
+            name = free_name(traced, f"{node.name}_codes")
             traced.add_submodule(name, modules[node.name])
             with traced.graph.inserting_after(node):
                 codes = traced.graph.call_module(name, (node,))

@@ -23,7 +23,7 @@ from torch import fx, nn
 from qlab.nets.fake import HALVES, FakeQuantize, fake_quantize, wide
 from qlab.nets.graph import calls, folding_pairs, trace
 from qlab.nets.plain import refuse_hooks
-from qlab.nets.ptq import RANGES, Quantized, batches_of, fold_batch_norm, insert, observe, point_bits, quantize_weights
+from qlab.nets.ptq import RANGES, Quantized, batches_of, check_norms, fold_batch_norm, insert, observe, point_bits, quantize_weights
 from qlab.nets.training import fit
 from qlab.quant import linear
 from qlab.quant.layout import check_bits
@@ -193,9 +193,11 @@ def prepare(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor]
         raise ValueError("learned and moving are both True, and an activation's range is either learned or follows the batches.")
     if ranges not in RANGES:
         raise ValueError(f"ranges is {ranges!r}, and must be one of {', '.join(RANGES)}.")
+    batches = batches_of(calibration)
+    check_norms(model, batches)
     folded = trace(fold_batch_norm(model))
     bits = point_bits(folded, activation_bits)
-    seen = observe(folded, batches_of(calibration), ranges, bits)
+    seen = observe(folded, batches, ranges, bits)
 
     traced = trace(model).requires_grad_(True)
     pairs = folding_pairs(traced)

@@ -14,6 +14,8 @@ from qlab.nets import operations
 from qlab.nets.operations import AS_MODULE, DEFAULTS, DROPOUTS, IN_PLACE, LAYER_KINDS, NOTHING, NOTHING_CALLS, VIEWS, kind
 from qlab.nets.plain import refuse_hooks
 
+COPIES = ("contiguous", "clone", torch.clone)  # the same values, but perhaps not the same memory
+
 
 class Walk(fx.Interpreter):
     """Runs a graph node by node; an error is the one that was raised, without fx's notes on where."""
@@ -42,6 +44,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return type(module) in LAYER_KINDS or super().is_leaf_module(module, qualified_name)
 
+    def call_module(self, m, forward, args, kwargs):
+        if "output_size" in kwargs:  # a transposed convolution, which is a Sequential by now
+            raise ValueError(f"{self.path_of_module(m)} is told an output_size, and must have an output_padding instead")
+        return super().call_module(m, forward, args, kwargs)
+
 
 def noted(model: nn.Module) -> fx.GraphModule:
     """The model itself as a graph, which shares its layers: see graph.trace. Nothing in it computes in place any more."""
@@ -51,20 +58,22 @@ def noted(model: nn.Module) -> fx.GraphModule:
     try:
         traced = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:  # noqa: BLE001 - whatever forward does with a placeholder may raise anything
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].removesuffix(".")
         raise ValueError(f"the network cannot be read as a graph ({said}): its forward may call layers and add tensors, without deciding "
                          "by their values or shapes.") from None
     for node in list(traced.graph.nodes):
         _by_position(node)
-        if _does_nothing(traced, node):
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
+        if _does_nothing(traced, node) and node.target not in COPIES:
+            _leave_out(traced, node)
         elif node.op == "call_function" and node.target is torch._assert:                   # it says something about the input, at most
             traced.graph.erase_node(node)
         elif node.op == "call_method" and node.target == "view":
             node.target = "reshape"                                                         # the same, whatever the order in memory
     _without_unread_numbers(traced)
     _out_of_place(traced)
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" and node.target in COPIES and _does_nothing(traced, node):
+            _leave_out(traced, node)
     for node in list(traced.graph.nodes):
         if node.op in ("call_function", "call_method"):
             _as_module(traced, node)
@@ -83,6 +92,11 @@ def _by_position(node: fx.Node) -> None:
     if node.op in ("call_module", "call_function") and named:
         node.args = (*node.args, *(node.kwargs[name] for name in named))
         node.kwargs = {name: value for name, value in node.kwargs.items() if name not in named}
+
+
+def _leave_out(traced: fx.GraphModule, node: fx.Node) -> None:
+    node.replace_all_uses_with(node.args[0])
+    traced.graph.erase_node(node)
 
 
 def _does_nothing(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -146,8 +160,10 @@ def _arguments(node: fx.Node) -> dict:
 
 
 def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return operations.call_kind(traced, node) in VIEWS
     is_layer = node.target in AS_MODULE and LAYER_KINDS[AS_MODULE[node.target][0]] in VIEWS
-    return is_layer or operations.call_kind(traced, node) in VIEWS
+    return is_layer or node.target == "contiguous" or operations.call_kind(traced, node) in VIEWS
 
 
 def _views(node: fx.Node, views: list[fx.Node]) -> set[fx.Node]:
@@ -175,7 +191,7 @@ def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
                          "and must be told numbers.")
     if type(node.target) is str and node.target == "flatten" or node.target is torch.flatten:
         options = DEFAULTS[nn.Flatten] | options
-    name = f"{node.name}_layer"
+    name = free_name(traced, f"{node.name}_layer")
     try:
         traced.add_submodule(name, made(**options))
     except TypeError as error:
@@ -185,6 +201,13 @@ def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
         replacement = traced.graph.call_module(name, (node.args[0],))
     node.replace_all_uses_with(replacement)
     traced.graph.erase_node(node)
+
+
+def free_name(traced: fx.GraphModule, name: str) -> str:
+    """The name, or one like it if the network has it already."""
+    while hasattr(traced, name):
+        name += "_"
+    return name
 
 
 def _flat(options: dict) -> list:
