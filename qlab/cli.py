@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import qlab
+from qlab import export_command
 
 PORT = 8888
 WELCOME = "00_welcome.ipynb"
@@ -257,19 +258,6 @@ def grade(args: list[str]) -> int:
     return grade.main(args)
 
 
-def export(args: argparse.Namespace) -> int:
-    from qlab.nets.models import MODELS
-
-    if args.model not in MODELS:
-        raise ValueError(f"there is no network {args.model}: choose among {', '.join(MODELS)}.")
-    from qlab.lab.exporting import export
-
-    description = export(args.model, args.to, args.out)
-    print(f"{args.out}: {description.network} as {description.format}, {description.nbytes:,} bytes; "
-          f"{args.out}.json says what it holds.")
-    return 0
-
-
 def doctor(args: argparse.Namespace) -> int:
     from qlab import doctor
 
@@ -349,11 +337,7 @@ def parser() -> argparse.ArgumentParser:
                          "does: student code runs as another user, without network, and sees the container's other files")
     command.set_defaults(run=gradescope)
 
-    command = commands.add_parser("export", help="write a network of the zoo for another runtime")
-    command.add_argument("--to", required=True, choices=("tflite", "onnx", "c", "pytorch"), help="the runtime")
-    command.add_argument("model", metavar="MODEL", help="a network of the zoo, such as depthwise; it is quantized to INT8")
-    command.add_argument("out", metavar="OUT", help="the file to write; a description goes beside it")
-    command.set_defaults(run=export)
+    export_command.add_to(commands)
 
     commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")
     commands.add_parser("pins", help="show that the pins of constraints.txt resolve on every Python and platform; see qlab pins --help")

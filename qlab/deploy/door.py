@@ -85,8 +85,7 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
     >>> done.runtime, done.images, done.same, done.notes[0]
     ('tflite', 8, 8, 'batch norms folded into the layers before them: 1')
     """
-    path = _path(path)
-    runtime = _runtime(path, to)
+    path, runtime = where(path, to)
     module, notes = importlib.import_module(f"qlab.deploy.{runtime}"), []
     network = model if isinstance(model, (Quantized, IntegerNetwork)) else _float_copy(model, notes)
     if network is model and runtime not in INTEGER:
@@ -117,6 +116,16 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
 
 
 # Where to
+
+
+def where(path: str | os.PathLike, to: str | None) -> tuple[Path, str]:
+    """The file to write, and the runtime that it is for. Raises as export does.
+
+    >>> where("net.onnx", None)[1], where("net.int8", to="tflite")[1]
+    ('onnx', 'tflite')
+    """
+    path = _path(path)
+    return path, _runtime(path, to)
 
 
 def _path(path) -> Path:
