@@ -72,6 +72,36 @@ def table(record: dict, net: str) -> str:
     return "\n".join(lines)
 
 
+SAME = ("tflite-micro", "C", "LiteRT, reference", "LiteRT, built-in", "LiteRT, XNNPACK")
+SIGNAL = ("ONNX Runtime, static", "PyTorch, static")
+
+
+def others(record: dict) -> str:
+    """Other people's networks in every runtime (experiments.other_networks), as a table in Markdown."""
+    names = [name.removeprefix("LiteRT, ") for name in SAME]
+    floats = [f"{name.removesuffix(', static')}, dB" for name in SIGNAL]
+    lines = [f"| network | image | parameters | qlab, dB | {' | '.join(names + floats)} |",
+             "| :--- | :--- " + "| ---: " * (2 + len(SAME) + len(SIGNAL)) + "|"]
+    for name, row in record["networks"].items():
+        image, codes = " x ".join(str(n) for n in row["image"]), [_share(row[runtime]) for runtime in SAME]
+        signal = ["refused" if "refused" in row[runtime] else f"{row[runtime]['dB']:.1f}" for runtime in SIGNAL]
+        lines.append(f"| {name} | {image} | {row['parameters']:,} | {row['integer']:.1f} | {' | '.join(codes + signal)} |")
+    return "\n".join(lines)
+
+
+def _share(row: dict) -> str:
+    """The share of codes that are qlab's; and where they are not, how far apart the others are."""
+    if "refused" in row:
+        return "refused"
+    return "all" if not row["largest"] else f"{row['same']:.1%}, {row['largest']} apart"
+
+
+def refused(record: dict) -> list[tuple[str, str, str]]:
+    """(network, runtime, what it says) for whatever a runtime does not take."""
+    return [(name, runtime, row[runtime]["refused"]) for name, row in record["networks"].items() for runtime in row
+            if isinstance(row[runtime], dict) and "refused" in row[runtime]]
+
+
 def threads_of(record: dict, net: str) -> list[int]:
     """The numbers of threads that were timed."""
     return sorted({int(threads) for times in record["timing"][net]["us"].values() for threads in times})
