@@ -120,6 +120,29 @@ def mean(codes, module):
     return Sums(windows_of(codes.centred(), kernel, stride).sum((-2, -1)), codes.scale * float(np.float32(1 / math.prod(kernel))))
 
 
+def knows(model) -> bool:
+    """Whether every node is one that is walked here: layers, sums, evenly divided means, maxima, flattening, and a ReLU6 behind sums."""
+    for node in model.graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if module is None and node.op in ("call_function", "call_method"):
+            if node.target not in (operator.add, torch.add, "add") or len(node.args) != 2 or not all(hasattr(a, "op") for a in node.args):
+                return False
+        elif isinstance(module, nn.ReLU6):
+            before = node.args[0]
+            if before.op == "call_module" and isinstance(model.get_submodule(before.target), (FakeQuantize, nn.ReLU, nn.MaxPool2d, nn.ReLU6,
+                                                                                             nn.Flatten)):
+                return False
+        elif isinstance(module, nn.AvgPool2d):
+            if pair(module.padding) != (0, 0) or module.ceil_mode or module.divisor_override:
+                return False
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            if any(wanted not in (1, None) for wanted in pair(module.output_size)):         # the size of the map is not known here
+                return False
+        elif module is not None and not isinstance(module, (FakeQuantize, nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten)):
+            return False
+    return True
+
+
 def to_codes(value, fake):
     scale, zero_point = fake.scale.item(), int(fake.zero_point)
     if isinstance(value, np.ndarray):                                                       # the network's input, in floating point

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import integer_reference
 import numpy as np
+import step_reference
 import torch
 from c_library import one_library
 from network_bounds import Truth, distances, dtype_of, truth
@@ -27,16 +28,18 @@ from network_writer import Network, write
 from torch import nn
 
 from qlab.deploy import c, onnx, pytorch, tflite
-from qlab.nets import dead, graph, integer, ptq, qat
+from qlab.nets import dead, graph, integer, operations, ptq, qat
 from qlab.nets.integer import IntegerNetwork
 from qlab.quant import linear
 
 # What must agree
 
 
-FUNCTIONS = (r"(add|iadd|sub|isub|mul|imul|relu|relu6|max_pool2d|avg_pool2d|adaptive_avg_pool2d|flatten|hardtanh|clamp|copy|view_as"
-             r"|contiguous|detach|getattr|batch_norm|leaky_relu|dropout)")
-NAMED = re.compile(rf"\b(the network|images?|{FUNCTIONS}_*(_\d+)?(_layer)?|_tensor_constant\d+|x)\b")  # a call's name is its node's
+TABLES = (operations.AS_MODULE, operations.IN_PLACE, operations.ONE_NUMBER, operations.RESHAPES, operations.PERMUTES, operations.PARTS,
+          operations.CATS, operations.MEANS, operations.NOTHING_CALLS, operations.DROPOUTS, operations.ARITHMETIC,
+          ("pad", "copy", "view_as", "getattr", "batch_norm", "max_pool2d", "max_pool1d"))
+FUNCTIONS = "|".join(sorted({getattr(call, "__name__", call) for table in TABLES for call in table}))
+NAMED = re.compile(rf"\b(the network|images?|({FUNCTIONS})_*(_\d+)?(_layer)?|_tensor_constant\d+|x)\b")  # a call's name is its node's
 
 
 @dataclass
@@ -151,13 +154,20 @@ class Check:
             return
         images = self.images.float()
         codes = network(self.images)
-        reference, fake = integer_reference.run(q, images)
-        same = np.array_equal(codes.numpy().astype(int) + 2 ** (fake.bits - 1), reference)
-        assert same, "integers: not the codes of the NumPy reference"
+        self.same_in_numpy("integers", q, network, codes)
         simulated, bound = distances(q, images, code=1.51, unit=0.5)
         self.near("integers", network.decode(codes), simulated, bound)
         self.report.network, self.report.codes = network, network.encode(images)
         self.microcontroller(q, network, codes)
+
+    def same_in_numpy(self, what: str, q: ptq.Quantized, network: IntegerNetwork, codes: torch.Tensor) -> None:
+        """Bit for bit: the steps one by one, and the whole lowered anew from the simulation, where that reference knows its nodes."""
+        steps = step_reference.network(network, network.encode(self.images).numpy())
+        assert np.array_equal(codes.numpy(), steps), f"{what}: not the codes of the steps in NumPy"
+        if integer_reference.knows(q.model):
+            reference, fake = integer_reference.run(q, self.images.float())
+            same = np.array_equal(codes.numpy().astype(int) + 2 ** (fake.bits - 1), reference)
+            assert same, f"{what}: not the codes of the NumPy reference"
 
     def microcontroller(self, q: ptq.Quantized, network: IntegerNetwork, codes: torch.Tensor) -> None:
         """tflite-micro: bit for bit. XNNPACK: each operator at most one code away (qlab.deploy.tflite), carried on by those after it."""
@@ -192,9 +202,7 @@ class Check:
             self.near("qat", prepared(self.inputs(prepared)), values, bound)
             network = self.attempt("convert of qat", integer.convert, q, self.shape)
             if network is not None:
-                reference, fake = integer_reference.run(q, self.images.float())
-                same = np.array_equal(network(self.images.float()).numpy().astype(int) + 2 ** (fake.bits - 1), reference)
-                assert same, "qat: not the codes of the NumPy reference"
+                self.same_in_numpy("qat", q, network, network(self.images.float()))
 
 
 try:
