@@ -258,7 +258,7 @@ def operands(node: fx.Node) -> list[fx.Node]:
 def mapped(node: fx.Node, known: dict, which: int) -> tuple[tuple, dict]:
     """The arguments of a call: values (which = 0), or errors; of sizes always the values."""
     def one(n):
-        if isinstance(known[n][0], tuple):
+        if type(known[n][0]) is tuple:
             return [part[which] for part in known[n]]
         return known[n][which if isinstance(known[n][0], torch.Tensor) else 0]
 

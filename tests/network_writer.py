@@ -47,7 +47,7 @@ class Block(nn.Module):
 def shake(model):
     """Statistics and factors of batch norm as training might leave them, some gamma negative."""
     for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None:
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_mean is not None:
             m.running_mean.normal_()
             m.running_var.uniform_(0.2, 3.0)
             if m.affine:
@@ -112,8 +112,10 @@ def write(seed: int) -> Network:
     """The network of a seed; those of odd seeds are hostile."""
     rng, hostile = random.Random(seed), seed % 2 == 1
     d = Draft(rng)
-    flat = not hostile and d.chance(0.08)
-    shape = (rng.randint(2, 12),) if flat else (rng.randint(1, 4), rng.randint(4, 9), rng.randint(4, 9))
+    flat = not hostile and d.chance(0.2)
+    shape = (rng.randint(1, 4), rng.randint(4, 9), rng.randint(4, 9))
+    if flat:
+        shape = d.one_of((rng.randint(2, 12),), (rng.randint(1, 4), rng.randint(5, 12)))
     d.shapes["x"] = shape
     v = "x"
     tricks = rng.sample(MAP_TRICKS, d.one_of(1, 1, 2)) if hostile and not flat else []
@@ -124,7 +126,15 @@ def write(seed: int) -> Network:
         for step in steps:
             v = step(d, earlier(d, v))
         v = joined(d, v)
+    elif len(shape) == 2:
+        d.traits.add("one dimension")
+        for _ in range(rng.randint(1, 4)):
+            v = rng.choice(LINE_STEPS)(d, v)
+        v = line_end(d, v)
     v = head(d, v, hostile)
+    if len(d.shapes[v]) == 1 and not hostile and d.chance(0.1):
+        d.traits.add("softmax")
+        v = d.value(d.one_of(f"F.softmax({v}, 1)", f"{v}.softmax(dim=-1)", f"{d.layer('soft', 'nn.Softmax(-1)')}({v})"), d.shapes[v])
     for trick in rng.sample(LATE_TRICKS, 1) if hostile and d.chance(0.5) else []:
         trick(d)
     return Network(seed, text(d, seed, shape, v), frozenset(d.traits), not hostile)
@@ -270,7 +280,240 @@ def relu(d: Draft, v: str) -> str:
 
 
 def plain_map(d: Draft, v: str) -> str:
-    return d.one_of(conv_block, conv_block, conv_block, conv_block, pool, pool, residual, residual, nothing, relu, block)(d, v)
+    return d.one_of(conv_block, conv_block, conv_block, pool, residual, nothing, relu, block, moved, sliced, shuffled, split, dense,
+                    squeeze, product, table, table, padded, transposed, averaged, uneven, norm_first, scalars, across, six)(d, v)
+
+
+# What other people's networks hold beside these
+
+
+def moved(d: Draft, v: str) -> str:
+    """The same values as a map of another shape."""
+    d.traits.add("views")
+    c, h, w = d.shapes[v]
+    n = d.one_of(f"{v}.size(0)", f"{v}.shape[0]", "-1")
+    return d.value(*d.one_of(
+        *((text, (c, w, h)) for text in (f"{v}.transpose(2, 3)", f"torch.transpose({v}, -1, -2)", f"{v}.permute(0, 1, 3, 2)",
+                                         f"torch.permute({v}, (0, 1, 3, 2))", f"{v}.swapaxes(2, 3).contiguous()", f"{v}.movedim(2, -1)")),
+        (f"{v}.permute(0, 3, 1, 2)", (w, c, h)), (f"{v}.permute(0, 2, 1, 3)", (h, c, w)),
+        (f"{v}.contiguous().view({n}, {h}, {c}, {w})", (h, c, w)),
+        *((text, (c, h, w)) for text in (
+            f"{v}.reshape({v}.size(0), -1).view({n}, {c}, {h}, {w})", f"{v}.flatten(2).unflatten(2, ({h}, -1))",
+            f"{v}.flatten(-2).view({n}, {c}, {h}, {w})", f"{v}.unsqueeze(2).squeeze(2)", f"{v}[:, None].flatten(1, 2)",
+            f"torch.reshape({v}, ({n}, {c}, {v}.size(2), {w}))")),
+        (f"{v}.flatten(2)[:, None]", (1, c, h * w)), (f"{v}.reshape({n}, {c * h}, 1, {w})", (c * h, 1, w)),
+    ))
+
+
+def sliced(d: Draft, v: str) -> str:
+    d.traits.add("slices")
+    c, h, w = d.shapes[v]
+    a, i = d.rng.randrange(c), d.rng.randrange(h)
+    b = d.rng.randint(a + 1, c)
+    return d.value(*d.one_of(
+        (f"{v}[:, {a}:{b}]", (b - a, h, w)), (f"{v}[:, {a}:{b}, :, :]", (b - a, h, w)), (f"{v}[..., ::2, :]", (c, -(-h // 2), w)),
+        (f"{v}[:, :, {i}:, -1:]", (c, h - i, 1)), (f"{v}[:, {a}][:, None]", (1, h, w)), (f"{v}[:, :, {i}].unsqueeze(2)", (c, 1, w)),
+        (f"{v}[..., -1, None]", (c, h, 1)), (f"{v}[:, None, {a}, ::2]", (1, -(-h // 2), w))))
+
+
+def shuffled(d: Draft, v: str) -> str:
+    c, h, w = d.shapes[v]
+    if c % 2:
+        return moved(d, v)
+    d.traits.add("views")
+    groups = d.one_of(2, c // 2)
+    by_hand = f"{v}.contiguous().view({v}.size(0), {groups}, {c // groups}, {h}, {w}).transpose(1, 2).contiguous().view(-1, {c}, {h}, {w})"
+    return d.value(d.one_of(f"{d.layer('shuffle', f'nn.ChannelShuffle({groups})')}({v})", f"F.channel_shuffle({v}, {groups})", by_hand),
+                   (c, h, w))
+
+
+def split(d: Draft, v: str) -> str:
+    """Parts, something with one of them, and their concatenation in some order."""
+    d.traits.add("split and cat")
+    c, h, w = d.shapes[v]
+    dim = d.one_of(*(k for k in (1, 2, 3) if d.shapes[v][k - 1] > 1) or (1,))
+    size = d.shapes[v][dim - 1]
+    if size == 1:
+        return dense(d, v)
+    first = d.rng.randint(1, size - 1)
+    a, b = d.name("y"), d.name("y")
+    sizes = d.one_of((-(-size // 2), size // 2), (first, size - first))
+    call = d.one_of(f"torch.split({v}, [{sizes[0]}, {sizes[1]}], dim={dim})", f"{v}.split({sizes}, {dim})",
+                    *([f"{v}.chunk(2, {dim})", f"torch.chunk({v}, 2, dim={dim - 4})"] if sizes[0] == -(-size // 2) else []))
+    d.body.append(f"{a}, {b} = {call}")
+    shapes = [tuple(n if k == dim - 1 else s for k, s in enumerate(d.shapes[v])) for n in sizes]
+    changed = d.value(activated(d, f"({a} * {d.one_of(3.5, 0.25)})"), shapes[0])
+    order = [b, changed] if d.chance(0.5) else [changed, b, v]
+    size = sum({b: sizes[1], changed: sizes[0], v: size}[name] for name in order)
+    made = tuple(size if k == dim - 1 else s for k, s in enumerate((c, h, w)))
+    return d.value(f"torch.cat([{', '.join(order)}], {d.one_of('', 'dim=')}{d.one_of(dim, dim - 4)})", made)
+
+
+def dense(d: Draft, v: str) -> str:
+    """Norm, ReLU, convolution, beside what they read."""
+    d.traits.add("dense block")
+    c, h, w = d.shapes[v]
+    if c > 12:
+        return conv_block(d, v, 3, same=True)
+    norm = f"{d.layer('bn', norm_text(d, c))}({v})" if d.chance(0.6) else v
+    conv, shape = conv_text(d, (c, h, w), d.rng.randint(1, 4), same=True)
+    grown = d.value(f"{d.layer('conv', conv)}(F.relu({norm}))", shape)
+    order = d.one_of([v, grown], [grown, v], [v, grown, v])
+    return d.value(f"torch.cat([{', '.join(order)}], {d.one_of('1', 'dim=1', '-3')})", (sum(d.shapes[n][0] for n in order), h, w))
+
+
+def squeeze(d: Draft, v: str) -> str:
+    """Squeeze and excitation."""
+    d.traits.add("squeeze")
+    c, h, w = d.shapes[v]
+    mean = d.one_of(f"F.adaptive_avg_pool2d({v}, 1)", f"{v}.mean((2, 3), keepdim=True)", f"{v}.mean([-1, -2], True)")
+    down, up = (d.layer("conv", f"nn.Conv2d({a}, {b}, 1)") for a, b in ((c, 2), (2, c)))
+    gate = d.value(f"{d.one_of('torch.sigmoid', 'F.hardsigmoid', 'F.sigmoid')}({up}(F.relu({down}({mean}))))", (c, 1, 1))
+    return d.value(d.one_of(f"{v} * {gate}", f"{gate} * {v}", f"torch.mul({v}, {gate})", f"{gate}.mul({v})"), (c, h, w))
+
+
+def product(d: Draft, v: str) -> str:
+    d.traits.add("product")
+    other = d.one_of(v, conv_block(d, v, d.shapes[v][0], same=True))
+    return d.value(activated(d, d.one_of(f"({v} * {other})", f"torch.mul({other}, {v})", f"{v}.mul({other})")), d.shapes[v])
+
+
+ACTIVATIONS = ("LeakyReLU(0.2)", "Sigmoid()", "Hardsigmoid()", "Hardswish()", "SiLU()", "GELU()", "Tanh()", "Hardtanh(-0.5, 1.5)", "ELU()",
+               "SELU()", "CELU()", "Softplus()", "Softsign()", "Mish()", "LogSigmoid()", "Tanhshrink()", "Softshrink()",
+               "GELU(approximate='tanh')", "SiLU(inplace=True)", "LeakyReLU(0.1, inplace=True)", "Hardswish(inplace=True)")
+
+
+def table(d: Draft, v: str) -> str:
+    d.traits.add("table")
+    fresh = d.value(f"{v} * 1.5", d.shapes[v])                                              # what may be written over
+    return d.value(d.one_of(
+        *(f"{d.layer('act', f'nn.{text}')}({fresh})" for text in d.rng.sample(ACTIVATIONS, 3)), f"F.leaky_relu({v}, 0.3)", f"F.gelu({v})",
+        f"F.silu({fresh}, inplace=True)", f"F.hardswish({v})", f"{v}.sigmoid()", f"torch.tanh({v})", f"{v}.clamp(-0.5, 0.75)",
+        f"{v}.clamp(min=0)", f"torch.clamp({v}, max=0.5)", f"{v} ** 2", f"{v}.square()", f"{v}.abs()", f"-{v}", f"F.elu({v}, 0.7)",
+        f"{fresh}.tanh_()", f"F.hardtanh({v}, 0, 6)"), d.shapes[v])
+
+
+def scalars(d: Draft, v: str) -> str:
+    d.traits.add("scalars")
+    return d.value(d.one_of(f"{v} * 0.5 + 1", f"1 - {v}", f"({v} - 0.25) / 3", f"torch.add({v}, 1, alpha=2)", f"{v}.div(2)",
+                            f"2 * {v}.sub(0.5)"), d.shapes[v])
+
+
+def padded(d: Draft, v: str) -> str:
+    d.traits.add("padding")
+    c, h, w = d.shapes[v]
+    far = [d.rng.randint(0, 2) for _ in range(4)]
+    value = d.one_of(0, 0.5, -1.25, 40.0)
+    call = d.one_of(f"{d.layer('pad', f'nn.ZeroPad2d({tuple(far)})')}({v})", f"F.pad({v}, {tuple(far)})",
+                    f"F.pad({v}, {far}, 'constant', {value})", f"F.pad(input={v}, pad={tuple(far)}, value={value})",
+                    f"{d.layer('pad', f'nn.ConstantPad2d({tuple(far)}, {value})')}({v})")
+    return d.value(call, (c, h + far[2] + far[3], w + far[0] + far[1]))
+
+
+def transposed(d: Draft, v: str) -> str:
+    c, h, w = d.shapes[v]
+    if max(h, w) > 9:
+        return pool(d, v)
+    d.traits.add("transposed convolution")
+    kernel, stride, groups = [d.rng.randint(1, 4) for _ in range(2)], [d.rng.randint(1, 2) for _ in range(2)], d.one_of(1, 1, c)
+    padding = [d.rng.randint(0, (k - 1) // 2) for k in kernel]
+    extra = [d.rng.randint(0, s - 1) for s in stride]
+    out = groups * d.rng.randint(1, 3)
+    settings = ", ".join(str(tuple(pair)) for pair in (kernel, stride, padding, extra))
+    made = f"nn.ConvTranspose2d({c}, {out}, {settings}, {groups}, bias={d.chance(0.6)})"
+    sizes = [(s - 1) * t - 2 * p + k + e for s, t, p, k, e in zip((h, w), stride, padding, kernel, extra)]
+    if min(sizes) < 1:
+        return pool(d, v)
+    call = f"{d.layer('up', made)}({v})"
+    return d.value(activated(d, f"{d.layer('bn', norm_text(d, out))}({call})" if d.chance(0.5) else call), (out, *sizes))
+
+
+def averaged(d: Draft, v: str) -> str:
+    """A mean over one or two dimensions, alone or added to what it is of."""
+    d.traits.add("mean of axes")
+    shape = d.shapes[v]
+    dims = d.rng.sample((1, 2, 3), d.one_of(1, 2))
+    said = d.one_of(tuple(dims), list(dims), dims[0] if len(dims) == 1 else tuple(k - 4 for k in dims))
+    made = tuple(1 if k in dims else s for k, s in zip((1, 2, 3), shape))
+    call = d.one_of(f"{v}.mean({said}, keepdim=True)", f"torch.mean({v}, {said}, True)", f"{v}.mean(dim={said}, keepdim=True)")
+    mean = d.value(activated(d, call), made)
+    return d.one_of(lambda: mean, lambda: d.value(d.one_of(f"{v} + {mean}", f"{mean} + {v}", f"{mean} * {v}"), shape))()
+
+
+def uneven(d: Draft, v: str) -> str:
+    d.traits.add("uneven means")
+    c, h, w = d.shapes[v]
+    if d.chance(0.5) and min(h, w) > 2:
+        count, ceil = d.one_of(", count_include_pad=False", "", ", divisor_override=5"), d.chance(0.3)
+        made = f"nn.AvgPool2d(3, 2, 1, ceil_mode={ceil}{count})"
+        return d.value(activated(d, f"{d.layer('pool', made)}({v})"), tuple(F.avg_pool2d(torch.zeros(1, c, h, w), 3, 2, 1, ceil).shape[1:]))
+    wanted = (d.rng.randint(1, h + 1), d.rng.randint(1, w + 1))
+    return d.value(activated(d, f"F.adaptive_avg_pool2d({v}, {wanted})"), (c, *wanted))
+
+
+def norm_first(d: Draft, v: str) -> str:
+    d.traits.add("norm first")
+    return d.value(activated(d, f"{d.layer('bn', norm_text(d, d.shapes[v][0]))}({v})"), d.shapes[v])
+
+
+def across(d: Draft, v: str) -> str:
+    """A linear layer of a map's last dimension."""
+    d.traits.add("linear on maps")
+    c, h, w = d.shapes[v]
+    outs = d.rng.randint(1, 6)
+    return d.value(activated(d, f"{d.layer('fc', f'nn.Linear({w}, {outs})')}({v})"), (c, h, outs))
+
+
+def six(d: Draft, v: str) -> str:
+    """A ReLU6 that clips codes, for nothing is computed with it."""
+    d.traits.add("ReLU6 alone")
+    rows = d.shapes[v][1]
+    before = d.one_of(f"({v} * 4).transpose(2, 3).transpose(2, 3)", relu(d, v), f"torch.cat([{v} * 5, {v}], 2)[:, :, :{rows}]")
+    return d.value(f"F.relu6({before})", d.shapes[v])
+
+
+# One dimension
+
+
+def line_conv(d: Draft, v: str) -> str:
+    c, length = d.shapes[v]
+    kernel, dilation, groups = d.rng.randint(1, min(4, length)), 1, d.one_of(1, 1, c)
+    stride, padding = d.one_of(1, 1, 2), d.rng.randint(0, kernel // 2)
+    out = groups * d.rng.randint(1, 4)
+    size = (length + 2 * padding - kernel) // stride + 1
+    call = f"{d.layer('conv', f'nn.Conv1d({c}, {out}, {kernel}, {stride}, {padding}, {dilation}, {groups}, bias={d.chance(0.6)})')}({v})"
+    norm = d.one_of("", "", ", affine=False")
+    return d.value(activated(d, f"{d.layer('bn', f'nn.BatchNorm1d({out}{norm})')}({call})" if d.chance(0.5) else call), (out, size))
+
+
+def line_pool(d: Draft, v: str) -> str:
+    c, length = d.shapes[v]
+    kernel = min(length, 2)
+    wanted = d.rng.randint(1, length)
+    return d.value(*d.one_of((f"F.max_pool1d({v}, {kernel})", (c, length // kernel)),
+                             (f"{d.layer('pool', f'nn.MaxPool1d({kernel}, 1)')}({v})", (c, length - kernel + 1)),
+                             (f"{d.layer('pool', f'nn.AvgPool1d({kernel})')}({v})", (c, length // kernel)),
+                             (f"F.adaptive_avg_pool1d({v}, {wanted})", (c, wanted))))
+
+
+def line_other(d: Draft, v: str) -> str:
+    c, length = d.shapes[v]
+    same = d.layer("conv", f"nn.Conv1d({c}, {c}, 3, padding=1)")
+    return d.value(*d.one_of((f"F.relu({same}({v})) + {v}", (c, length)), (f"torch.cat([{v}, {same}({v})], 1)", (2 * c, length)),
+                             (f"{v} * torch.sigmoid({same}({v}))", (c, length)), (f"F.pad({v}, (2, 0))", (c, length + 2)),
+                             (f"{v}[:, :, {length // 2}:]", (c, length - length // 2)),
+                             (f"{v}.transpose(1, 2)", (length, c)), (f"{d.layer('bn', f'nn.BatchNorm1d({c})')}({v}) * 2", (c, length)),
+                             (f"{d.layer('fc', f'nn.Linear({length}, 4)')}({v})", (c, 4)), (f"F.hardswish({v})", (c, length))))
+
+
+LINE_STEPS = [line_conv, line_conv, line_pool, line_other, line_other]
+
+
+def line_end(d: Draft, v: str) -> str:
+    v = line_conv(d, v)
+    c, length = d.shapes[v]
+    return d.value(*d.one_of((f"{v}.mean(-1)", (c,)), (f"{v}[:, :, -1]", (c,)), (f"{v}.flatten(1)", (c * length,)),
+                             (f"{v}.contiguous().view({v}.size(0), -1)", (c * length,))))
 
 
 def joined(d: Draft, v: str) -> str:
@@ -299,11 +542,15 @@ def head(d: Draft, v: str, hostile: bool) -> str:
         if d.chance(0.07):
             d.traits.add("ends in a map")
             return v
-        if d.chance(0.4):
+        if d.chance(0.15):
+            v = d.value(d.one_of(f"{v}.mean((2, 3))", f"torch.mean({v}, dim=[2, 3])", f"{v}.mean(-1).mean(-1)"), (shape[0],))
+        elif d.chance(0.4):
             v = d.value(f"{d.layer('mean', d.one_of('nn.AdaptiveAvgPool2d(1)', 'nn.AdaptiveAvgPool2d((1, 1))'))}({v})", (shape[0], 1, 1))
         size = int(np.prod(d.shapes[v]))
-        v = d.value(d.one_of(f"torch.flatten({v}, 1)", f"{v}.flatten(1)", f"{d.layer('flat', 'nn.Flatten()')}({v})",
-                             f"torch.flatten({v}, start_dim=1)"), (size,))
+        if is_map(d.shapes[v]):
+            v = d.value(d.one_of(f"torch.flatten({v}, 1)", f"{v}.flatten(1)", f"{d.layer('flat', 'nn.Flatten()')}({v})",
+                                 f"{v}.contiguous().view({v}.size(0), -1)", f"{v}.reshape(-1, {size})",
+                                 f"torch.flatten({v}, start_dim=1)"), (size,))
     if hostile and d.chance(0.3):
         v = d.rng.choice(FLAT_TRICKS)(d, v)
     for _ in range(d.rng.randint(0, 2)):

@@ -225,13 +225,13 @@ NETWORKS = {  # a name, how to make it, the shape of its images
 }
 
 
-def network(name: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
+def network(name: str, seed: int = 0, networks: dict = NETWORKS) -> tuple[nn.Module, torch.Tensor]:
     """The network in evaluation mode, its batch norms with statistics of their own, and 64 images."""
     torch.manual_seed(seed)
-    make, shape = NETWORKS[name]
+    make, shape = networks[name]
     net, x = make(), torch.randn(64, *shape)
     for layer in net.modules():
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
             nn.init.uniform_(layer.weight, 0.5, 2)
             nn.init.normal_(layer.bias)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import more_networks
 import numpy as np
 import pytest
 import step_reference
@@ -61,6 +62,26 @@ def test_training_with_rounding_starts_at_the_same_codes_and_trains(own):
     assert (integers.decode(integers(x.clone())) - learned(x.clone())).abs().max() < 0.05 * learned(x.clone()).abs().max()
 
 
+@pytest.mark.parametrize("name", more_networks.NETWORKS)
+def test_more_networks_are_right_in_every_form(name):
+    net, x = network(name, networks=more_networks.NETWORKS)
+    shape = tuple(x.shape[1:])
+    with torch.no_grad():
+        floats = net(x.clone())
+        torch.testing.assert_close(graph.trace(net)(x.clone()), floats)
+        torch.testing.assert_close(ptq.fold_batch_norm(net)(x.clone()), floats, rtol=1e-4, atol=1e-5)
+        quantized = ptq.quantize(net, x.clone())
+        fake = quantized.model(x.clone())
+    assert (fake - floats).abs().max() < 0.05 * floats.abs().max()
+    integers = integer.convert(quantized, shape)
+    codes = integers.encode(x.clone())
+    got = integers.run(codes)
+    assert (integers.decode(got) - fake).abs().max() <= 4.01 * integers.grid_out.scale
+    assert np.array_equal(got[:5].numpy(), step_reference.network(integers, codes[:5].numpy()))
+    prepared = qat.prepare(net, x.clone(), 8, 8, learned=False, ranges="minmax")
+    assert torch.equal(integer.convert(qat.convert(prepared), shape).run(codes), got)
+
+
 def test_every_kind_of_node_and_every_layer_is_in_some_network():
     kinds, layers = set(), set()
     for name in NETWORKS:
@@ -94,6 +115,17 @@ class Mixed(nn.Module):
         return x.view(-1, 3)
 
 
+def _over(parts):
+    parts[0].relu_()
+    return torch.cat([parts[0], parts[1]], 1)
+
+
+def _copied(x):
+    y = x.contiguous()
+    y.relu_()
+    return x + y
+
+
 REFUSED = {
     "several outputs": (Forward(lambda n, x: (n.a(x), n.a(x)), a=nn.Linear(12, 2)), "returns several values"),
     "a dictionary": (Forward(lambda n, x: {"a": n.a(x)}, a=nn.Linear(12, 2)), "returns several values"),
@@ -113,8 +145,48 @@ REFUSED = {
     "cut off by a transposed convolution": (nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.ConvTranspose2d(3, 1, 1, padding=1)),
                                             "1, a ConvTranspose2d with padding .1, 1., cuts off more"),
     "a size as a number": (Forward(lambda n, x: n.a(x) * x.shape[1], a=nn.Linear(12, 3)), "mul, a call of mul, cannot be quantized"),
+    "dimensions by size": (Forward(lambda n, x: x.view(-1, 3, 4).transpose(1, x.dim())), "transpose, a call of transpose, cannot"),
+    "a mean by size": (Forward(lambda n, x: x.mean(x.dim() - 1)), "mean, a call of mean, cannot"),
+    "other numbers in the same memory": (Forward(lambda n, x: n.a(x).view(torch.int32), a=nn.Linear(12, 3)),
+                                         "view, a call of reshape, can"),
+    "some images": (Forward(lambda n, x: n.a(x[:100]), a=nn.Linear(12, 3)), "getitem, a call of getitem, cannot"),
+    "images as columns": (Forward(lambda n, x: n.a(x).T, a=nn.Linear(12, 3)), "getattr_1, a reading of .T, cannot"),
+    "a mean of three": (Forward(lambda n, x: n.a(x).mean(0), a=nn.Linear(12, 3)), "mean makes .3,. of 2 images, and must keep"),
+    "a part written over": (Forward(lambda n, x: _over(n.a(x).chunk(2, 1)), a=nn.Linear(12, 4)),
+                            "relu_ changes getitem in place, and chunk, which shares"),
+    "a view's copy written over": (Forward(lambda n, x: _copied(n.a(x).view(-1, 2, 2).transpose(1, 2)), a=nn.Linear(12, 4)),
+                                   "relu_ changes contiguous in place, and transpose, which shares its memory, is read later"),
+    "an output's size": (nn.Sequential(nn.Unflatten(1, (3, 2, 2)), Forward(lambda n, x: n.up(x, output_size=(4, 4)),
+                                                                           up=nn.ConvTranspose2d(3, 2, 2, 2))),
+                         "1.up is told an output_size"),
+    "a sum with a factor": (Forward(lambda n, x: torch.add(n.a(x), n.a(x), alpha=2), a=nn.Linear(12, 3)), "add, a call of add, cannot"),
+    "a mean in another type": (Forward(lambda n, x: x.mean(1, True, dtype=torch.float64), a=nn.Linear(12, 3)),
+                               "mean, a call of mean, cannot"),
+    "softmax in another type": (Forward(lambda n, x: F.softmax(x, 1, dtype=torch.float64)),
+                                "softmax, a call of softmax, cannot be a Softmax"),
+    "softmax, flattened": (nn.Sequential(nn.Linear(12, 3), nn.Softmax(1), nn.Flatten()), "1, a Softmax over dimension 1 of .3,., must be"),
+    "rounded down": (Forward(lambda n, x: n.a(x).div(0.2, rounding_mode="floor"), a=nn.Linear(12, 3)), "div, a call of div, cannot"),
+    "interpolated": (Forward(lambda n, x: F.interpolate(x.view(-1, 3, 2, 2), scale_factor=2)),
+                     "interpolate, a call of interpolate, cannot"),
+    "weights of its own": (Forward(lambda n, x: F.linear(x, n.a.weight), a=nn.Linear(12, 3)), "a.weight, which forward reads itself, can"),
+    "part of a Sequential": (Forward(lambda n, x: n.a[:1](x), a=nn.Sequential(nn.Linear(12, 3), nn.ReLU())),
+                             "cannot be read as a graph .module"),
+    "a list of sizes": (Forward(lambda n, x: x.view(*x.shape[:1], 3, 4)), "cannot be read as a graph .Proxy object cannot be iterated."),
+    "stacked": (Forward(lambda n, x: torch.stack([x, x], 1)), "stack, a call of stack, cannot"),
+    "chosen": (Forward(lambda n, x: torch.where(x > 0, x, 0 * x)), "gt, a call of gt, cannot"),
+    "the largest": (Forward(lambda n, x: n.a(x).argmax(1), a=nn.Linear(12, 3)), "argmax, a call of argmax, cannot"),
+    "sums of products": (Forward(lambda n, x: torch.einsum("nc->nc", x)), "einsum, a call of einsum, cannot"),
     "windows by size": (Forward(lambda n, x: F.avg_pool2d(x.view(-1, 3, 2, 2), x.size(1) // 6)), "told sizes that depend on the image"),
 }
+
+
+def test_a_norm_behind_a_linear_layer_of_lines_is_refused_where_the_graph_does_not_tell():
+    """It norms the rows of (n, 3, 3); of the features that are as many, nothing says that they are not the channels."""
+    net = nn.Sequential(nn.Linear(10, 3), nn.BatchNorm1d(3)).eval()
+    for quantize in (ptq.quantize, qat.prepare):
+        with pytest.raises(ValueError, match=r"1 norms dimension 1 of the \(8, 3, 3\) that 0 makes, whose features are the last"):
+            quantize(net, torch.randn(8, 3, 10))
+    assert len(ptq.quantize(net, torch.randn(8, 10)).tensors) == 1
 
 
 @pytest.mark.parametrize("name", REFUSED)

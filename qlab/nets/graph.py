@@ -123,14 +123,15 @@ def _is_flat(traced: fx.GraphModule, node: fx.Node) -> bool:
     ranks: dict[fx.Node, int | None] = {}
     for other in traced.graph.nodes:
         ranks[other] = _rank(traced, other, ranks)
-    rank = ranks[before]
-    while rank is None and (node := only_user(node)) is not None:
-        found = kind(traced, node)
-        if found == "linear":  # of (n, channels, length) it would read the length
-            return traced.get_submodule(node.target).in_features == bn.num_features
-        rank = _RANKS.get(type(traced.get_submodule(node.target))) if node.op == "call_module" else None
-        if found not in ("relu", "relu6", "table", "flatten"):
-            break
+    rank, readers = ranks[before], [(user, True) for user in node.users]
+    while rank is None and readers:
+        reader, same = readers.pop(0)
+        found = kind(traced, reader)
+        if found == "linear" and same:  # of (n, channels, length) it would read the length
+            return traced.get_submodule(reader.target).in_features == bn.num_features
+        rank = _RANKS.get(type(traced.get_submodule(reader.target))) if reader.op == "call_module" else None
+        if found in ("relu", "relu6", "table", "flatten", "add", "mul", "cat", "pad"):
+            readers += [(user, same and found not in ("cat", "pad")) for user in reader.users]
     return rank in (None, 2)
 
 

@@ -15,8 +15,8 @@ def _pad(made: Made, node: fx.Node, last: fx.Node) -> None:
 
 def _relu6(made: Made, node: fx.Node, last: fx.Node) -> None:
     source = made.inputs(node)[0]
-    grid = limited(made.plain, node, made.grids[source])
-    made.add("relu6", node.name, (source,), node.name, grid, options={"high": grid.high})
+    high = limited(made.plain, node, made.grids[source]).high
+    made.add("relu6", node.name, (source,), node.name, options={"high": high})
 
 
 def _maxpool(made: Made, node: fx.Node, last: fx.Node) -> None:
