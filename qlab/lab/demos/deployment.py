@@ -93,7 +93,8 @@ def _share(row: dict) -> str:
     """The share of codes that are qlab's; and where they are not, how far apart the others are."""
     if "refused" in row:
         return "refused"
-    return "all" if not row["largest"] else f"{row['same']:.1%}, {row['largest']} apart"
+    share = "over 99.9 %" if row["same"] >= 0.9995 else f"{100 * row['same']:.1f} %"
+    return "all" if not row["largest"] else f"{share}, {row['largest']} apart"
 
 
 def refused(record: dict) -> list[tuple[str, str, str]]:

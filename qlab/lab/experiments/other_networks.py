@@ -151,14 +151,14 @@ def _compared(found: torch.Tensor, ours: torch.Tensor) -> dict:
     return {"same": (difference == 0).double().mean().item(), "largest": int(difference.max())}
 
 
-def decibels(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """10 log10 of the power of what was wanted over that of the difference, of all values together; inf where there is none.
+def decibels(found: torch.Tensor, wanted: torch.Tensor) -> float | None:
+    """10 log10 of the power of what was wanted over that of the difference, of all values together; None where there is no difference.
 
     >>> decibels(torch.tensor([1.0, 1.1]), torch.tensor([1.0, 1.0]))
     23.01
     """
     noise = (found.double() - wanted.double()).square().sum().item()
-    return round(10 * math.log10(wanted.double().square().sum().item() / noise), 2) if noise else math.inf
+    return round(10 * math.log10(wanted.double().square().sum().item() / noise), 2) if noise else None
 
 
 def main() -> None:
