@@ -253,6 +253,15 @@ def test_wrong_images_are_refused_in_one_sentence(bad, error, said, tmp_path):
         assert "\n" not in str(told.value) and "While executing" not in str(told.value) and not listing(tmp_path)
 
 
+def test_a_network_that_scales_pixels_itself_gets_them_as_floats(tmp_path):
+    """Its file takes floats of 0 to 255, as every file here takes floats; uint8 is refused for it as well."""
+    net, pixels = own_networks.Forward(lambda net, x: net.body(x / 255), body=small()).eval(), (X * 255).byte()
+    for name in ("net.tflite", "net.onnx"):
+        with pytest.raises(TypeError, match="are torch.uint8"):
+            qlab.deploy.export(net, pixels, tmp_path / name)
+        assert qlab.deploy.export(net, pixels.float(), tmp_path / name).decibels > 25
+
+
 def test_images_without_channels():
     with pytest.raises(ValueError, match=r"they lack the dimension of the channels \(images\[:, None\]\).$"):
         images.images_for(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), X[:, 0], [])

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from qlab.deploy import files
-from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read
+from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read, readable
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
 
 KINDS = {  # how quantize_static and quantize_dynamic are called
@@ -93,12 +93,15 @@ def _libraries(*names: str) -> None:
 
 def _translated(network: nn.Module, image_shape: tuple[int, ...]):
     """The float network as an onnx ModelProto, for batches of any size."""
-    read_by_torch = exported(network, image_shape)
+    if not readable(network):
+        exported(network, image_shape)                                                     # says why not; the call below tries other ways
     try:
         with quiet():
-            program = torch.onnx.export(read_by_torch, dynamo=True, opset_version=OPSET, verbose=False, input_names=["images"],
-                                        output_names=["logits"])
+            program = torch.onnx.export(network, (torch.zeros(2, *image_shape),), dynamo=True, opset_version=OPSET, verbose=False,
+                                        dynamic_shapes=({0: torch.export.Dim("n")},), input_names=["images"], output_names=["logits"])
     except Exception as error:  # noqa: BLE001 - whatever an operator's translation raises
+        while error.__cause__:  # the first of them names the operator
+            error = error.__cause__
         raise ValueError(f"PyTorch's ONNX exporter cannot translate the network ({first_line(error)}).") from None
     proto = program.model_proto
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
