@@ -236,7 +236,7 @@ def pool(d: Draft, v: str) -> str:
     if d.chance(0.15):
         d.traits.add("pool ceil")
         ceil = True
-    elif d.chance(0.15) and all(s + 2 * p >= 2 * k - 1 for s, p, k in zip(sizes, padding, kernel)):
+    elif d.chance(0.4) and all(s + 2 * p >= 2 * k - 1 for s, p, k in zip(sizes, padding, kernel)):
         d.traits.add("pool dilation")
         dilation = 2
     options = f"{kernel}, {stride}, {padding}, {dilation}, ceil_mode={ceil}"
@@ -280,8 +280,8 @@ def relu(d: Draft, v: str) -> str:
 
 
 def plain_map(d: Draft, v: str) -> str:
-    return d.one_of(conv_block, conv_block, conv_block, pool, residual, nothing, relu, block, moved, sliced, shuffled, split, dense,
-                    squeeze, product, table, table, padded, transposed, averaged, uneven, norm_first, scalars, across, six)(d, v)
+    return d.one_of(conv_block, conv_block, conv_block, pool, pool, pool, residual, nothing, relu, block, moved, sliced, shuffled, split,
+                    dense, squeeze, product, table, table, padded, transposed, averaged, uneven, norm_first, scalars, across, six)(d, v)
 
 
 # What other people's networks hold beside these

@@ -158,6 +158,7 @@ class Check:
         simulated, bound = distances(q, images, code=1.51, unit=0.5)
         self.near("integers", network.decode(codes), simulated, bound)
         self.report.network, self.report.codes = network, network.encode(images)
+        self.stored(q, network, codes)
         self.microcontroller(q, network, codes)
 
     def same_in_numpy(self, what: str, q: ptq.Quantized, network: IntegerNetwork, codes: torch.Tensor) -> None:
@@ -168,6 +169,16 @@ class Check:
             reference, fake = integer_reference.run(q, self.images.float())
             same = np.array_equal(codes.numpy().astype(int) + 2 ** (fake.bits - 1), reference)
             assert same, f"{what}: not the codes of the NumPy reference"
+
+    def stored(self, q: ptq.Quantized, network: IntegerNetwork, codes: torch.Tensor) -> None:
+        """What a file gives back computes the same, to the bit."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "net.safetensors"
+            network.save(path)
+            assert torch.equal(integer.load(path)(self.images), codes), "stored integers: other codes"
+            q.save(path)
+            again = ptq.load(path)
+            assert torch.equal(again.model(self.inputs(q.model)), q.model(self.inputs(q.model))), "stored network: other values"
 
     def microcontroller(self, q: ptq.Quantized, network: IntegerNetwork, codes: torch.Tensor) -> None:
         """tflite-micro: bit for bit. XNNPACK: each operator at most one code away (qlab.deploy.tflite), carried on by those after it."""

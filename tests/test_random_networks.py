@@ -1,4 +1,4 @@
-"""200 random networks, half of them hostile, against themselves and every runtime; and whether these checks find what is wrong.
+"""150 random networks, half of them hostile, against themselves and every runtime; and whether these checks find what is wrong.
 
 ONNX and torch.export take about a second a network: every 40th is exported to both, and prepared for training. Thousands are tried by
 hand with python tests/random_networks.py.
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc"))
               pytest.mark.skipif(not importlib.util.find_spec("onnxruntime") or not importlib.util.find_spec("ai_edge_litert"),
                                  reason="runtimes are not installed: pip install qlab[deploy]"),
               pytest.mark.filterwarnings("ignore")]                                         # torch's: old ways to recompute a weight
-COUNT = 200
+COUNT = 150
 
 
 def test_random_networks():
@@ -42,7 +42,9 @@ def test_the_networks_hold_every_construction():
     networks = [network_writer.write(seed) for seed in range(COUNT)]
     wanted = {"shared weight", "one batch norm behind two", "called twice", "in place", "unread branch", "odd layer", "tied linears",
               "recomputed weight", "hook", "half", "double", "images of another dtype", "scales", "pool ceil", "pool dilation",
-              "two names", "subclass", "layout"}
+              "two names", "subclass", "layout", "views", "slices", "split and cat", "dense block", "squeeze", "product", "table",
+              "scalars", "padding", "transposed convolution", "mean of axes", "uneven means", "norm first", "linear on maps", "ReLU6 alone",
+              "one dimension", "softmax"}
     assert wanted <= set().union(*(net.traits for net in networks))
     assert len({net.source for net in networks}) == COUNT
     assert networks[3].source == network_writer.write(3).source
@@ -72,7 +74,7 @@ def failures(seeds) -> list[str]:
 
 def test_a_graph_that_takes_no_notice_of_what_is_in_place_is_found(monkeypatch):
     monkeypatch.setattr(graph, "trace", lambda model: fx.symbolic_trace(copy.deepcopy(model).eval()))
-    seeds = [seed for seed in range(COUNT) if "in place" in network_writer.write(seed).traits][:6]
+    seeds = [seed for seed in range(COUNT) if "in place" in network_writer.write(seed).traits][:15]
     assert any("trace: off by" in said and f"seed {seed} " in said for said in failures(seeds) for seed in seeds)
 
 
@@ -83,7 +85,7 @@ def test_a_sum_that_rounds_once_is_found(monkeypatch):
         return steps._finish(step, ((terms[0] + terms[1]) * 2**integer.ADD_SHIFT * real[2] + 0.25).round().to(torch.int32))
 
     monkeypatch.setitem(integer.RUN, "add", once)
-    assert any("not the codes of the NumPy reference" in said for said in failures(range(0, 16, 2)))
+    assert any("not the codes of the steps in NumPy" in said for said in failures(range(0, 30, 2)))
 
 
 def test_a_model_that_is_changed_is_found(monkeypatch):
