@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_every_runtime_gives_what_the_network_gives(runtime, tmp_path):
     assert told.input.shape == SHAPE and told.output.shape == (5,) and told.network == "net"
     assert listing(tmp_path) == sorted([NAMES[runtime], NAMES[runtime] + ".json"] + ["net.h"] * (runtime == "c"))
     said = str(done)
-    for part in (f"{done.nbytes:,} bytes", f"{len(done.layers)} operations", f"answer for {done.same}", f"{done.decibels:.1f} dB",
+    for part in (f"{done.nbytes:,} bytes", f"operations: {len(done.layers)}", f"answer for {done.same}", f"noise {done.decibels:.1f} dB",
                  "the network was in training mode", "batch norms folded into the layers before them: 1"):
         assert part in said
 
@@ -121,10 +122,30 @@ def test_without_a_compiler_the_c_is_written_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("PATH", "")
     done = qlab.deploy.export(small(), X, tmp_path / "net.c")
-    assert (done.images, done.codes) == (0, None) and any("no C compiler" in note for note in done.notes) and "run on" not in str(done)
+    assert (done.images, done.codes) == (0, None) and any("no C compiler" in note for note in done.notes) and "run by" not in str(done)
 
 
 # Networks as people have them
+
+
+def test_eight_bits_and_what_float32_cannot_hold(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, dtype=torch.float64))
+    net[1].weight = nn.Parameter(net[1].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    assert "float64 and float8_e4m3fn made float32" in qlab.deploy.export(net, X, tmp_path / "net.tflite").notes
+    net[1].bias.data[0] = 1e300
+    with pytest.raises(ValueError, match="^1.bias holds NaN or infinity, in float32 at least"):
+        qlab.deploy.export(net, X, tmp_path / "net.tflite")
+
+
+class Locked(nn.Flatten):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask):
+        return x
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -166,6 +187,8 @@ def hooked():
     (lambda: small(device="meta"), ValueError, "0.weight is on the meta device, and has no values"),
     (lambda: nn.Linear(8, 2, dtype=torch.complex64), ValueError, "weight holds torch.complex64, and must hold real numbers"),
     (Twice, ValueError, "the network returns several values, and may return one tensor"),
+    (Locked, ValueError, r"^the network cannot be copied \(cannot pickle '_thread.lock' object\).$"),
+    (Masked, ValueError, r"^the network cannot take the calibration images, of shape \(40, 3, 8, 8\) \(.*missing 1 required .*'mask'\).$"),
     (hooked, ValueError, "^0 has a forward hook"),
     (lambda: nn.Flatten(0), ValueError, "the network gives torch.float32 of shape .384,. for 2 images, and must give floats, .2, ...."),
     (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Softmax(0)), ValueError, "depends on the images beside it"),
@@ -183,7 +206,7 @@ def test_nan_among_the_weights(tmp_path):
     net = small()
     net[5].weight.data[0, 0] = math.nan
     for name in NAMES.values():
-        with pytest.raises(ValueError, match="^5.weight holds NaN or infinity, and must be finite everywhere.$"):
+        with pytest.raises(ValueError, match="^5.weight holds NaN or infinity, in float32 at least, and must be finite everywhere.$"):
             qlab.deploy.export(net, X, tmp_path / name)
 
 

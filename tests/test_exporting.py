@@ -111,7 +111,7 @@ def own(tmp_path, monkeypatch):
 def test_ones_own_network_leaves(own, model, capsys):
     assert cli.main(["export", "--to", "tflite", model, "--calibration", "x.npy", "out/net.tflite"]) == 0
     told, said = files.read_description("out/net.tflite"), capsys.readouterr().out
-    assert f"{told.nbytes:,} bytes" in said and "run on 12 calibration images" in said and "out/net.tflite.json says" in said
+    assert f"{told.nbytes:,} bytes" in said and "run by LiteRT on 12 calibration images" in said and "out/net.tflite.json says" in said
     assert told.input.shape == (3, 6, 6) and len(said.splitlines()) <= 6
 
 

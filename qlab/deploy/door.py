@@ -32,6 +32,7 @@ from qlab.nets.ptq import Quantized
 
 ENDINGS = {".tflite": "tflite", ".c": "c", ".onnx": "onnx", ".pt2": "pytorch"}
 RUNTIMES, INTEGER = tuple(ENDINGS.values()), ("tflite", "c")
+RUN_BY = {"tflite": "LiteRT", "c": "this machine", "onnx": "ONNX Runtime", "pytorch": "PyTorch"}
 CHECKED, MICRO = 128, 4                                                                     # calibration images that the file runs on
 
 
@@ -55,14 +56,14 @@ class Exported(files.Description):
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.format}, {len(self.layers)} operations, {self.nbytes:,} bytes"]
+        lines = [f"{self.path}: {self.format}, operations: {len(self.layers)}, {self.nbytes:,} bytes"]
         if self.images:
             found = [] if self.same is None else [f"the float network's answer for {self.same}"]
-            found += [] if self.decibels is None else [f"{self.decibels:.1f} dB from its outputs"]
+            found += [] if self.decibels is None else [f"signal to noise {self.decibels:.1f} dB"]
             if self.codes is not None:
                 share = "all codes" if self.codes == 1 else f"{self.codes:.2%} of the codes"
                 found.append(f"{share} those of the integer network" + f", the others at most {self.apart} apart" * (self.codes < 1))
-            lines.append(f"run on {self.images} calibration images: {', '.join(found)}")
+            lines.append(f"run by {RUN_BY[self.runtime]} on {self.images} calibration image{'s' * (self.images > 1)}: {', '.join(found)}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -177,8 +178,8 @@ def _float_copy(model, notes: list[str]) -> nn.Module:
             raise ValueError(f"{name} is on the meta device, and has no values: load the network's weights first.")
         if tensor.is_complex():
             raise ValueError(f"{name} holds {tensor.dtype}, and must hold real numbers.")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity, in float32 at least, and must be finite everywhere.")
     if any(module.training for module in model.modules()):
         notes.append("the network was in training mode: exported as it computes in evaluation mode")
     if dtypes := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {"float32"}):
@@ -263,7 +264,7 @@ def _run_micro(module, path: Path, ours: IntegerNetwork, codes: torch.Tensor, no
         return
     if not torch.equal(found, ours.run(codes)):
         raise ValueError(f"{path.name} computes other codes in tflite-micro than the integer network, and was not written.")
-    notes.append("tflite-micro computes every code of the integer network; the kernels above, LiteRT's, round otherwise")
+    notes.append(f"run by tflite-micro on {len(codes)} of them: all codes those of the integer network")
 
 
 def _run_floats(module, path: Path, images: torch.Tensor, floats: Callable, batch: int | None) -> dict:

@@ -110,7 +110,7 @@ def _is_pair(x) -> bool:
 
 
 def _floats(part) -> torch.Tensor:
-    part = as_tensor(part, "the calibration images")
+    part = as_tensor(part, "calibration")
     if part.dtype not in FLOATS or part.dim() == 0:
         raise TypeError(f"the calibration images are {part.dtype} of shape {tuple(part.shape)}, and must be floats (n, ...), scaled as "
                         "those that the network was trained on (images.float() / 255, where that is from 0 to 1).")
