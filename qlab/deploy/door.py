@@ -83,8 +83,8 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     done = export(net, torch.rand(8, 1, 4, 4), f"{folder}/tiny.tflite")
-    >>> done.runtime, done.images, done.same, done.notes[0]
-    ('tflite', 8, 8, 'batch norms folded into the layers before them: 1')
+    >>> done.runtime, done.images, done.notes[0]
+    ('tflite', 8, 'batch norms folded into the layers before them: 1')
     """
     path, runtime = where(path, to)
     module, notes = importlib.import_module(f"qlab.deploy.{runtime}"), []

@@ -13,6 +13,8 @@
                   uint8 * int8 in 16 bits and saturates: 2 * 255 * 127 > 2**15 - 1 > 2 * 127 * 128. Compiled there, static-8bit computes
                   some wrong sums, silently. (ONNX Runtime takes the bit from the weights instead: qlab.deploy.onnx.)
 
+What qlab.nets.graph cannot read, torch.export may: the quantizer is then told that each operator is a layer of its own.
+
 The listing's torch.load(path) of a whole model fails since torch 2.6, which unpickles nothing but tensors unless told weights_only=False:
 unpickling a file calls whatever functions the file names, so it hands the machine to whoever wrote it. Hence all kinds
 but the document's are .pt2 files (torch.export.save), which are also looked through before they are loaded (qlab.deploy.pt2).
