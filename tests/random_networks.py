@@ -39,7 +39,8 @@ TABLES = (operations.AS_MODULE, operations.IN_PLACE, operations.ONE_NUMBER, oper
           operations.CATS, operations.MEANS, operations.NOTHING_CALLS, operations.DROPOUTS, operations.ARITHMETIC,
           ("pad", "copy", "view_as", "getattr", "batch_norm", "max_pool2d", "max_pool1d"))
 FUNCTIONS = "|".join(sorted({getattr(call, "__name__", call) for table in TABLES for call in table}))
-NAMED = re.compile(rf"\b(the network|images?|({FUNCTIONS})_*(_\d+)?(_layer)?|_tensor_constant\d+|x)\b")  # a call's name is its node's
+MADE = "map|row|padded|scaled|as_rows|ordered|split|turned|groups|rows|order|pad|codes"      # what is behind a made-up name's last _
+NAMED = re.compile(rf"\b(the network|images?|({FUNCTIONS})_*(_\d+)?(_layer)?_*(_({MADE}))?|_tensor_constant\d+|x)\b")
 
 
 @dataclass

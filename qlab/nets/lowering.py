@@ -99,6 +99,6 @@ def _sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.Node,
         for count in IMAGES:
             with torch.no_grad():
                 Shapes(plain).run(torch.zeros(count, *image_shape, dtype=dtype))
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({str(error).splitlines()[0]}).") from None
     return sizes

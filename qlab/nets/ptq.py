@@ -205,7 +205,8 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     out of the bias (Nagel et al. 2019).
 
     The result's model computes in floating point: it shows accuracy, never speed; qlab.nets.integer.convert makes the integer one.
-    Raises ValueError for no calibration images, NaN in them or in an activation, a network that qlab.nets.graph cannot read.
+    Raises ValueError for no calibration images, NaN in them or in an activation, a network that qlab.nets.graph cannot read, a BatchNorm1d
+    that norms other than the features of the linear layer before it.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> q = quantize(net, torch.rand(8, 1, 4, 4))
@@ -252,7 +253,7 @@ def check_norms(model: nn.Module, batches: list[torch.Tensor]) -> None:
 def _run(walk: Walk, batch: torch.Tensor) -> None:
     try:
         walk.run(batch)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:
         said = str(error).splitlines()[0]
         own = next((f", a network of {p.dtype}," for p in walk.module.parameters() if p.dtype != batch.dtype), "")
         raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
