@@ -157,6 +157,47 @@ class Branches(nn.Module):
         return self.fc(sum(F.relu(branch(x)) for branch in self.branches.values()).flatten(1))
 
 
+class Dense(nn.Module):
+    """All features so far into each layer: norm, ReLU, convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(S(nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, 2, 3, padding=1, bias=False)) for n in (2, 4, 6))
+        self.fc = nn.Linear(288, 3)
+
+    def forward(self, x):
+        features = [x]
+        for layer in self.layers:
+            features.append(layer(torch.cat(features, 1)))
+        return self.fc(torch.cat(features, 1).flatten(1))
+
+
+class Pyramid(nn.Module):
+    """Two scales, and a class for each place of the finer one."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.side, self.up, self.out = nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2, groups=4, bias=False), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        fine = F.relu(self.fine(x))
+        y = self.side(fine) + self.up(F.relu(self.coarse(fine)))
+        return self.out(y).permute(0, 2, 3, 1).contiguous().view(x.size(0), -1, 3)
+
+
+class Wave(nn.Module):
+    """A small network of raw audio."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.pool, self.fc = nn.Conv1d(1, 4, 5, 2), nn.BatchNorm1d(4), nn.MaxPool1d(2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.avg_pool1d(self.pool(F.relu(self.bn(self.conv(x)))), 9)
+        return self.fc(x.permute(0, 2, 1)).squeeze(1)
+
+
 class Twice(nn.ReLU):
     def forward(self, x):
         return super().forward(x) * 2
@@ -212,6 +253,7 @@ def after_conv(*layers, values=144):
 
 NETWORKS = {  # a name, how to make it, the shape of its images
     "U-Net": (UNet, (2, 8, 8)), "MLP-Mixer": (Mixer, MAP), "inception": (Inception, MAP), "ghost": (Ghost, MAP), "CSP": (CrossStage, MAP),
+    "dense": (Dense, MAP), "pyramid": (Pyramid, (2, 8, 8)), "raw audio": (Wave, (1, 40)),
     "excitation": (after_conv(Excitation()), MAP), "channel attention": (after_conv(Attention()), MAP), "causal": (Causal, LINE),
     "tied autoencoder": (Tied, MAP), "shared blocks": (Shared, MAP), "several scales": (Scales, MAP), "ModuleDict": (Branches, MAP),
     "spatial attention": (
@@ -275,6 +317,7 @@ NETWORKS = {  # a name, how to make it, the shape of its images
     "ReLU6 three times": (after_conv(nn.ReLU6(), nn.ReLU6(), nn.MaxPool2d(2), nn.ReLU6(), values=36), MAP),
     # layers
     "subclasses": (after_conv(Twice(), Halved()), MAP), "norms in a row": (after_conv(nn.BatchNorm2d(4), nn.BatchNorm2d(4)), MAP),
+    "one norm behind two layers": (lambda: (lambda norm: S(_conv(2, 4), norm, _conv(4, 4), norm, nn.ReLU(), norm))(nn.BatchNorm2d(4)), MAP),
     "norm without factors": (after_conv(nn.BatchNorm2d(4, affine=False, momentum=None), nn.ReLU()), MAP),
     "norm behind a linear layer of lines": (
         lambda: S(nn.Linear(10, 4), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)), LINE),

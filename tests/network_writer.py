@@ -535,7 +535,7 @@ def joined(d: Draft, v: str) -> str:
 def head(d: Draft, v: str, hostile: bool) -> str:
     """Flattening and linear layers, or at times nothing."""
     shape = d.shapes[v]
-    if is_map(shape) and "Conv2d" not in "".join(d.init):  # a network of no layer is refused by C
+    if is_map(shape) and not any(f"{conv}(" in "\n".join(d.body) for conv in parts(d, "Conv2d")):  # a network of no layer: C refuses it
         v = conv_block(d, v)
         shape = d.shapes[v]
     if is_map(shape):

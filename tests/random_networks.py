@@ -182,7 +182,7 @@ class Check:
             assert torch.equal(again.model(self.inputs(q.model)), q.model(self.inputs(q.model))), "stored network: other values"
 
     def microcontroller(self, q: ptq.Quantized, network: IntegerNetwork, codes: torch.Tensor) -> None:
-        """tflite-micro: bit for bit. XNNPACK: each operator at most one code away (qlab.deploy.tflite), carried on by those after it."""
+        """tflite-micro: bit for bit. The others: each operator at most one code away (qlab.deploy.tflite), carried on by those after it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.tflite"
             if self.attempt("tflite", tflite.export, network, path, self.shape) is None:
@@ -191,9 +191,10 @@ class Check:
                 assert torch.equal(tflite.run(path, self.report.codes, "micro"), codes), "tflite-micro: other codes"
                 self.report.done.add("micro")
             _, bound = distances(q, self.images.float(), code=1.0)
-            apart = (tflite.run(path, self.report.codes).int() - codes.int()).abs()
             most = bound / network.grid_out.scale + 1e-3
-            assert (apart <= most).all(), f"XNNPACK: {apart.max()} codes apart, where {most.max():.3g} can be explained"
+            for kernels in ("xnnpack", "builtin", "reference"):
+                apart = (tflite.run(path, self.report.codes, kernels).int() - codes.int()).abs()
+                assert (apart <= most).all(), f"{kernels}: {apart.max()} codes apart, where {most.max():.3g} can be explained"
 
     def files(self, true: Truth) -> None:
         """Float files of ONNX Runtime and torch.export: rounding."""

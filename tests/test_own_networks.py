@@ -176,6 +176,8 @@ REFUSED = {
     "chosen": (Forward(lambda n, x: torch.where(x > 0, x, 0 * x)), "gt, a call of gt, cannot"),
     "the largest": (Forward(lambda n, x: n.a(x).argmax(1), a=nn.Linear(12, 3)), "argmax, a call of argmax, cannot"),
     "sums of products": (Forward(lambda n, x: torch.einsum("nc->nc", x)), "einsum, a call of einsum, cannot"),
+    "a name of torch.fx": (Forward(lambda n, x: n.code(x), code=nn.Linear(12, 3)), "code is a name that no layer of a graph may have"),
+    "a word of Python": (Forward(lambda n, x: getattr(n, "class")(x), **{"class": nn.Linear(12, 3)}), "class is a name that no layer"),
     "half a size": (Forward(lambda n, x: x.view(-1, x.size(1) / 2)), "cannot take the calibration images, torch.float32 .8, 12. .reshape"),
     "windows by size": (Forward(lambda n, x: F.avg_pool2d(x.view(-1, 3, 2, 2), x.size(1) // 6)), "told sizes that depend on the image"),
 }

@@ -4,6 +4,7 @@ torch.fx runs the method once with a placeholder. What it notes is then put in o
 is computed in place becomes a value of its own, and what does nothing in evaluation goes.
 """
 
+import keyword
 import operator
 from collections.abc import Callable
 
@@ -53,6 +54,10 @@ class _Tracer(fx.Tracer):
 def noted(model: nn.Module) -> fx.GraphModule:
     """The model itself as a graph, which shares its layers: see graph.trace. Nothing in it computes in place any more."""
     refuse_hooks(model)
+    for name, _ in model.named_modules():
+        parts = name.split(".")
+        if any(map(keyword.iskeyword, parts)) or hasattr(fx.GraphModule, parts[0]) and not hasattr(nn.Module, parts[0]):
+            raise ValueError(f"{name} is a name that no layer of a graph may have: give the layer another.")
     # A bare layer is a leaf of fx, and so would be no graph at all: wrap it.
     root, tracer = nn.Sequential(model) if type(model) in LAYER_KINDS else model, _Tracer()
     try:
