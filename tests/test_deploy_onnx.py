@@ -236,6 +236,14 @@ def test_refused_before_anything_is_written(tmp_path, options, error, said):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["float", "static"])
+def test_a_translation_that_computes_something_else_is_refused(tmp_path, kind):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, divisor_override=3), nn.Flatten(), nn.Linear(2, 2)).eval()
+    with pytest.raises(ValueError, match="computes something else, off by .* lacks divisor_override"):
+        onnx.export(net, tmp_path / "net.onnx", torch.rand(8, 1, 4, 4), kind, image_shape=(1, 4, 4))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_shape_that_decides_is_refused(tmp_path):
     class Decides(nn.Module):
         def forward(self, x):

@@ -33,6 +33,7 @@ from qlab.deploy import files
 from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read, readable
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
 
+TRANSLATED = 0.01  # of the outputs' size: what float32 may be off, summed in another order, in a network of hundreds of layers
 KINDS = {  # how quantize_static and quantize_dynamic are called
     "float": None,
     "static": {"quant_format": "QDQ", "activation_type": "QUInt8", "weight_type": "QInt8", "reduce_range": True},
@@ -106,7 +107,21 @@ def _translated(network: nn.Module, image_shape: tuple[int, ...]):
     proto = program.model_proto
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]                                                          # notes on where in whose Python file it was
+    _check_translation(proto.SerializeToString(), network, torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)))
     return proto
+
+
+def _check_translation(content: bytes, network: nn.Module, images: torch.Tensor) -> None:
+    """ValueError where the translation computes something else: PyTorch's exporter leaves out what ONNX's operators cannot say, such as the
+    divisor_override of an average pooling."""
+    with torch.no_grad():
+        wanted = network(images.clone()).double()
+    found = torch.from_numpy(_opened(content, 1).run(None, {"images": images.numpy()})[0]).double()
+    off, size = (found - wanted).square().sum().sqrt().item(), wanted.square().sum().sqrt().item()
+    if not off <= TRANSLATED * size + 1e-6:
+        raise ValueError("PyTorch's ONNX exporter translates the network into one that computes something else, off by "
+                         f"{off / max(size, 1e-12):.2%} of its outputs: an operator of ONNX lacks one of a layer's settings, as AveragePool "
+                         "lacks divisor_override.")
 
 
 def _quantized(proto, kind: str, ranges: str, batches: list[torch.Tensor]):
@@ -217,19 +232,24 @@ def run(path: str | os.PathLike, x, threads: int | None = None) -> torch.Tensor:
 
 def _session(path: str | os.PathLike, threads: int, optimized: str | None = None):
     _libraries("onnxruntime")
-    import onnxruntime
     content = read(path)
     files.read_description(path)
+    try:
+        return _opened(content, threads, optimized)
+    except Exception as error:  # noqa: BLE001 - its errors share no class of their own
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or no network that ONNX Runtime can read ({said}).") from None
+
+
+def _opened(content: bytes, threads: int, optimized: str | None = None):
+    """An inference session of a file's content."""
+    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
     options.add_session_config_entry("session.force_spinning_stop", "1")                    # idle threads leave the cores to others
     if optimized:
         options.optimized_model_filepath = optimized
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - its errors share no class of their own
-        said = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or no network that ONNX Runtime can read ({said}).") from None
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def operators(path: str | os.PathLike) -> dict[str, int]:
