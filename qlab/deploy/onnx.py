@@ -120,8 +120,8 @@ def _check_translation(content: bytes, network: nn.Module, images: torch.Tensor)
     off, size = (found - wanted).square().sum().sqrt().item(), wanted.square().sum().sqrt().item()
     if not off <= TRANSLATED * size + 1e-6:
         raise ValueError("PyTorch's ONNX exporter translates the network into one that computes something else, off by "
-                         f"{off / max(size, 1e-12):.2%} of its outputs: an operator of ONNX lacks one of a layer's settings, as AveragePool "
-                         "lacks divisor_override.")
+                         f"{off / max(size, 1e-12):.2%} of its outputs: an operator of ONNX lacks one of a layer's settings, as "
+                         "AveragePool lacks divisor_override.")
 
 
 def _quantized(proto, kind: str, ranges: str, batches: list[torch.Tensor]):
