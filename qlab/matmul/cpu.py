@@ -31,15 +31,15 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     (m, k), n = a.shape, b.shape[1]
     if m == 0 or n == 0 or k == 0:
         return torch.zeros(m, n, dtype=torch.int32, device=a.device)
-    b = b if _dense(b) else b.contiguous()
+    b = _as_it_lies(b)
     if a.is_cuda:
         if m > 16 and k % 8 == 0 and n % 8 == 0:
-            return torch._int_mm(a if _dense(a) else a.contiguous(), b)
+            return torch._int_mm(_as_it_lies(a), b)
         return torch._int_mm(_padded(a, max(m, 17), k + -k % 8), _padded(b, k + -k % 8, n + -n % 8))[:m, :n]
     rows = m if _dense(a) else max(1, CHUNK_BYTES // k)
     with contextlib.nullcontext() if onednn_is_exact() else _without_onednn():
         if rows >= m:
-            return torch._int_mm(a if _dense(a) else a.contiguous(), b)
+            return torch._int_mm(_as_it_lies(a), b)
         return torch.cat([torch._int_mm(a[start:start + rows].contiguous(), b) for start in range(0, m, rows)])
 
 
@@ -55,6 +55,14 @@ def _without_onednn():
 def _dense(x: torch.Tensor) -> bool:
     """Row-major or a transposed row-major matrix: what BLAS takes without a copy."""
     return x.is_contiguous() or x.T.is_contiguous()
+
+
+def _as_it_lies(x: torch.Tensor) -> torch.Tensor:
+    """The matrix where it is, or a copy if it is not dense. The stride of a dimension of size 1 means nothing to torch, which leaves it at
+    whatever it was; torch._int_mm takes it for the distance of two rows, and computes from what lies elsewhere."""
+    if not _dense(x):
+        return x.contiguous()
+    return x.as_strided(x.shape, (x.shape[1], 1) if x.is_contiguous() else (1, x.shape[0]))
 
 
 def _padded(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
