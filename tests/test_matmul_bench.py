@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def test_a_run_writes_a_record_with_its_ratios_and_draws_it(tmp_path, capsys):
     record = tmp_path / "record.json"
     threads = torch.get_num_threads()
-    assert bench.main(["--sizes", "16", "24", "--out", str(record), "--device", DEVICE]) == 0
+    assert bench.main(["--busy", "--sizes", "16", "24", "--out", str(record), "--device", DEVICE]) == 0
     assert torch.get_num_threads() == threads
     found = json.loads(record.read_text())
     assert found["exactness"]["differing_elements"] == 0 and found["exactness"]["products"] >= 64
@@ -41,7 +41,7 @@ def test_wrong_products_are_found_and_nothing_is_timed(tmp_path, monkeypatch, ca
         return c
 
     monkeypatch.setattr(product, "int8_matmul", forgetful)
-    assert bench.main(["--sizes", "16", "--out", str(tmp_path / "record.json"), "--device", "cpu"]) == 1
+    assert bench.main(["--busy", "--sizes", "16", "--out", str(tmp_path / "record.json"), "--device", "cpu"]) == 1
     assert "The products are wrong: nothing is timed." in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -76,10 +76,10 @@ def test_it_runs_on_a_machine_without_jupyter(tmp_path):
             "             'ipywidgets', 'jupyterlab', 'jupyter_client', 'nbformat', 'nbclient', 'matplotlib', 'rich'):\n"
             "    sys.modules[name] = None\n"
             "runpy.run_module('qlab.lab.matmul_bench', run_name='__main__', alter_sys=True)")
-    done = subprocess.run([sys.executable, "-c", code, "--sizes", "8", "--device", "cpu", "--out", tmp_path / "record.json"],
+    done = subprocess.run([sys.executable, "-c", code, "--busy", "--sizes", "8", "--device", "cpu", "--out", tmp_path / "record.json"],
                           capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "record.json").read_text())["command"].startswith("python -m qlab.lab.matmul_bench --sizes 8")
+    assert json.loads((tmp_path / "record.json").read_text())["command"].startswith("python -m qlab.lab.matmul_bench --busy --sizes 8")
 
 
 def test_the_shapes_are_those_of_the_course():

@@ -50,7 +50,8 @@ def test_one_sided_codes_are_multiplied_exactly_around_each_border_of_k(ours, th
             assert np.array_equal(int8_matmul(a[:1], b, backend).numpy(), expected[:1]), (backend, k)
 
 
-SHAPES = [(1, 700, 900), (300, 1, 200), (1, 1, 900), (900, 700, 1), (3, 2100, 300), (300, 2100, 3), (130, 260, 70), (70, 1100, 130), (257, 129, 511)]
+SHAPES = [(1, 700, 900), (300, 1, 200), (1, 1, 900), (900, 700, 1), (3, 2100, 300), (300, 2100, 3), (130, 260, 70), (70, 1100, 130),
+          (257, 129, 511)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

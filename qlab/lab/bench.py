@@ -30,7 +30,7 @@ from nbclient import NotebookClient
 from rich.console import Console
 from rich.table import Table
 
-from qlab.lab import data, machine, matmul_bench, notebooks, widgets, zoo
+from qlab.lab import data, machine, matmul_bench, notebooks, quiet, widgets, zoo
 from qlab.matmul import product
 from qlab.nets import huffman, integer, ptq
 from qlab.quant import kmeans, linear
@@ -290,12 +290,14 @@ BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widge
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="qlab bench", description="Time what the course promises; write the record when all of it ran.")
     parser.add_argument("which", nargs="*", metavar="NAME", help=f"only these, without a record: {', '.join(BENCHES)}")
-    chosen = parser.parse_args(arguments).which
+    quiet.add_option(parser)
+    args = parser.parse_args(arguments)
+    chosen = args.which
     unknown = sorted(set(chosen) - set(BENCHES))
     if unknown:
         raise ValueError(f"no benchmark is named {', '.join(unknown)}: choose among {', '.join(BENCHES)}.")
     data.load("test")
-    found = {}
+    watch, found = quiet.wait(anyway=args.busy), {}
     for name in chosen or BENCHES:
         print(f"{name} ...", flush=True)
         found[name] = BENCHES[name]()
@@ -309,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
             table.add_row(*(", ".join(value) if isinstance(value, list) else f"{value}" for value in row.values()))
         Console().print(table)
     if not chosen:
-        machine.write_record(RECORD, "qlab bench", rows=rows, **tables)
+        machine.write_record(RECORD, "qlab bench", load=watch.load(), rows=rows, **tables)
         print(f"written: {RECORD}")
 
 

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from qlab import saving
-from qlab.lab import machine
+from qlab.lab import machine, quiet
 from qlab.matmul import cpu, float32, layers, product, reference
 from qlab.matmul.device import why_not_onnxruntime
 
@@ -308,6 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=5.0, help="seconds that one call may take; slower ones are left out (default: 5)")
     parser.add_argument("--out", type=Path, help="the record (default: matmul_DEVICE.json among the package's records)")
     parser.add_argument("--plot", type=Path, nargs="?", const=Path("matmul.png"), metavar="PNG", help="draw the record, measure nothing")
+    quiet.add_option(parser)
     args = parser.parse_args(argv)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     path = args.out or RECORDS / f"matmul_{device}.json"
@@ -331,6 +332,7 @@ def main(argv: list[str] | None = None) -> int:
     if exactness["differing_elements"]:
         print("The products are wrong: nothing is timed.", file=sys.stderr)
         return 1
+    watch = quiet.wait(anyway=args.busy)
     rows = []
     everything = torch.get_num_threads()
     for threads in sorted({1, everything}) if device == "cpu" else (everything,):
@@ -347,7 +349,8 @@ def main(argv: list[str] | None = None) -> int:
 
         versions["onnxruntime"] = onnxruntime.__version__
     command = " ".join(["python -m qlab.lab.matmul_bench", *(sys.argv[1:] if argv is None else argv)])
-    machine.write_record(path, command, device=device, versions=versions, exactness=exactness, rows=rows, ratios=ratios(rows))
+    machine.write_record(path, command, device=device, versions=versions, exactness=exactness, load=watch.load(), rows=rows,
+                         ratios=ratios(rows))
     print(f"written to {path}")
     return 0
 
