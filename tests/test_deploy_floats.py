@@ -1,6 +1,5 @@
 """ONNX and PyTorch take every network that torch.export reads, not only those whose layers qlab quantizes."""
 
-import functools
 
 import pytest
 import torch
@@ -12,20 +11,10 @@ pytest.importorskip("onnxscript", reason="pip install qlab[deploy]")
 pytest.importorskip("torchao", reason="pip install qlab[deploy]")
 
 import own_networks
+from exporter import one_table_of_operators  # noqa: F401 - a fixture of every test here
 from own_networks import Forward
 
 from qlab.deploy import onnx, pt2, pytorch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_table_of_operators():
-    """torch's exporter reads its table of ONNX operators from their sources at every export, half the time of one; here once."""
-    from torch.onnx._internal.exporter import _registration
-
-    kept = _registration.ONNXRegistry.from_torchlib
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(functools.cache(kept)))
-        yield
 
 
 def _attention(net, x):

@@ -1,7 +1,6 @@
 """qlab.deploy.onnx: ONNX Runtime against the ONNX project's own reference evaluator, and against qlab's quantizer."""
 
 import errno
-import functools
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from torch import nn
 
 pytest.importorskip("onnxruntime", reason="pip install qlab[deploy]")
 import onnx as onnx_format
+from exporter import one_table_of_operators  # noqa: F401 - a fixture of every test here
 from onnx.numpy_helper import to_array
 from onnx.reference import ReferenceEvaluator
 
@@ -24,17 +24,6 @@ from qlab.nets.fake import FakeQuantize
 
 CALIBRATION = data.calibration(256).images
 IMAGES, LABELS = (part[:500] for part in data.load("test"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_table_of_operators():
-    """torch's exporter reads its table of 497 ONNX operators from their sources at every export, half the time of one; here once."""
-    from torch.onnx._internal.exporter import _registration
-
-    kept = _registration.ONNXRegistry.from_torchlib
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(functools.cache(kept)))
-        yield
 
 
 def small(seed=0):

@@ -347,6 +347,14 @@ def test_any_flipped_bits_are_refused_or_change_nothing(saved, tmp_path, kind):
         load(path)
 
 
+def refused(load, kind, content, path, said):
+    """load refuses the content as a damaged file of its kind, in one sentence that says what."""
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"net is a damaged {kind} file .*({said})") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
 def changed(content, change):
     """The file with its fields and tensors changed by a function, and a checksum that is right."""
     header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])["__metadata__"]
@@ -450,11 +458,7 @@ CODE = 'fc"); __import__("os").abort(); ("'
     (lambda told, _: [told], "list indices"), (lambda told, _: {}, "no entry"),
 ])
 def test_hostile_graphs(saved, tmp_path, change, said):
-    path = tmp_path / "net"
-    path.write_bytes(changed(saved["graph"][1], change))
-    with pytest.raises(ValueError, match=f"net is a damaged Quantized file .*{said}") as error:
-        ptq.load(path)
-    assert "\n" not in str(error.value)
+    refused(ptq.load, "Quantized", changed(saved["graph"][1], change), tmp_path / "net", said)
 
 
 def with_node(target, field, value):
@@ -483,11 +487,7 @@ def with_node(target, field, value):
     (set_in("graph", "modules", "softmax_layer", 1, "dim", value=1.5), "dim is"),
 ])
 def test_hostile_functions(saved, tmp_path, change, said):
-    path = tmp_path / "net"
-    path.write_bytes(changed(saved["views"][1], change))
-    with pytest.raises(ValueError, match=f"net is a damaged Quantized file .*({said})") as error:
-        ptq.load(path)
-    assert "\n" not in str(error.value)
+    refused(ptq.load, "Quantized", changed(saved["views"][1], change), tmp_path / "net", said)
 
 
 @pytest.mark.parametrize("change, said", [
@@ -506,11 +506,7 @@ def test_hostile_functions(saved, tmp_path, change, said):
       for start, end in ((0, -1), (0, 0), (0, 1), (1, 0), (2, 1), (-1, -2), (4, -1), (-5, -1), (1, 4))),
 ])
 def test_hostile_steps(saved, tmp_path, change, said):
-    path = tmp_path / "net"
-    path.write_bytes(changed(saved["network"][1], change))
-    with pytest.raises(ValueError, match=f"net is a damaged IntegerNetwork file .*{said}") as error:
-        integer.load(path)
-    assert "\n" not in str(error.value)
+    refused(integer.load, "IntegerNetwork", changed(saved["network"][1], change), tmp_path / "net", said)
 
 
 def with_option(kind, **options):
@@ -558,11 +554,7 @@ def with_tensor(kind, what, change):
     (with_tensor("cat", "n", lambda t: t * 0 + 31), "multiplier .* out of range|n of step"),
 ])
 def test_hostile_steps_of_other_kinds(saved, tmp_path, change, said):
-    path = tmp_path / "net"
-    path.write_bytes(changed(saved["steps"][1], change))
-    with pytest.raises(ValueError, match=f"net is a damaged IntegerNetwork file .*({said})") as error:
-        integer.load(path)
-    assert "\n" not in str(error.value)
+    refused(integer.load, "IntegerNetwork", changed(saved["steps"][1], change), tmp_path / "net", said)
 
 
 def test_a_flipped_bit_of_a_weight_and_another_version_are_told(saved, tmp_path):

@@ -27,9 +27,8 @@ from torch.nn import functional as F
 
 from qlab.nets import places
 from qlab.nets.operations import ADD, MUL, is_number
-from qlab.nets.plain import LAYERS, refuse_hooks, refuse_recomputed, users_of
+from qlab.nets.plain import CONVOLUTIONS, LAYERS, refuse_hooks, refuse_recomputed, users_of
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 JOINS = (*ADD, *MUL, operator.iadd, "add_", operator.imul, "mul_")                          # channel by channel
 OTHER_POOLING = (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d)                               # pruned like any, though no integers know it

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from qlab.nets.channel_groups import CONVOLUTIONS, Group, groups, steps
-from qlab.nets.plain import LAYERS
+from qlab.nets.channel_groups import Group, groups, steps
+from qlab.nets.plain import CONVOLUTIONS, LAYERS
 from qlab.quant.layout import as_tensor
 
 

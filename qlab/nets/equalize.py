@@ -29,9 +29,7 @@ from torch import fx, nn
 
 from qlab.nets import places
 from qlab.nets.graph import Walk, calls, kind, trace
-from qlab.nets.plain import LAYERS, users_of
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+from qlab.nets.plain import CONVOLUTIONS, LAYERS, users_of
 
 # Where channels are is said in the words of qlab.nets.places. A convolution reads "maps", a linear layer the others.
 

@@ -43,7 +43,6 @@ class Stretch(nn.Module):
 MAKES = ("input", "conv", "linear", "add", "mul", "mean", "cat", "table", "fill", "softmax")
 FUSES = ("conv", "linear", "add", "mul", "mean")
 VIEWS = ("flatten", "reshape", "permute", "slice", "parts")
-NUMBERS = ("size", "parts")
 
 LAYER_KINDS = {  # by the module's exact class: a subclass may compute something else
     nn.Conv1d: "conv", nn.Conv2d: "conv", nn.Linear: "linear", nn.BatchNorm1d: "batchnorm", nn.BatchNorm2d: "batchnorm",
@@ -141,7 +140,7 @@ def call_kind(traced: fx.GraphModule, node: fx.Node) -> str | None:
     target, first = node.target, node.args[0] if node.args else None
     tensors = [n for n in node.all_input_nodes if not is_number(n, {})]
     if target in CATS:
-        return "cat" if _parts_of_cat(node) else None
+        return "cat" if _lists_tensors(node) else None
     if first in tensors and target is operator.getitem:
         whole = isinstance(node.args[1], int) if _makes_parts(first) else _plain_index(node.args[1])
         return "slice" if whole else None
@@ -177,11 +176,11 @@ def is_number(node: fx.Node, known: dict[fx.Node, bool]) -> bool:
     return known[node]
 
 
-def _parts_of_cat(node: fx.Node) -> list[fx.Node] | None:
-    """The tensors that torch.cat is given, None where they are not listed."""
+def _lists_tensors(node: fx.Node) -> bool:
+    """Whether torch.cat is given tensors one by one, and a dimension that is a number."""
     terms = node.args[0] if node.args else node.kwargs.get("tensors")
     listed = isinstance(terms, (list, tuple)) and all(isinstance(n, fx.Node) for n in terms) and set(node.kwargs) <= {"dim", "tensors"}
-    return list(terms) if listed and isinstance(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0), int) else None
+    return listed and isinstance(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0), int)
 
 
 def _with_numbers(node: fx.Node, tensors: list[fx.Node]) -> str | None:

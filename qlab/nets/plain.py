@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)                                                  # what has a weight to quantize or prune
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+LAYERS = (*CONVOLUTIONS, nn.Linear)                                                  # what has a weight to quantize or prune
 
 
 def recomputed(module: nn.Module) -> dict[str, str]:

@@ -10,6 +10,7 @@ Then every weight becomes codes, and every tensor of activations gets a scale an
 images (calibration). Where scales are needed, qlab.nets.graph tells.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from qlab.nets.equalize import Equalized, cross_layer_equalize, subtract_mean_er
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.graph import Walk, calls, folding_pairs, kind, maker, points, readable, trace
 from qlab.nets.plain import LAYERS, plain_copy
-from qlab.nets.tracing import free_name
+from qlab.nets.tracing import free_name, noted
 from qlab.quant import QTensor, linear
 from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import FLOATS, as_tensor, check_bits
@@ -45,7 +46,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     )
     """
     model = readable(model)
-    pairs = dict.fromkeys((conv.target, bn.target) for conv, bn in folding_pairs(trace(model)))  # once, however often they run
+    pairs = dict.fromkeys((conv.target, bn.target) for conv, bn in folding_pairs(noted(copy.deepcopy(model))))  # once each
     norms = [model.get_submodule(name) for _, name in pairs]
     for (conv, name), bn in zip(pairs, norms):
         _check_statistics(bn, name)

@@ -26,7 +26,7 @@ from torch import nn
 
 from qlab.deploy import c, onnx, pytorch, tflite
 from qlab.deploy.pytorch import torch_threads
-from qlab.lab import data, runs
+from qlab.lab import data, measure, runs
 from qlab.nets import integer, mlperf_tiny, ptq, qat
 
 CALIBRATION, TEST, QAT_IMAGES, SEED = 32, 8, 16, 0
@@ -152,13 +152,13 @@ def _compared(found: torch.Tensor, ours: torch.Tensor) -> dict:
 
 
 def decibels(found: torch.Tensor, wanted: torch.Tensor) -> float | None:
-    """10 log10 of the power of what was wanted over that of the difference, of all values together; None where there is no difference.
+    """measure.sqnr_db as a record holds it, two digits behind the point; None where there is no difference.
 
     >>> decibels(torch.tensor([1.0, 1.1]), torch.tensor([1.0, 1.0]))
     23.01
     """
-    noise = (found.double() - wanted.double()).square().sum().item()
-    return round(10 * math.log10(wanted.double().square().sum().item() / noise), 2) if noise else None
+    found_db = measure.sqnr_db(wanted, found)
+    return None if found_db == math.inf else round(found_db, 2)
 
 
 def main() -> None:
