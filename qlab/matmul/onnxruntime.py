@@ -13,11 +13,13 @@ then at most 255 * 255 * 2**14 and each correction at most 128 * 255 * 2**14 in 
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from qlab.matmul.device import why_not_onnxruntime
 
 PART = 2**14            # of K: (255 * 255 + 128 * 128) * 2**14 < 2**31
+CACHED = 2**21          # elements of c in one product: it goes over them once for every hundred or two of K, so they should stay in the cache
 MODEL_BYTES = 2**30     # of a packed operand in one model: protocol buffers end at 2**31
 UINT8, INT32 = 2, 6     # ONNX's numbers for them
 
@@ -39,13 +41,18 @@ def matmul(a: torch.Tensor, b: torch.Tensor, packed: tuple = ()) -> torch.Tensor
         return torch.zeros(m, n, dtype=torch.int32)
     if not packed and b.stride(0) < b.stride(1) and m * (k + 4 * n) < k * n:  # b lies by columns: cheaper to turn a and the product around
         return matmul(b.T, a.T).T.contiguous()
-    step, c = _step(n), None
+    step, rows, c = _step(n), max(256, CACHED // n), np.empty((m, n), np.int32)
     for i, start in enumerate(range(0, k, step)):
-        operands = {"a": _shifted(a[:, start:start + step])} | ({} if packed else {"b": _shifted(b[start:start + step])})
+        left = _shifted(a[:, start:start + step])
+        right = {} if packed else {"b": _shifted(b[start:start + step])}
         session = packed[i] if packed else _two_operands(torch.get_num_threads())
-        part = torch.from_numpy(session.run(None, operands)[0])
-        c = part if c is None else c.add_(part)
-    return c
+        for first in range(0, m, rows):
+            part = c[first:first + rows]
+            if i == 0:
+                _run(session, {"a": left[first:first + rows]} | right, part)
+            else:
+                part += session.run(None, {"a": left[first:first + rows]} | right)[0]
+    return torch.from_numpy(c)
 
 
 def pack(b: torch.Tensor) -> tuple:
@@ -61,9 +68,21 @@ def _step(n: int) -> int:
     return max(1, min(PART, MODEL_BYTES // max(n, 1)))
 
 
-def _shifted(x: torch.Tensor):
-    """int8 codes + 128 as a row-major uint8 array: in two's complement that is the highest bit flipped."""
-    return x.view(torch.uint8).bitwise_xor(128).contiguous().numpy()
+def _shifted(x: torch.Tensor) -> np.ndarray:
+    """int8 codes + 128 as a row-major uint8 array: in two's complement that is the highest bit flipped.
+
+    By NumPy, in one thread: torch's threads would go on looking for work while ONNX Runtime's need the cores.
+    """
+    return x.contiguous().numpy().view(np.uint8) ^ np.uint8(128)
+
+
+def _run(session, operands: dict, c: np.ndarray) -> None:
+    """One product, written into the rows c where they lie: a copy would cost as much as a tenth of a large product."""
+    binding = session.io_binding()
+    for name, operand in operands.items():
+        binding.bind_cpu_input(name, operand)
+    binding.bind_output("c", "cpu", 0, np.int32, c.shape, c.ctypes.data)
+    session.run_with_iobinding(binding)
 
 
 @lru_cache
