@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qlab.nets import graph, ptq
+from qlab.nets.calibration import batches_of
 from qlab.nets.plain import plain_copy, refuse_hooks
 from qlab.quant.layout import as_tensor
 
@@ -113,7 +114,7 @@ def calibration_batches(calibration, image_shape: tuple[int, ...]) -> list[torch
     """Batches of calibration images, checked. Raises ValueError for none, for NaN, or for images of another shape."""
     if calibration is None:
         raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
-    return [as_images(batch, image_shape, name="the calibration images") for batch in ptq.batches_of(calibration)]
+    return [as_images(batch, image_shape, name="the calibration images") for batch in batches_of(calibration)]
 
 
 def as_images(x, shape: tuple[int, ...], batch: int | None = None, name: str = "images") -> torch.Tensor:

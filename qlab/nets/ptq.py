@@ -7,26 +7,25 @@ Batch norm is an affine map of each channel, so in evaluation mode it folds into
 The folded weight is what a device stores and multiplies. Its channels' ranges carry each channel's gamma / sqrt(var), which differ.
 
 Then every weight becomes codes, and every tensor of activations gets a scale and a zero-point, from the range it had on training
-images (calibration). Where scales are needed, qlab.nets.graph tells.
+images (qlab.nets.calibration). Where scales are needed, qlab.nets.graph tells.
 """
 
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from qlab.nets import left
+from qlab.nets.calibration import RANGES, batches_of, check_norms, observe
 from qlab.nets.equalize import Equalized, cross_layer_equalize, subtract_mean_error
 from qlab.nets.fake import FakeQuantize
-from qlab.nets.graph import Walk, calls, folding_pairs, kind, maker, points, readable, trace
+from qlab.nets.graph import calls, folding_pairs, kind, maker, points, readable, trace
 from qlab.nets.plain import LAYERS, plain_copy
 from qlab.nets.tracing import free_name, noted
 from qlab.quant import QTensor, linear
-from qlab.quant import ranges as ranges_of
-from qlab.quant.layout import FLOATS, as_tensor, check_bits
+from qlab.quant.layout import check_bits
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -184,10 +183,6 @@ def _decoded(q: QTensor, weight: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(weight.detach().clone().copy_(q.dequantize()), requires_grad=weight.requires_grad)
 
 
-RANGES = ("minmax", "average", "percentile", "mse", "entropy")
-SAMPLE = 1 << 18                                                                            # values of an activation that are kept
-
-
 def int8_per_channel(weight: torch.Tensor) -> QTensor:
     """Symmetric int8 codes, one scale for each output channel: what integer hardware expects of weights."""
     return linear.quantize(weight, 8, "symmetric", axis=0)
@@ -231,111 +226,11 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     return Quantized(q.model, q.tensors, nbytes, q.left, equalized)
 
 
-@torch.no_grad()
-def check_norms(model: nn.Module, batches: list[torch.Tensor]) -> None:
-    """ValueError for a BatchNorm1d behind a linear layer of (n, rows, features): it norms the rows, and no weight has these."""
-    if not any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
-        return
-    traced = trace(model)
-    behind = {linear: bn for linear, bn in folding_pairs(traced) if kind(traced, linear) == "linear"}
-
-    class Ranks(Walk):
-        def run_node(self, node):
-            result = super().run_node(node)
-            if node in behind and result.dim() > 2:
-                raise ValueError(f"{behind[node].target} norms dimension 1 of the {tuple(result.shape)} that {node.target} makes, whose "
-                                 "features are the last: it may stand behind a linear layer of (n, features), or a Conv1d.")
-            return result
-
-    if behind:
-        _run(Ranks(traced), next(batch for batch in batches if len(batch)))
-
-
-def _run(walk: Walk, batch: torch.Tensor) -> None:
-    try:
-        walk.run(batch)
-    except (RuntimeError, IndexError, TypeError) as error:
-        said = str(error).splitlines()[0]
-        own = next((f", a network of {p.dtype}," for p in walk.module.parameters() if p.dtype != batch.dtype), "")
-        raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
-
-
 def point_bits(traced: fx.GraphModule, inner: int) -> dict[str, int]:
     """The bits of each of graph.points, by node name: 8 for the network's input and its logits, inner for all between."""
     ends = [calls(traced, "input")[0], maker(traced, calls(traced, "output")[0])]
     ends += [maker(traced, node) for node in ends[1:] if kind(traced, node) == "softmax"]   # the logits themselves
     return {node.name: 8 if node in ends else inner for node in points(traced)}
-
-
-def batches_of(calibration: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Batches of images, as tensors; TypeError or ValueError, in one sentence, for what is none."""
-    if isinstance(calibration, (torch.Tensor, np.ndarray)):
-        batches = list(_images(calibration).split(128))
-    elif isinstance(calibration, Iterable):
-        batches = [_images(batch) for batch in calibration]
-    else:
-        raise TypeError(f"calibration is a {type(calibration).__name__}, and must be a tensor of images, (n, ...), or batches of them.")
-    if not sum(len(batch) for batch in batches):
-        raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
-    return batches
-
-
-def _images(batch) -> torch.Tensor:
-    if not isinstance(batch, (torch.Tensor, np.ndarray)):
-        raise TypeError(f"calibration holds a {type(batch).__name__}, and must hold tensors of images, (n, ...).")
-    batch = as_tensor(batch, "calibration")
-    if batch.dtype not in FLOATS or batch.dim() == 0:
-        raise ValueError(f"calibration holds {batch.dtype} of shape {tuple(batch.shape)}, and must hold images (n, ...) in floating point.")
-    return batch
-
-
-@torch.no_grad()
-def observe(traced: fx.GraphModule, batches: list[torch.Tensor], ranges: str, bits: dict[str, int]) -> dict[str, ranges_of.Range]:
-    """The range of the values at each of graph.points, by node name, over all batches; bits: of each point.
-
-    All extremes are seen; percentile, mse and entropy work on a random sample of up to 262,144 values and the extremes. A softmax's codes
-    are those of 0, 1/256, .. 255/256, whatever was seen.
-    """
-    wanted = {node: _Seen(node.name, ranges) for node in points(traced)}
-
-    class Observer(Walk):
-        def run_node(self, node):
-            result = super().run_node(node)
-            if node in wanted:
-                wanted[node].update(result)
-            return result
-
-    for batch in (batch for batch in batches if len(batch)):
-        _run(Observer(traced), batch)
-    shares = (torch.tensor(0.0), torch.tensor(255 / 256))
-    return {node.name: shares if kind(traced, node) == "softmax" else seen.range(bits[node.name]) for node, seen in wanted.items()}
-
-
-class _Seen:
-    """What calibration keeps of one tensor of activations."""
-
-    def __init__(self, name: str, ranges: str):
-        self.name, self.ranges = name, ranges
-        self.extremes = ranges_of.MovingAverage() if ranges == "average" else ranges_of.RunningMinMax()
-        self.values, self.generator = [], torch.Generator().manual_seed(0)
-
-    def update(self, x: torch.Tensor) -> None:
-        if not torch.isfinite(x).all():
-            raise ValueError(f"the values at {self.name} hold NaN or infinity on the calibration images, and must be finite.")
-        self.extremes.update(x)
-        if self.ranges not in ("minmax", "average"):
-            self.values.append(self._some(x.flatten(), SAMPLE // 4))
-
-    def _some(self, x: torch.Tensor, most: int) -> torch.Tensor:
-        return x if len(x) <= most else x[torch.randint(len(x), (most,), generator=self.generator).to(x.device)]
-
-    def range(self, bits: int) -> ranges_of.Range:
-        if not self.values:
-            return self.extremes.range()
-        values = torch.cat([self._some(torch.cat(self.values), SAMPLE), torch.stack(self.extremes.range())])
-        if self.ranges == "percentile":
-            return ranges_of.percentile(values, 99.9)
-        return ranges_of.mse(values, bits, "affine") if self.ranges == "mse" else ranges_of.entropy(values, bits)
 
 
 def insert(traced: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
