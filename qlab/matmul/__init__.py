@@ -7,12 +7,14 @@
     triton      our own kernels, with the epilogue fused; without a GPU in Triton's interpreter
     device      what this machine has for them
     product     int8_matmul: one door to all of them
-    layers      Int8Linear, quantize_linears_
+    layers      Int8Linear; swap: quantize_linears_, which puts it into a whole model
     roofline    what this machine can reach
     systolic    the array of a TPU, cycle by cycle; hdl: its processing element as hardware
 
 How fast they are: python -m qlab.lab.matmul_bench, exactness first, then times.
 """
+
+import importlib
 
 from qlab.matmul.product import int8_matmul
 
@@ -20,8 +22,7 @@ __all__ = ["Int8Linear", "int8_matmul", "quantize_linears_"]
 
 
 def __getattr__(name):
-    if name in ("Int8Linear", "quantize_linears_"):
-        from qlab.matmul import layers
-
-        return getattr(layers, name)
+    page = {"Int8Linear": "layers", "quantize_linears_": "swap"}.get(name)
+    if page:
+        return getattr(importlib.import_module(f"qlab.matmul.{page}"), name)
     raise AttributeError(f"module 'qlab.matmul' has no attribute {name!r}")

@@ -13,7 +13,6 @@ that holds one has the scale NaN, and so NaN for all its outputs, in every mode 
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -49,7 +48,7 @@ class Int8Linear(settled.Settled):
                  relu: bool = False, backend: str = "auto"):
         super().__init__()
         product.choose("cpu", backend)  # raises for an unknown one
-        self.activations = _check_activations(activations)
+        self.activations = check_activations(activations)
         self.relu, self.backend = relu, backend
         self.out_features, self.in_features = codes.shape
         if activations is not None and self.in_features >= reference.MAX_K // 2:  # (q - z) may be twice as large as q
@@ -67,7 +66,7 @@ class Int8Linear(settled.Settled):
         anew in each forward."""
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"layer is {type(layer).__name__}, and must be torch.nn.Linear.")
-        if why := _why_other(layer):
+        if why := why_other(layer):
             raise ValueError(f"the layer cannot be made INT8: {why}.")
         if layer.weight.is_meta:
             raise ValueError("the layer cannot be made INT8: its weight is on the meta device, without values.")
@@ -89,7 +88,7 @@ class Int8Linear(settled.Settled):
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         if isinstance(self.activations, tuple):
-            self.activations = _check_activations(settled.as_settings(state).get("static") or ())  # () is refused
+            self.activations = check_activations(settled.as_settings(state).get("static") or ())  # () is refused
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -183,7 +182,7 @@ def quantize_static(x: torch.Tensor, scale: float, zero_point: int) -> torch.Ten
     tensor([-10,  -8, 127], dtype=torch.int8)
     """
     try:
-        scale, zero_point = _check_activations((scale, zero_point))
+        scale, zero_point = check_activations((scale, zero_point))
     except ValueError:
         raise ValueError(f"scale is {scale!r} and zero_point {zero_point!r}, and they must be a finite number above 0 and an integer from "
                          "-128 to 127.") from None
@@ -203,7 +202,8 @@ def _finite_rows(x: torch.Tensor) -> torch.Tensor:
     return x.amin(1).isfinite() & x.amax(1).isfinite()  # NaN if one is NaN; some 40 times as fast as aminmax(dim=1) on a CPU
 
 
-def _check_activations(activations):
+def check_activations(activations) -> str | tuple[float, int] | None:
+    """"token", None or (scale, zero_point), as float and int; ValueError for anything else."""
     if activations is None or activations == "token":
         return activations
     try:
@@ -215,97 +215,7 @@ def _check_activations(activations):
     raise ValueError(f"activations is {activations!r}, and must be 'token', None, or (scale above 0, integer zero_point from -128 to 127).")
 
 
-@dataclass(frozen=True)
-class Swap:
-    """What happened to one layer: its name in the model, its type, whether it was swapped, and why (not)."""
-
-    name: str
-    layer: str
-    swapped: bool
-    why: str
-
-    def __str__(self) -> str:
-        return f"{'swapped' if self.swapped else 'left'}  {self.name or '(the model itself)'}  {self.layer}: {self.why}"
-
-
-def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ...] = (), backend: str = "auto") -> list[Swap]:
-    """Swaps the linear layers of a model for Int8Linear, in place, and says what it swapped and what it left and why.
-
-    activations: "token", (scale, zero_point) for all layers, a dict {layer name: (scale, zero_point)}, or None for weight-only;
-    skip: names of layers to leave (a last layer that decides the classes, say). Left too: subclasses of nn.Linear, whose owner may
-    use the weight without calling the layer (nn.MultiheadAttention does), layers whose weight another layer shares or that is made anew
-    in each forward (pruning, parametrizations), layers with hooks or a forward of their own, and weights that are not finite or of
-    another dtype. Raises ValueError for a name in skip or activations that is no layer of the model, and for one layer that has two
-    names and different activations, before anything is changed.
-
-    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> for swap in quantize_linears_(model, skip=("2",)):
-    ...     print(swap)
-    swapped  0  Linear(8, 8): int8 weights, activations by token
-    left  2  Linear(8, 2): it was to be skipped
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    static = activations if isinstance(activations, dict) else {}
-    for name in (*skip, *static):
-        if not isinstance(modules.get(name), nn.Linear):
-            raise ValueError(f"{name!r} is no linear layer of this model: choose among "
-                             f"{', '.join(repr(n) for n, m in modules.items() if isinstance(m, nn.Linear)) or 'none, for it has none'}.")
-    for wanted in static.values() if isinstance(activations, dict) else [activations]:
-        _check_activations(wanted)
-    chosen = {}  # one layer may have two names, and has one way all the same
-    for name, wanted in static.items():
-        other, before = chosen.setdefault(id(modules[name]), (name, wanted))
-        if _check_activations(before) != _check_activations(wanted):
-            raise ValueError(f"{other!r} and {name!r} are one layer, and have the activations {before!r} and {wanted!r}: give it one.")
-    owners = {}
-    for name, module in modules.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    report, made = [], {}
-    for name, module in modules.items():
-        if not isinstance(module, nn.Linear):
-            continue
-        kind = f"{type(module).__name__}({module.in_features}, {module.out_features})"
-        why = _why_left(name, module, skip, [other for other in owners.get(id(module.weight), ()) if modules[other] is not module])
-        if why or not name:
-            report.append(Swap(name, kind, False, why or "it is the whole model: use Int8Linear.from_float"))
-            continue
-        how = chosen.get(id(module), (name, "token"))[1] if isinstance(activations, dict) else activations
-        if id(module) not in made:  # one layer under two names stays one layer
-            made[id(module)] = Int8Linear.from_float(module, how, backend=backend)
-        parent, _, last = name.rpartition(".")
-        setattr(modules[parent], last, made[id(module)])
-        if isinstance(modules[parent], nn.TransformerEncoderLayer):
-            modules[parent].activation_relu_or_gelu = 0  # else its fast path, which takes the weights of its layers and not the layers
-        told = {"token": "activations by token", None: "activations as they are"}.get(how, "activations static")
-        report.append(Swap(name, kind, True, f"int8 weights, {told}"))
-    return report
-
-
-def _why_left(name: str, layer: nn.Linear, skip: tuple[str, ...], sharers: list[str]) -> str:
-    """Why this layer is left as it is, or ""."""
-    if name in skip:
-        return "it was to be skipped"
-    if type(layer) is not nn.Linear:
-        return "a subclass of nn.Linear, whose owner may use its weight without calling it"
-    if why := _why_other(layer):
-        return why
-    if sharers:
-        return f"its weight is shared with {', '.join(sharers)}"
-    if layer.weight.is_meta:
-        return "its weight is on the meta device, without values"
-    if layer.weight.dtype not in FLOATS:
-        return f"its weight has dtype {layer.weight.dtype}"
-    if layer.in_features >= reference.MAX_K // 2:
-        return f"in_features is {layer.in_features:,}, and sums of {reference.MAX_K // 2:,} or more may not fit into int32"
-    if not torch.isfinite(layer.weight).all():
-        return "its weight is not finite"
-    if not layer.weight.numel():
-        return "its weight is empty"
-    return ""
-
-
-def _why_other(layer: nn.Linear) -> str:
+def why_other(layer: nn.Linear) -> str:
     """Why the layer may compute something else than its weight and bias say, or ""."""
     for name in ("weight", "bias"):
         if name not in layer._parameters:  # torch.nn.utils.prune, weight_norm, spectral_norm, parametrize
