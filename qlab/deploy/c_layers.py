@@ -5,17 +5,15 @@ them, and flattening is no work at all.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from qlab.deploy.c_places import LOOPS, Place, in_order, last, loops, plain, stored
+from qlab.deploy.c_moves import MOVES, Shape, too_many
+from qlab.deploy.c_places import Place, in_order, last, plain, stored
 from qlab.deploy.c_program import NONE, PATCH, Program, walk
 from qlab.nets import integer
 from qlab.nets.integer import IntegerNetwork, Step
-
-Shape = tuple[int, ...]
 
 
 def compile_steps(network: IntegerNetwork, image_shape: Shape) -> Program:
@@ -60,60 +58,6 @@ def _keep_apart(step: Step, dims: int) -> None:
     if option and (step.options[option] % dims == 0 if option != "dims" else step.options[option][0] % dims):
         raise ValueError(f"{step.name} is a {step.kind} with {option} {step.options[option]}, and must leave the first dimension as it is: "
                          "C takes one image after the other.")
-
-
-# What hands on the codes that it gets, and moves them at most
-
-
-def _view(program: Program, step: Step, shape: Shape) -> None:
-    """The same bytes, seen otherwise: the step is taken on the table of their addresses. What loops cannot visit in the new order is
-    copied into torch's before."""
-    place, run = program.places[step.inputs[0]], integer.RUN[step.kind]
-    at = run(step, place.at[None])[0]
-    if loops(at.flatten()) is None:
-        place = program.as_plain(step.inputs[0])
-        at = run(step, place.at[None])[0]
-        if loops(at.flatten()) is None:
-            _too_many(step)
-    program.places[step.output] = Place(place.root, at)
-
-
-def _pad(program: Program, step: Step, shape: Shape) -> None:
-    padding = step.options["padding"]
-    if len(padding) > 2 * len(shape):
-        raise ValueError(f"{step.name} pads {len(padding) // 2} dimensions of images of {len(shape)}.")
-    about = f"padding {' '.join(map(str, padding))} with {step.options['code']}"
-    _spread(program, step, shape, about, lambda at: F.pad(at, padding, value=-1), step.options["code"])
-
-
-def _stretch(program: Program, step: Step, shape: Shape) -> None:
-    if len(shape) < 2:
-        raise ValueError(f"{step.name} stretches {shape[0]} values, and must stretch a map of rows and columns.")
-    nothing = replace(step.grids[0], zero_point=-1)
-    alone = replace(step, grids=(nothing, nothing))
-    about = "stretch {} x {}".format(*step.options["stride"])
-    _spread(program, step, shape, about, lambda at: integer.RUN["stretch"](alone, at), step.grids[0].zero_point)
-
-
-def _spread(program: Program, step: Step, shape: Shape, about: str, moved, code: int) -> None:
-    """Bytes of its own for the output: moved puts the addresses of the input where its numbers go, and -1 elsewhere, where the code is."""
-    out = last(shape)
-    for made in (program.places.get, program.as_last):
-        place = made(step.inputs[0])
-        there = in_order(moved(place.at))
-        walked = walk(there[there >= 0], in_order(out)[there >= 0])
-        if walked is not None:
-            program.new_map(step.output, shape)
-            program.move(step.name, about, place.root, step.output, walked, program.stored[place.root], stored(shape), code)
-            return
-    _too_many(step)
-
-
-def _too_many(step: Step):
-    raise ValueError(f"{step.name}, a {step.kind} of so many dimensions, takes more than {LOOPS} nested loops, and C has {LOOPS}.")
-
-
-# What computes: its constants, its struct, its call
 
 
 def _pair(value) -> tuple[int, int]:
@@ -264,7 +208,7 @@ def _two(program: Program, step: Step, shape: Shape, what: str) -> tuple[Place, 
         if walked is not None:
             program.new_map(step.output, shape)
             return a, b, walked
-    _too_many(step)
+    too_many(step)
 
 
 def _add(program: Program, step: Step, shape: Shape) -> None:
@@ -296,7 +240,7 @@ def _cat(program: Program, step: Step, shape: Shape) -> None:
     for i, name in enumerate(step.inputs):
         size = program.places[name].shape[dim]
         part = in_order(out.at.narrow(dim, start, size))
-        walked = walk(in_order(program.places[name].at), part) or walk(in_order(program.as_last(name).at), part) or _too_many(step)
+        walked = walk(in_order(program.places[name].at), part) or walk(in_order(program.as_last(name).at), part) or too_many(step)
         place, start = program.places[name], start + size
         fields = [walked, f".in_zero = {step.grids[i].zero_point}, {_limits(step)}, .m = {step.m[i]}, .n = {step.n[i]}"]
         about = f"part {i + 1} of {len(step.inputs)} side by side"
@@ -339,6 +283,5 @@ def _softmax(program: Program, step: Step, shape: Shape) -> None:
 
 LOWER = {
     "conv": _conv, "linear": _linear, "mean": _mean, "windows": _windows, "maxpool": _maxpool, "add": _add, "mul": _mul, "cat": _cat,
-    "relu": _relu, "relu6": _relu6, "table": _table, "softmax": _softmax, "flatten": _view, "reshape": _view, "permute": _view,
-    "slice": _view, "pad": _pad, "stretch": _stretch,
-}
+    "relu": _relu, "relu6": _relu6, "table": _table, "softmax": _softmax,
+} | MOVES
