@@ -29,18 +29,16 @@ A file that export writes runs under all four, if its activations fit the memory
 abort on, refuse or compute otherwise is refused by export, in one sentence that names the step: qlab.deploy.tflite_limits.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import qlab
 from qlab.deploy import checks, files, tflite_child, tflite_runtime
+from qlab.deploy.tflite_file import Model, Tensor, parse, read, schema
 from qlab.deploy.tflite_limits import ARENA, check_arena
 from qlab.deploy.tflite_steps import PROBABILITY, lower
 from qlab.nets.integer import Grid, IntegerNetwork
@@ -76,7 +74,7 @@ def export(network: IntegerNetwork, path: str | os.PathLike, image_shape: tuple[
         raise TypeError(f"network is a {type(network).__name__}, and must be an IntegerNetwork: quantize it with qlab.nets.ptq.quantize, "
                         "then convert it with qlab.nets.integer.convert.")
     image_shape = tuple(int(n) if isinstance(n, np.integer) else n for n in image_shape)
-    graph, source, sink = lower(network, image_shape, softmax, _schema())
+    graph, source, sink = lower(network, image_shape, softmax, schema())
     content = graph.pack(source, sink, "integer-only network, written by qlab")
     return files.write(
         path, content, format="tflite", network=Path(path).stem if name is None else name, layers=tuple(graph.layers),
@@ -88,48 +86,7 @@ def _port(shape: tuple[int, ...], grid: Grid) -> files.Port:
     return files.Port(shape, "int8", grid.scale, grid.zero_point)
 
 
-def _schema():
-    try:
-        from ai_edge_litert import schema_py_generated
-    except ImportError:
-        raise ImportError(tflite_runtime.missing("ai-edge-litert")) from None
-    return schema_py_generated
-
-
 # Reading a file
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of a file. scale, zero_point: one for all, or one for each index of axis; empty for what is not quantized.
-
-    nbytes: of a constant; 0 for what is computed.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: tuple[float, ...]
-    zero_point: tuple[int, ...]
-    axis: int | None
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Operator:
-    name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a .tflite file holds: its operators in the order in which they run."""
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    operators: tuple[Operator, ...]
-    nbytes: int
 
 
 def describe(path: str | os.PathLike) -> Model:
@@ -137,70 +94,7 @@ def describe(path: str | os.PathLike) -> Model:
 
     For instance, describe(path).operators[0].inputs[1].scale has the scales of the first layer's weights.
     """
-    return _parse(path, _read(path)[0])[0]
-
-
-def _read(path: str | os.PathLike) -> tuple[bytes, bool]:
-    """The file's bytes, and whether they are what this version's export wrote: a description beside them has their checksum."""
-    try:
-        if Path(path).stat().st_size >= 2**31:
-            raise ValueError(f"{path} is not a .tflite file: it has {Path(path).stat().st_size:,} bytes, and such a file less than 2 GiB.")
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): tflite.export writes such a file.") from None
-    if content[4:8] != b"TFL3":
-        raise ValueError(f"{path} is not a .tflite file: it does not begin as one.")
-    told = files.read_description(path)
-    ours = told is not None and (told.format, told.qlab) == ("tflite", qlab.__version__)
-    return content, ours and told.sha256 == hashlib.sha256(content).hexdigest()
-
-
-def _parse(path: str | os.PathLike, content: bytes) -> tuple[Model, dict[str, np.ndarray]]:
-    """What the file holds, and the bytes of its constants by name (uint8, as they lie in the file)."""
-    s = _schema()
-    names = {value: name for name, value in vars(s.BuiltinOperator).items() if isinstance(value, int)}
-    dtypes = {value: name.lower() for name, value in vars(s.TensorType).items() if isinstance(value, int)}
-    left, data = len(content), {}
-
-    def whole(count: int, nbytes: int) -> range:
-        # A damaged length may lead to the same bytes again and again, for hours: what a whole file holds adds up to its size at most.
-        nonlocal left
-        left -= count * nbytes
-        if left < 0:
-            raise ValueError
-        return range(count)
-
-    def values(count: int, nbytes: int, read) -> list:
-        return read().tolist() if len(whole(count, nbytes)) else []
-
-    def tensor(t) -> Tensor:
-        q, raw, name = t.Quantization(), model.Buffers(range(model.BuffersLength())[t.Buffer()]), (t.Name() or b"").decode()
-        whole(len(name), 1)
-        scale = () if q is None else tuple(values(q.ScaleLength(), 4, q.ScaleAsNumpy))
-        zero = () if q is None else tuple(values(q.ZeroPointLength(), 8, q.ZeroPointAsNumpy))
-        found = Tensor(name, tuple(values(t.ShapeLength(), 4, t.ShapeAsNumpy)), dtypes[t.Type()], scale, zero,
-                       q.QuantizedDimension() if len(scale) > 1 else None, raw.DataLength())
-        if found.nbytes:
-            data[id(found)] = raw.DataAsNumpy()
-        return found
-
-    def chosen(indices: list[int]) -> tuple[Tensor, ...]:
-        return tuple(tensors[i] for i in indices if i >= 0)                                 # -1: an input that is left out
-
-    try:
-        model = s.Model.GetRootAs(content)
-        graph = model.Subgraphs(0)
-        tensors = [tensor(graph.Tensors(i)) for i in whole(graph.TensorsLength(), 8)]
-        codes = [model.OperatorCodes(i) for i in whole(model.OperatorCodesLength(), 8)]
-        codes = [names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes]
-        operators = []
-        for o in map(graph.Operators, whole(graph.OperatorsLength(), 8)):
-            ends = [chosen(values(o.InputsLength(), 4, o.InputsAsNumpy)), chosen(values(o.OutputsLength(), 4, o.OutputsAsNumpy))]
-            operators.append(Operator(codes[o.OpcodeIndex()], *ends))
-        source, sink = values(graph.InputsLength(), 4, graph.InputsAsNumpy), values(graph.OutputsLength(), 4, graph.OutputsAsNumpy)
-        return Model(chosen(source), chosen(sink), tuple(operators), len(content)), data
-    except Exception:  # noqa: BLE001 - damaged offsets make the reader raise whatever they lead to
-        raise ValueError(f"{path} is damaged: it begins as a .tflite file and cannot be read to its end.") from None
+    return parse(path, read(path)[0])[0]
 
 
 def constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -208,7 +102,7 @@ def constants(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises ValueError, naming the constant, for a dtype that NumPy lacks, for bytes that do not fill its shape, for a name that two share.
     """
-    model, data = _parse(path, _read(path)[0])
+    model, data = parse(path, read(path)[0])
     result, known = {}, {id(t): t for operator in model.operators for t in operator.inputs if t.nbytes}
     for key, t in known.items():
         if t.name in result:
@@ -282,8 +176,8 @@ def _open(path, kernels: str, threads: int) -> tuple[Model, Callable[[np.ndarray
         raise ValueError(f"kernels is {kernels!r}, and must be one of {', '.join(KERNELS)}.")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads is {threads!r}, and must be 1 or more.")
-    content, ours = _read(path)
-    model = _parse(path, content)[0]
+    content, ours = read(path)
+    model = parse(path, content)[0]
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs, and must have one of each.")
     source, sink = model.inputs[0], model.outputs[0]
@@ -316,8 +210,8 @@ def arena(path: str | os.PathLike) -> dict[str, int]:
     The weights are not among them: they stay in flash. The structures hold pointers, here of 8 bytes, on a microcontroller of 4.
     Raises as load does.
     """
-    content, ours = _read(path)
-    model = _parse(path, content)[0]
+    content, ours = read(path)
+    model = parse(path, content)[0]
     if ours:
         check_arena(path, model)
     return (tflite_runtime if ours else tflite_child).planned(path, content, ARENA)
