@@ -73,7 +73,7 @@ def read(path: str | os.PathLike) -> tuple[bytes, bool]:
 
 
 def parse(path: str | os.PathLike, content: bytes) -> tuple[Model, dict[str, np.ndarray]]:
-    """What the file holds, and the bytes of its constants by the id of their Tensor (uint8, as they lie in the file). path: for messages."""
+    """What the file holds, and the bytes of its constants by the id of their Tensor (uint8, as in the file). path: for messages."""
     s = schema()
     names = {value: name for name, value in vars(s.BuiltinOperator).items() if isinstance(value, int)}
     dtypes = {value: name.lower() for name, value in vars(s.TensorType).items() if isinstance(value, int)}
