@@ -3,6 +3,7 @@
     qlab.quant     numbers to codes: linear, logarithmic and k-means quantization
     qlab.nets      networks made small
     qlab.matmul    INT8 arithmetic and the roofline
+    qlab.llm       a language model made small
     qlab.deploy    out of the notebook: TensorFlow Lite, C, ONNX Runtime, PyTorch
     qlab.lab       data, trained networks, measurements, plots and widgets
     qlab.grading   exercises and the grader
@@ -13,7 +14,7 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["quant", "nets", "matmul", "deploy", "lab", "grading"]
+__all__ = ["quant", "nets", "matmul", "llm", "deploy", "lab", "grading"]
 
 
 def __getattr__(name):

@@ -91,7 +91,7 @@ def _logits(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 def bits_per_byte(scores: Scores) -> Estimate:
     """Bits per byte of the text, its error from the blocks (a ratio of sums: Cochran 1977, equation 6.13).
 
-    >>> bits_per_byte(Scores(torch.tensor([math.log(4.0)]).double().expand(3), torch.tensor([2, 2, 2]), torch.tensor([1, 1, 1])))
+    >>> bits_per_byte(Scores(torch.tensor([math.log(4.0)] * 3, dtype=torch.float64), torch.tensor([2, 2, 2]), torch.tensor([1, 1, 1])))
     Estimate(value=1.0, error=0.0)
     """
     return _ratio(scores.nats / math.log(2), scores.nbytes)

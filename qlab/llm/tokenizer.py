@@ -82,7 +82,7 @@ def learn(text: str, size: int) -> Tokenizer:
     Raises ValueError for a size below 256 or a text in which no pair is left to join.
 
     >>> learn("the cat and the hat", 259).entries[256:]
-    [b'th', b'the', b'at']
+    [b'at', b'he', b'the']
     """
     if size < 256:
         raise ValueError(f"size is {size}, and must be at least 256: each byte has an entry.")
