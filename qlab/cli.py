@@ -6,103 +6,18 @@ Only the standard library is imported here; each command imports what it needs w
 import argparse
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import quote
 
 import qlab
-from qlab import export_command
+from qlab import export_command, lab_command
+from qlab.errors import one_line
+from qlab.folders import clone, course, find_notebook
 
-PORT = 8888
-WELCOME = "00_welcome.ipynb"
 QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune",
          "compress", "distill", "mixed_precision", "training", "records", "check", "grading_values", "links")  # of tests/, for qlab check
 PYTEST_TAKES_A_VALUE = ("-k", "-m", "-n", "-p", "-o", "-c", "-W", "--ignore", "--deselect", "--maxfail", "--dist", "--durations")
-
-
-def course() -> Path:
-    """The folder that holds notebooks/: the current one, or the clone that qlab is installed from."""
-    places = (Path.cwd(), Path(qlab.__file__).resolve().parent.parent)
-    for holds in (WELCOME, ""):  # some other notebooks/ in the current folder must not hide the course
-        for place in places:
-            if (place / "notebooks" / holds).exists():
-                return place
-    raise FileNotFoundError(f"there is no notebooks folder in {places[0]} or {places[1]}: run this command in a clone of qlab.")
-
-
-def clone() -> Path:
-    """The folder that qlab is installed from, which holds tests/ and notebooks/ too."""
-    folder = Path(qlab.__file__).resolve().parent.parent
-    if not (folder / "pyproject.toml").exists():
-        raise FileNotFoundError(f"{folder} is not a clone of qlab: this command needs one.")
-    return folder
-
-
-def find_notebook(name: str, root: Path) -> Path:
-    """The notebook meant by name: a path, a name in notebooks/ with or without .ipynb, or a number that starts one ("02")."""
-    tried = [Path.cwd() / name, root / name, root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
-    found = [path for path in tried if path.is_file()] or sorted(
-        path for path in (root / "notebooks").glob("*.ipynb") if name and path.name.startswith(f"{name}_"))[:1]
-    if not found:
-        raise FileNotFoundError(f"there is no notebook {name} in {root / 'notebooks'}.")
-    path = found[0].resolve()
-    if path.suffix != ".ipynb" or not path.is_relative_to(root.resolve()):
-        raise ValueError(f"{path} is not a notebook (.ipynb) inside {root}.")
-    return path
-
-
-def why_taken(port: int) -> str:
-    """Why nothing can listen on 127.0.0.1 at this port; "" if something can."""
-    with socket.socket() as probe:
-        if os.name == "posix":  # a port whose last connection has just closed is free; on Windows this option means something else
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except PermissionError:
-            return "needs administrator rights"
-        except OSError:
-            return "is taken by another program"
-    return ""
-
-
-def choose_port(asked: int | None) -> int:
-    """The port asked for, if it is free; without one, the first free port from 8888 on."""
-    if asked is not None:
-        if not 1 <= asked <= 65535:
-            raise ValueError(f"port is {asked}, and must be from 1 to 65535.")
-        if why := why_taken(asked):
-            raise OSError(f"port {asked} {why}: choose another one, or none to get the first free one.")
-        return asked
-    for port in range(PORT, PORT + 100):
-        if not why_taken(port):
-            if port != PORT:
-                print(f"qlab: port {PORT} is taken, using {port}.", flush=True)
-            return port
-    raise OSError(f"ports {PORT} to {PORT + 99} are all taken: name a free one (qlab lab --port P).")
-
-
-def lab(args: argparse.Namespace) -> int:
-    root = course()
-    notebook = find_notebook(args.notebook or WELCOME, root).relative_to(root.resolve()).as_posix()
-    port = choose_port(args.port)
-    print(f"qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", flush=True)
-    from jupyterlab.labapp import LabApp
-
-    from qlab.lab.jupyter import enable
-
-    LabApp.launch_instance([
-        "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{quote(notebook)}",
-        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing is fetched from outside
-        "--ServerApp.allow_root=True",     # in a container one is root, and the server listens to this machine only
-        "--ServerApp.answer_yes=True",     # one Ctrl-C stops it
-        "--Application.log_level=WARN",
-        *enable(),
-        *(["--ServerApp.open_browser=False"] if args.no_browser else []),
-    ])
-    return 0
 
 
 def pytest_command(args: list[str], root: Path) -> list[str]:
@@ -264,19 +179,6 @@ def doctor(args: argparse.Namespace) -> int:
     return max(doctor.report(), doctor.attack_the_sandbox())
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line.
-
-    >>> one_line(PermissionError(13, "Permission denied", "record.json"))
-    'record.json: Permission denied'
-    """
-    if isinstance(error, ImportError):
-        return f"{error}: run make setup (or pip install -e .) to install what is missing."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
-
-
 # Commands that read their arguments, -h included, themselves.
 PASSED_ON = {"test": run_tests, "bench": bench, "lint": lint, "grade": grade, "pins": pins}
 
@@ -286,12 +188,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"qlab {qlab.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("lab", help="open the course in JupyterLab")
-    command.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help=f"a path, a name or a number such as 02 (default: {WELCOME})")
-    command.add_argument("--port", type=int, help=f"port on 127.0.0.1 (default: the first free one from {PORT} on)")
-    command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
-    command.set_defaults(run=lab)
-
+    lab_command.add_to(commands)
     commands.add_parser("test", help="run all tests, notebooks included; arguments are pytest's: qlab test -k log")
     command = commands.add_parser("check", help="lint and the quick tests; with a page's number also that page, its demos, its exercises")
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02")

@@ -7,6 +7,8 @@ import argparse
 import os
 import sys
 
+from qlab.errors import one_line
+
 EXAMPLES = """For instance: qlab export --to tflite depthwise depthwise.tflite; or
 qlab export my_module:make_model --weights state.pt --calibration images.npy net.onnx.
 The module is imported from the current folder, and runs."""
@@ -31,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0; 2 for what is wrong with one's own network or its images, in one sentence."""
     if not (":" in args.model or args.model.endswith(".py") or args.calibration or args.weights):
         return of_the_zoo(args)
-    from qlab.cli import one_line
-
     try:
         if not args.calibration:
             raise ValueError("calibration images are needed for a network of your own: --calibration images.npy, training images (n, ...).")

@@ -1,0 +1,24 @@
+"""What an error says, in one line: somebody else's inside a sentence of ours, or ours on the terminal."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line and without the period at its end; an error without a word, by its class.
+
+    >>> first_line(ValueError("no such layer.\\nWhile executing %x"))
+    'no such layer'
+    """
+    said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("While executing")]
+    return said[0].rstrip(".:") if said else type(error).__name__
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line.
+
+    >>> one_line(PermissionError(13, "Permission denied", "record.json"))
+    'record.json: Permission denied'
+    """
+    if isinstance(error, ImportError):
+        return f"{error}: run make setup (or pip install -e .) to install what is missing."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,38 @@
+"""Where the course lies: the clone that qlab is installed from, its notebooks, and the one that a name means."""
+
+from pathlib import Path
+
+import qlab
+
+WELCOME = "00_welcome.ipynb"
+
+
+def course() -> Path:
+    """The folder that holds notebooks/: the current one, or the clone that qlab is installed from."""
+    places = (Path.cwd(), Path(qlab.__file__).resolve().parent.parent)
+    for holds in (WELCOME, ""):  # some other notebooks/ in the current folder must not hide the course
+        for place in places:
+            if (place / "notebooks" / holds).exists():
+                return place
+    raise FileNotFoundError(f"there is no notebooks folder in {places[0]} or {places[1]}: run this command in a clone of qlab.")
+
+
+def clone() -> Path:
+    """The folder that qlab is installed from, which holds tests/ and notebooks/ too."""
+    folder = Path(qlab.__file__).resolve().parent.parent
+    if not (folder / "pyproject.toml").exists():
+        raise FileNotFoundError(f"{folder} is not a clone of qlab: this command needs one.")
+    return folder
+
+
+def find_notebook(name: str, root: Path) -> Path:
+    """The notebook meant by name: a path, a name in notebooks/ with or without .ipynb, or a number that starts one ("02")."""
+    tried = [Path.cwd() / name, root / name, root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
+    found = [path for path in tried if path.is_file()] or sorted(
+        path for path in (root / "notebooks").glob("*.ipynb") if name and path.name.startswith(f"{name}_"))[:1]
+    if not found:
+        raise FileNotFoundError(f"there is no notebook {name} in {root / 'notebooks'}.")
+    path = found[0].resolve()
+    if path.suffix != ".ipynb" or not path.is_relative_to(root.resolve()):
+        raise ValueError(f"{path} is not a notebook (.ipynb) inside {root}.")
+    return path
