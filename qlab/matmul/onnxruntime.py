@@ -16,12 +16,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from qlab.matmul import onnx_file
 from qlab.matmul.device import why_not_onnxruntime
 
 PART = 2**14            # of K: (255 * 255 + 128 * 128) * 2**14 < 2**31
 CACHED = 2**21          # elements of c in one product: it goes over them once for every hundred or two of K, so they should stay in the cache
 MODEL_BYTES = 2**30     # of a packed operand in one model: protocol buffers end at 2**31
-UINT8, INT32 = 2, 6     # ONNX's numbers for them
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, packed: tuple = ()) -> torch.Tensor:
@@ -45,13 +45,13 @@ def matmul(a: torch.Tensor, b: torch.Tensor, packed: tuple = ()) -> torch.Tensor
     for i, start in enumerate(range(0, k, step)):
         left = _shifted(a[:, start:start + step])
         right = {} if packed else {"b": _shifted(b[start:start + step])}
-        session = packed[i] if packed else _two_operands(torch.get_num_threads())
+        product = packed[i] if packed else _two_operands(torch.get_num_threads())
         for first in range(0, m, rows):
             part = c[first:first + rows]
             if i == 0:
-                _run(session, {"a": left[first:first + rows]} | right, part)
+                run(product, {"a": left[first:first + rows]} | right, part)
             else:
-                part += session.run(None, {"a": left[first:first + rows]} | right)[0]
+                part += product.run(None, {"a": left[first:first + rows]} | right)[0]
     return torch.from_numpy(c)
 
 
@@ -61,7 +61,8 @@ def pack(b: torch.Tensor) -> tuple:
     They compute with as many threads as torch has now: make them anew when that changes, or b.
     """
     step = _step(b.shape[1])
-    return tuple(_session(torch.get_num_threads(), _shifted(b[start:start + step])) for start in range(0, b.shape[0], step))
+    parts = (_shifted(b[start:start + step]) for start in range(0, b.shape[0], step))
+    return tuple(session(_model(part), torch.get_num_threads()) for part in parts)
 
 
 def _step(n: int) -> int:
@@ -76,54 +77,32 @@ def _shifted(x: torch.Tensor) -> np.ndarray:
     return x.contiguous().numpy().view(np.uint8) ^ np.uint8(128)
 
 
-def _run(session, operands: dict, c: np.ndarray) -> None:
+def run(session, operands: dict, c: np.ndarray) -> None:
     """One product, written into the rows c where they lie: a copy would cost as much as a tenth of a large product."""
     binding = session.io_binding()
     for name, operand in operands.items():
         binding.bind_cpu_input(name, operand)
-    binding.bind_output("c", "cpu", 0, np.int32, c.shape, c.ctypes.data)
+    binding.bind_output("c", "cpu", 0, c.dtype, c.shape, c.ctypes.data)
     session.run_with_iobinding(binding)
 
 
 @lru_cache
 def _two_operands(threads: int):
-    return _session(threads)
+    return session(_model(), threads)
 
 
-def _session(threads: int, b=None):
-    """A session that multiplies "a" with the uint8 array b, or with the operand "b"."""
+def session(model: bytes, threads: int):
+    """ONNX Runtime's session of a model on the CPU, with so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would take the cores from torch's
-    return onnxruntime.InferenceSession(_model(b), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _model(b=None) -> bytes:
-    """The ONNX file of c = MatMulInteger(a, b, 128, 128), written by hand: nothing but ONNX Runtime needs to be installed for it."""
-    def operand(name, number):
-        return _field(1, name) + _field(2, _field(1, _field(1, number) + _field(2, 2 * _field(1, []))))  # two sizes that nothing is said of
-
-    def constant(name, dims, data):
-        return [*(part for size in dims for part in _field(1, size)), *_field(2, UINT8), *_field(8, name), *_field(9, [data])]
-
-    node = [part for name in ("a", "b", "z", "z") for part in _field(1, name)] + _field(2, "c") + _field(4, "MatMulInteger")
-    graph = _field(1, node) + _field(2, "product") + _field(5, constant("z", (), b"\x80")) + _field(11, operand("a", UINT8))
-    graph += _field(11, operand("b", UINT8)) if b is None else _field(5, constant("b", b.shape, memoryview(b).cast("B")))
-    graph += _field(12, operand("c", INT32))
-    return b"".join(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13)))  # format 8, operators 13
-
-
-def _field(number: int, value: int | str | list) -> list:
-    """One field of a protocol buffer in parts: its number and kind, then an integer, or the length and the bytes, which are not copied."""
-    if isinstance(value, int):
-        return [_varint(number << 3) + _varint(value)]
-    value = [value.encode()] if isinstance(value, str) else value
-    return [_varint(number << 3 | 2) + _varint(sum(map(len, value))), *value]
-
-
-def _varint(n: int) -> bytes:
-    """Seven bits a byte, the lowest first; the highest bit of a byte says that another follows."""
-    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + _varint(n >> 7)
+    """The file of c = MatMulInteger(a, b, 128, 128): with the uint8 array b in it, or with an operand "b"."""
+    operands = {"z": np.array(128, np.uint8), "a": onnx_file.UINT8, "b": onnx_file.UINT8 if b is None else b}
+    return onnx_file.model("MatMulInteger", ["a", "b", "z", "z"], operands, ("c", onnx_file.INT32))
