@@ -107,8 +107,10 @@ def tied(model: nn.Module) -> dict[str, str]:
     >>> tied(net)
     {'head': 'embedding'}
     """
-    held = {name: (module, module._parameters.get("weight")) for name, module in model.named_modules()}
-    embeddings = {memory_of(weight): name for name, (module, weight) in held.items() if isinstance(module, nn.Embedding) and weight is not None}
-    shared = {name: embeddings.get(memory_of(weight)) for name, (module, weight) in held.items()
-              if isinstance(module, LAYERS) and weight is not None}
-    return {name: embedding for name, embedding in shared.items() if embedding is not None}
+    layers, embeddings = {}, {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and isinstance(module, (nn.Embedding, *LAYERS)):
+            (embeddings if isinstance(module, nn.Embedding) else layers)[name] = memory_of(weight)
+    names = {memory: name for name, memory in embeddings.items()}
+    return {name: names[memory] for name, memory in layers.items() if memory in names}
