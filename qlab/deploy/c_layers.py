@@ -12,6 +12,7 @@ import torch
 from qlab.deploy.c_moves import MOVES, Shape, too_many
 from qlab.deploy.c_places import Place, in_order, last, plain, stored
 from qlab.deploy.c_program import NONE, PATCH, Program, walk
+from qlab.errors import first_line
 from qlab.nets import integer
 from qlab.nets.integer import IntegerNetwork, Step
 
@@ -44,7 +45,7 @@ def _shapes(network: IntegerNetwork, image_shape: Shape) -> dict[str, Shape]:
         try:
             tensors[step.output] = integer.RUN[step.kind](step, *(tensors[name] for name in step.inputs))
         except (RuntimeError, IndexError, ValueError) as error:
-            raise ValueError(f"image_shape is {image_shape}, which {step.name} cannot take ({str(error).splitlines()[0]}).") from None
+            raise ValueError(f"image_shape is {image_shape}, which {step.name} cannot take ({first_line(error)}).") from None
         shape = tuple(tensors[step.output].shape[1:])
         if not shape or 0 in shape:
             raise ValueError(f"image_shape is {image_shape}, and {step.name} then gives values of the shape {shape}: C takes one dimension "

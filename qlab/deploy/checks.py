@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from qlab.errors import first_line
 from qlab.nets import graph, ptq
 from qlab.nets.calibration import batches_of
 from qlab.nets.plain import plain_copy, refuse_hooks
@@ -98,16 +99,6 @@ def exported(network: nn.Module, image_shape: tuple[int, ...]) -> torch.export.E
         if "data-dependent" in said:
             raise ValueError("torch.export cannot read the network: its forward decides by the values of the images.") from None
         raise ValueError(f"torch.export cannot read the network ({said}).") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line and without the period at its end.
-
-    >>> first_line(ValueError("no such layer.\\nWhile executing %x"))
-    'no such layer'
-    """
-    said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("While executing")]
-    return said[0].rstrip(".:") if said else type(error).__name__
 
 
 def calibration_batches(calibration, image_shape: tuple[int, ...]) -> list[torch.Tensor]:

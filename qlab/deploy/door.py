@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 from qlab import saving
 from qlab.deploy import checks, files
 from qlab.deploy.images import images_for
+from qlab.errors import first_line
 from qlab.nets import integer, ptq
 from qlab.nets.integer import IntegerNetwork
 from qlab.nets.plain import plain_copy
@@ -189,7 +190,7 @@ def _float_copy(model, notes: list[str]) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # noqa: BLE001 - an object may refuse to be copied in any way
-        raise ValueError(f"the network cannot be copied ({checks.first_line(error)}).") from None
+        raise ValueError(f"the network cannot be copied ({first_line(error)}).") from None
 
 
 def _check_module(model) -> None:

@@ -30,8 +30,9 @@ import torch
 from torch import nn
 
 from qlab.deploy import files
-from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read, readable
+from qlab.deploy.checks import as_images, calibration_batches, exported, float_network, quiet, read, readable
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
+from qlab.errors import first_line
 
 TRANSLATED = 0.01  # of the outputs' size: what float32 may be off, summed in another order, in a network of hundreds of layers
 KINDS = {  # how quantize_static and quantize_dynamic are called
@@ -237,8 +238,7 @@ def _session(path: str | os.PathLike, threads: int, optimized: str | None = None
     try:
         return _opened(content, threads, optimized)
     except Exception as error:  # noqa: BLE001 - its errors share no class of their own
-        said = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or no network that ONNX Runtime can read ({said}).") from None
+        raise ValueError(f"{path} is damaged, or no network that ONNX Runtime can read ({first_line(error)}).") from None
 
 
 def _opened(content: bytes, threads: int, optimized: str | None = None):

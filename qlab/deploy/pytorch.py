@@ -38,10 +38,11 @@ import torch
 from torch import nn
 
 from qlab.deploy import files
-from qlab.deploy.checks import as_images, calibration_batches, exported, first_line, float_network, quiet, read
+from qlab.deploy.checks import as_images, calibration_batches, exported, float_network, quiet, read
 from qlab.deploy.pt2 import is_pickled_module, refuse_code
 from qlab.deploy.pytorch_static import check_torchao, static
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
+from qlab.errors import first_line
 
 KINDS = ("float", "document", "weight-only", "dynamic", "static", "static-8bit")
 COMPILED = {kind: f"{kind}, compiled" for kind in ("float", "static", "static-8bit")}        # more rows of compare
@@ -200,8 +201,7 @@ def _open(path: str | os.PathLike, trust: bool) -> tuple[Callable, tuple[int, ..
     except ValueError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged archive may raise anything
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or no network that torch can load ({said}).") from None
+        raise ValueError(f"{path} is damaged, or no network that torch can load ({first_line(error)}).") from None
 
 
 def _described_shape(path: str | os.PathLike) -> tuple[int, ...]:

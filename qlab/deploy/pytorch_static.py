@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from qlab.deploy import checks
-from qlab.deploy.checks import exported, first_line, quiet
+from qlab.deploy.checks import exported, quiet
+from qlab.errors import first_line
 from qlab.nets.graph import kind as kind_of
 from qlab.nets.graph import trace
 

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from qlab.deploy import door
-from qlab.deploy.checks import first_line
 from qlab.deploy.files import Description
+from qlab.errors import first_line
 from qlab.lab import data, zoo
 from qlab.nets import integer, ptq
 from qlab.nets.integer import IntegerNetwork

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from qlab.errors import first_line
 from qlab.nets.graph import Walk, folding_pairs, kind, points, trace
 from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import FLOATS, as_tensor
@@ -121,6 +122,6 @@ def _run(walk: Walk, batch: torch.Tensor) -> None:
     try:
         walk.run(batch)
     except (RuntimeError, IndexError, TypeError) as error:
-        said = str(error).splitlines()[0]
         own = next((f", a network of {p.dtype}," for p in walk.module.parameters() if p.dtype != batch.dtype), "")
+        said = first_line(error)
         raise ValueError(f"the network{own} cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from qlab.errors import first_line
 from qlab.nets.channel_groups import Group, groups, steps
 from qlab.nets.plain import CONVOLUTIONS, LAYERS
 from qlab.quant.layout import as_tensor
@@ -140,7 +141,7 @@ def macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
         with torch.no_grad():
             model.eval()(example)
     except Exception as error:  # noqa: BLE001 - a forward may raise anything
-        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        said = first_line(error)
         raise ValueError(f"example is {example.dtype} of the shape {tuple(example.shape)}, which the model cannot take ({said}): give it a "
                          "batch of its inputs.") from None
     finally:

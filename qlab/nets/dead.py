@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from qlab.errors import first_line
 from qlab.nets.graph import Walk, after, calls, folding_pairs, kind, trace
 from qlab.nets.plain import plain_copy
 
@@ -86,8 +87,7 @@ def _alive(traced: fx.GraphModule, batches) -> dict[tuple[fx.Node, int], torch.T
         try:
             Watch(traced).run(batch)
         except (RuntimeError, IndexError) as error:
-            said = str(error).splitlines()[0]
-            raise ValueError(f"the network cannot take the images, {batch.dtype} {tuple(batch.shape)} ({said}).") from None
+            raise ValueError(f"the network cannot take the images, {batch.dtype} {tuple(batch.shape)} ({first_line(error)}).") from None
     return seen
 
 

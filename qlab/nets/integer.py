@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qlab.errors import first_line
 from qlab.nets import lowering
 from qlab.nets.ptq import Quantized
 from qlab.nets.steps import ADD_SHIFT, RUN, Grid, Step, multiplier, multiply
@@ -65,7 +66,7 @@ class IntegerNetwork:
             try:
                 tensors[step.output] = RUN[step.kind](step, *(tensors[name] for name in step.inputs))
             except (RuntimeError, IndexError) as error:
-                said = str(error).splitlines()[0]
+                said = first_line(error)
                 raise ValueError(f"codes have the shape {tuple(codes.shape)}, which {step.name} cannot take ({said}).") from None
             for name in set(step.inputs):  # what nothing reads again makes room
                 if last[name] is step and name != self.output:

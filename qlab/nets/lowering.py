@@ -10,6 +10,7 @@ import operator
 import torch
 from torch import fx
 
+from qlab.errors import first_line
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.graph import Walk, after, calls, kind
 from qlab.nets.lower_places import PLACES
@@ -100,5 +101,5 @@ def _sizes(plain: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[fx.Node,
             with torch.no_grad():
                 Shapes(plain).run(torch.zeros(count, *image_shape, dtype=dtype))
     except (RuntimeError, IndexError, TypeError) as error:
-        raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({str(error).splitlines()[0]}).") from None
+        raise ValueError(f"image_shape is {image_shape}, which the network cannot take ({first_line(error)}).") from None
     return sizes

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from qlab import saving
+from qlab.errors import first_line
 from qlab.quant import checked
 from qlab.quant.layout import FLOATS, check_layout, from_rows, params_shape, to_rows
 from qlab.quant.packing import pack, packed_size, unpack
@@ -94,7 +95,7 @@ class QTensor:
             device = torch.device(device)
             return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
         except (TypeError, RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-            said = (str(error) or type(error).__name__).splitlines()[0]
+            said = first_line(error)
             raise ValueError(f"device is {device!r}, and must be one that this machine has, 'cpu' for example ({said}).") from None
 
     def save(self, path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import nbformat
 
+from qlab.errors import first_line
+
 STUB = ("# YOUR CODE HERE", "raise NotImplementedError()")
 KEYS = {"schema_version", "grade_id", "grade", "solution", "locked", "task"}
 LEAST_WRONG = 3
@@ -39,7 +41,7 @@ def read(path) -> nbformat.NotebookNode:
     try:
         notebook = nbformat.read(Path(path), 4)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no notebook: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is no notebook: {first_line(error)}.") from None
     for cell in notebook.cells:
         cell.source = cell.source.replace("\r\n", "\n")
     return notebook
