@@ -159,7 +159,7 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
         if tensors[name] is q:
             of_weight.append((q, layer.weight))
     decoded = {id(layers[name].weight) for name in tensors}
-    rest = {id(t): t for t in [*quantized.parameters(), *quantized.buffers()] if id(t) not in decoded}
+    rest = {id(t): t for t in quantized.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor) and id(t) not in decoded}
     nbytes = sum(q.nbytes for same in made.values() for q, _ in same) + sum(t.numel() * t.element_size() for t in rest.values())
     return Quantized(quantized, tensors, nbytes, left.behind(quantized, set(tensors), "quantized", "named in skip"))
 
