@@ -75,9 +75,12 @@ class Sums:
         self.total, self.scales, self.relu, self.axis = total, scales, relu, axis
 
 
-def layer(module, codes, q):
+def layer(module, codes, q, out):
+    """out: the scale of the codes that the sums become."""
     w, w_scale = q.codes.numpy().astype(np.int64), np.broadcast_to(q.scale.double().numpy(), len(q.codes))
     b = np.zeros(len(w)) if module.bias is None else module.bias.detach().double().numpy()
+    alone = ~w.reshape(len(w), -1).any(1) & (codes.scale * w_scale > out)                   # a bias and no weights: 20 bits
+    w_scale = np.where(alone, np.maximum(np.abs(b), out) / (codes.scale * 2**20), w_scale)
     wide = np.maximum(w_scale, np.abs(b) / (codes.scale * 2**30)).astype(np.float32).astype(float)  # a bias has at most 30 bits
     w = np.rint(w * (w_scale / wide).reshape(-1, *[1] * (w.ndim - 1))).astype(np.int64)
     b = np.rint(b / (codes.scale * wide)).astype(np.int64)
@@ -161,6 +164,13 @@ def to_codes(value, fake):
     return Codes(np.clip(q, 0, 2**fake.bits - 1), scale, zero_point)
 
 
+def scale_behind(model, node):
+    """Of the codes that a layer's sums become, perhaps after a ReLU."""
+    while not (node.op == "call_module" and isinstance(model.get_submodule(node.target), FakeQuantize)):
+        node = next(iter(node.users))
+    return model.get_submodule(node.target).scale.item()
+
+
 def run(quantized, images):
     """The codes of the logits, 0 to 255, int64 (n, classes), and their FakeQuantize."""
     values, last = {}, None
@@ -176,7 +186,7 @@ def run(quantized, images):
             if isinstance(module, FakeQuantize):
                 values[node], last = to_codes(x, module), module
             elif isinstance(module, (nn.Conv2d, nn.Linear)):
-                values[node] = layer(module, x, quantized.tensors[node.target])
+                values[node] = layer(module, x, quantized.tensors[node.target], scale_behind(quantized.model, node))
             elif isinstance(module, nn.ReLU6):
                 values[node] = (x[0], 6) if isinstance(x, tuple) else Sums(x.total, x.scales, 6, x.axis)
             elif isinstance(module, nn.ReLU):

@@ -6,7 +6,7 @@ from torch import nn
 
 from qlab.deploy import c, onnx, pytorch, tflite
 from qlab.lab import data
-from qlab.nets import integer, ptq
+from qlab.nets import integer, ptq, qat
 
 CALIBRATION, IMAGES = data.calibration(128).images, data.load("test").images[:100]
 
@@ -38,6 +38,27 @@ def test_in_integers(network):
     assert all(scale > 0 for step in network.steps for scale in [grid.scale for grid in step.grids])
     assert all((step.m > 0).all() for step in network.steps if step.m is not None)
     close(network.decode(network(IMAGES)))
+
+
+@pytest.mark.parametrize("bias", [-0.4, 0.0, 1e-30, 0.1, 0.7])
+def test_a_row_of_zeros_gives_its_bias_whatever_the_input_s_step(bias):
+    """Pixels of 0 to 255 have a step of 1.0, and the bias of a channel without weights must not be rounded to it."""
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 255 * torch.rand(64, 1, 2, 2)
+    with torch.no_grad():
+        net[1].weight.div_(255)[1] = 0
+        net[1].bias.copy_(torch.tensor([0.1, bias, 0.0]))
+    network = integer.convert(ptq.quantize(net, x), (1, 2, 2))
+    step = network.grid_out.scale
+    assert (network.decode(network(x))[:, 1] - bias).abs().max() <= 0.51 * step < 0.02      # to nearest, of a bias in 20 bits
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_training_with_rounding_gives_filters_of_zeros_the_same_codes(learned, network):
+    trained = integer.convert(qat.convert(qat.prepare(small(), CALIBRATION, 8, 8, learned=learned, ranges="minmax")))
+    for ours, theirs in zip(network.steps, trained.steps):
+        if ours.weight is not None:
+            none = ~ours.weight.flatten(1).any(1)
+            assert none.any() and all(torch.equal(getattr(ours, t)[none], getattr(theirs, t)[none]) for t in ("weight", "bias", "m", "n"))
 
 
 def test_in_c(network, tmp_path):

@@ -107,12 +107,37 @@ def test_a_table_is_the_function_of_each_code(layer):
     assert np.array_equal(integers.run(codes).numpy(), expected) and len(np.unique(expected)) > 1
 
 
+class Told(nn.Module):
+    """A forward that may be told more than the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x, mask=None, features=False, *more, factor=2.0, **options):
+        y = self.fc(x if mask is None else x * mask) * factor
+        return (y, x) if features or more or options else y
+
+
+def test_what_forward_may_be_told_has_its_default():
+    net, x = Told().eval(), torch.randn(32, 12)
+    traced = graph.trace(net)
+    assert torch.equal(traced(x), net(x)) and [node.op for node in traced.graph.nodes].count("placeholder") == 1
+    integers = integer.convert(ptq.quantize(net, x), (12,))
+    assert (integers.decode(integers(x)) - net(x)).abs().max() < 0.03 * net(x).abs().max()
+
+
 # Refused by name
 
 
 class Mixed(nn.Module):
     def forward(self, x):
         return x.view(-1, 3)
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask):
+        return x * mask
 
 
 def _over(parts):
@@ -160,6 +185,12 @@ REFUSED = {
                                                                            up=nn.ConvTranspose2d(3, 2, 2, 2))),
                          "1.up is told an output_size"),
     "a sum with a factor": (Forward(lambda n, x: torch.add(n.a(x), n.a(x), alpha=2), a=nn.Linear(12, 3)), "add, a call of add, cannot"),
+    "a difference with a factor": (Forward(lambda n, x: torch.sub(n.a(x), n.a(x), alpha=2), a=nn.Linear(12, 3)), "sub, a call of sub, ca"),
+    "half precision": (Forward(lambda n, x: n.a(x.half().float()), a=nn.Linear(12, 3)), "half, a call of half, cannot"),
+    "another type": (Forward(lambda n, x: n.a(x).to(torch.float16).float(), a=nn.Linear(12, 3)), "to, a call of to, cannot"),
+    "to a size": (Forward(lambda n, x: n.a(x).to(x.shape[0]), a=nn.Linear(12, 3)), "to, a call of to, cannot"),
+    "a float that may be another's memory": (Forward(lambda n, x: x.float().add_(1) + x), "add_ changes float_1 in place, and x, which"),
+    "several inputs": (Masked(), "takes several inputs, and may take one tensor"),
     "a mean in another type": (Forward(lambda n, x: x.mean(1, True, dtype=torch.float64), a=nn.Linear(12, 3)),
                                "mean, a call of mean, cannot"),
     "softmax in another type": (Forward(lambda n, x: F.softmax(x, 1, dtype=torch.float64)),

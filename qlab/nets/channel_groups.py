@@ -8,7 +8,7 @@ tensor gets the group that its channels belong to:
     conv, linear                            read the group of their input, and make a group of their own
     batch norm, depthwise convolution       keep the group, and carry a parameter for each of its channels
     activation, pooling, dropout, flatten   keep the group
-    a + b, a * b                            make one group of two, with all their makers, carriers and readers
+    a + b, a - b, a * b                     make one group of two, with all their makers, carriers and readers
     x.size(0)                               asks nothing of the channels
     anything else                           is an obstacle: no channel of a group that reaches it can go
 
@@ -26,11 +26,11 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qlab.nets import places
-from qlab.nets.operations import ADD, MUL, is_number
+from qlab.nets.operations import ADD, MUL, SUB, is_number
 from qlab.nets.plain import CONVOLUTIONS, LAYERS, refuse_hooks, refuse_recomputed, users_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-JOINS = (*ADD, *MUL, operator.iadd, "add_", operator.imul, "mul_")                          # channel by channel
+JOINS = (*ADD, *SUB, *MUL, operator.iadd, "add_", operator.isub, "sub_", operator.imul, "mul_")  # channel by channel
 OTHER_POOLING = (nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d)                               # pruned like any, though no integers know it
 
 # A tensor holds its channels in "maps", "columns", "last" or "rows" (qlab.nets.places), or "unknown".

@@ -18,6 +18,9 @@ def _layer(made: Made, node: fx.Node, last: fx.Node) -> None:
     module, grid, out = made.plain.get_submodule(node.target), made.grids[made.inputs(node)[0]], made.grids[last.name]
     codes, scale = _weight(made.tensors[node.target], node.target)
     bias = torch.zeros(len(codes), dtype=torch.float64) if module.bias is None else module.bias.detach().double()
+    # A channel of zeros has a bias alone, and any scale (1.0): where that would round the bias by more than half a code, it gets 20 bits.
+    alone = ~codes.flatten(1).any(1) & (grid.scale * scale > out.scale)
+    scale = torch.where(alone, bias.abs().clamp(min=out.scale) / (grid.scale * 2**20), scale)
     # Where a channel's weights are next to nothing, its bias would not fit: such a channel gets the scale that its bias needs.
     needed = bias.abs() / (grid.scale * 2**30)
     wider = torch.maximum(scale, needed).float().double()                                   # float32, as every scale in a file

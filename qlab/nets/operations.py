@@ -56,7 +56,8 @@ LAYER_KINDS = {  # by the module's exact class: a subclass may compute something
                      nn.Threshold), "table"),
 }
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)  # in evaluation
-NOTHING_CALLS = ("contiguous", "clone", "detach", torch.clone)
+NOTHING_CALLS = ("contiguous", "clone", "detach", "float", torch.clone, torch.detach)       # in float32
+CASTS = ("float", "to", "type", "type_as", "cpu")                                           # to float32, on the CPU, they do nothing
 DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -89,9 +90,12 @@ IN_PLACE = {  # the result is written over the operand
 }
 
 ADD, MUL = (operator.add, torch.add, "add"), (operator.mul, torch.mul, "mul", torch.multiply, "multiply")
+SUB = (operator.sub, torch.sub, "sub", torch.subtract, "subtract")                          # a - b of tensors is noted as a + (-b)
+_NAMES = ("neg", "negative", "abs", "absolute", "square", "pow", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log2", "log10",
+          "log1p", "sin", "cos", "erf", "clamp", "clip", "clamp_min", "clamp_max", "div", "divide", "true_divide")
 ONE_NUMBER = (  # with numbers beside the tensor, functions of one number
-    *ADD, *MUL, operator.sub, torch.sub, "sub", operator.truediv, torch.div, "div", operator.neg, torch.neg, "neg", operator.pow,
-    torch.pow, "pow", torch.abs, "abs", torch.square, "square", torch.exp, "exp", torch.clamp, "clamp", torch.clip, "clip", operator.abs,
+    *ADD, *MUL, *SUB, operator.truediv, operator.neg, operator.pow, operator.abs,
+    *(call for name in _NAMES for call in (getattr(torch, name), name)),
 )
 RESHAPES = ("view", "reshape", torch.reshape, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze, "unflatten", torch.unflatten)
 PERMUTES = ("permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim, "swapaxes", torch.swapaxes)
@@ -187,7 +191,7 @@ def _with_numbers(node: fx.Node, tensors: list[fx.Node]) -> str | None:
     """A sum or product of two tensors, or a function of one tensor's numbers."""
     given = (*node.args, *node.kwargs.values())
     if len(node.args) == 2 and not node.kwargs and all(a in tensors for a in node.args):
-        return "add" if node.target in ADD else "mul" if node.target in MUL else None
+        return "add" if node.target in ADD else "mul" if node.target in MUL else "sub" if node.target in SUB else None
     numbers = [a for a in given if not (isinstance(a, fx.Node) and a in tensors)]
     alone = len(tensors) == 1 and len(given) - len(numbers) == 1 and all(a is None or isinstance(a, (int, float)) for a in numbers)
     return "table" if alone and node.target in ONE_NUMBER else None

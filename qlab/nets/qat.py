@@ -74,9 +74,11 @@ class WeightQuantizer(Settled):
     def current_scale(self, weight: torch.Tensor) -> torch.Tensor:
         if self.scale is not None:
             return _Slower.apply(self.scale, self.factor).abs().clamp(min=SMALLEST)
+        return (self._largest(weight) / self.top).clamp(min=SMALLEST)
+
+    def _largest(self, weight: torch.Tensor) -> torch.Tensor:
         size = wide(weight.detach()).abs()
-        largest = size.max() if self.axis is None else size.flatten(1).amax(1)
-        return (largest / self.top).clamp(min=SMALLEST)
+        return size.max() if self.axis is None else size.flatten(1).amax(1)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         scale = self.current_scale(weight)
@@ -85,8 +87,8 @@ class WeightQuantizer(Settled):
         return fake_quantize(weight, scale, 0, -self.top, self.top)
 
     def encode(self, weight: torch.Tensor):
-        """The codes as a QTensor: what forward has rounded to."""
-        reach = self.top * self.current_scale(weight).detach()
+        """The codes as a QTensor: what forward has rounded to. The scale of zeros alone, which may be any, is that of linear.quantize."""
+        reach = torch.where(self._largest(weight) > 0, self.top * self.current_scale(weight).detach(), 0)
         return linear.quantize(weight, self.bits, "symmetric", axis=self.axis, x_min=-reach, x_max=reach)
 
 

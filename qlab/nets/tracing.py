@@ -4,6 +4,7 @@ torch.fx runs the method once with a placeholder. What it notes is then put in o
 is computed in place becomes a value of its own, and what does nothing in evaluation goes.
 """
 
+import inspect
 import keyword
 import operator
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
+from qlab.errors import first_line
 from qlab.nets import operations
-from qlab.nets.operations import AS_MODULE, DEFAULTS, DROPOUTS, IN_PLACE, LAYER_KINDS, NOTHING, NOTHING_CALLS, VIEWS, kind
+from qlab.nets.operations import AS_MODULE, CASTS, DEFAULTS, DROPOUTS, IN_PLACE, LAYER_KINDS, NOTHING, NOTHING_CALLS, VIEWS, kind
 from qlab.nets.plain import refuse_hooks
 
-COPIES = ("contiguous", "clone", torch.clone)  # the same values, but perhaps not the same memory
+COPIES = ("contiguous", "clone", "float", torch.clone)  # the same values, but perhaps not the same memory
+FLOAT32 = (torch.float32, torch.FloatTensor, "torch.FloatTensor")
 
 
 class Walk(fx.Interpreter):
@@ -45,10 +48,21 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return type(module) in LAYER_KINDS or super().is_leaf_module(module, qualified_name)
 
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        """One placeholder, for the image: whatever else forward could be told has its default."""
+        image, *others = list(inspect.signature(root_fn).parameters.values())[1:] or [None]
+        if image is None or image.kind not in (image.POSITIONAL_ONLY, image.POSITIONAL_OR_KEYWORD) or any(map(_must_be_told, others)):
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        return root_fn, [self.root, self.create_proxy("placeholder", image.name, (), {})]
+
     def call_module(self, m, forward, args, kwargs):
         if "output_size" in kwargs:  # a transposed convolution, which is a Sequential by now
             raise ValueError(f"{self.path_of_module(m)} is told an output_size, and must have an output_padding instead")
         return super().call_module(m, forward, args, kwargs)
+
+
+def _must_be_told(argument: inspect.Parameter) -> bool:
+    return argument.default is argument.empty and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
 
 
 def noted(model: nn.Module) -> fx.GraphModule:
@@ -63,11 +77,12 @@ def noted(model: nn.Module) -> fx.GraphModule:
     try:
         traced = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:  # noqa: BLE001 - whatever forward does with a placeholder may raise anything
-        said = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].removesuffix(".")
+        said = first_line(error).partition(". ")[0]
         raise ValueError(f"the network cannot be read as a graph ({said}): its forward may call layers and add tensors, without deciding "
                          "by their values or shapes.") from None
     for node in list(traced.graph.nodes):
         _by_position(node)
+        _as_float(node)
         if _does_nothing(traced, node) and node.target not in COPIES:
             _leave_out(traced, node)
         elif node.op == "call_function" and node.target is torch._assert:                   # it says something about the input, at most
@@ -83,7 +98,10 @@ def noted(model: nn.Module) -> fx.GraphModule:
         if node.op in ("call_function", "call_method"):
             _as_module(traced, node)
     for node in traced.graph.nodes:
-        kind(traced, node)
+        if kind(traced, node) == "sub":
+            with traced.graph.inserting_before(node):
+                other = traced.graph.call_function(operator.neg, (node.args[1],))
+            node.op, node.target, node.args = "call_function", operator.add, (node.args[0], other)
     if [node.op for node in traced.graph.nodes].count("placeholder") != 1:
         raise ValueError("the network takes several inputs, and may take one tensor.")
     traced.delete_all_unused_submodules()
@@ -97,6 +115,24 @@ def _by_position(node: fx.Node) -> None:
     if node.op in ("call_module", "call_function") and named:
         node.args = (*node.args, *(node.kwargs[name] for name in named))
         node.kwargs = {name: value for name, value in node.kwargs.items() if name not in named}
+
+
+def _as_float(node: fx.Node) -> None:
+    """Whatever makes a float32 tensor on the CPU of one, such as x.to(torch.float32), as x.float()."""
+    told = [*node.args[1:], *node.kwargs.values()]
+    if node.op == "call_method" and node.target in CASTS and all(_leaves_float32(value) for value in told):
+        node.target, node.args, node.kwargs = "float", node.args[:1], {}
+
+
+def _leaves_float32(told) -> bool:
+    """Whether x.to(told) is x, in a network of one dtype on the CPU: told a dtype, device or tensor of the network's, or how to copy."""
+    if isinstance(told, fx.Node):
+        return not _asks(told, "shape") and not operations.is_number(told, {})
+    return told in FLOAT32 or told is None or isinstance(told, (bool, torch.memory_format)) or str(told) == "cpu"
+
+
+def _asks(node: fx.Node, *names: str) -> bool:
+    return node.op == "call_function" and node.target is getattr and node.args[1] in names
 
 
 def _leave_out(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -120,9 +156,9 @@ def _does_nothing(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _without_unread_numbers(traced: fx.GraphModule) -> None:
-    """Sizes that forward asks for and does not use."""
+    """Sizes, dtypes and devices that forward asks for and does not use."""
     for node in reversed(list(traced.graph.nodes)):
-        if not node.users and operations.is_number(node, {}):
+        if not node.users and (operations.is_number(node, {}) or _asks(node, "dtype", "device") or node.op == "get_attr"):
             traced.graph.erase_node(node)
 
 
@@ -168,7 +204,7 @@ def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return operations.call_kind(traced, node) in VIEWS
     is_layer = node.target in AS_MODULE and LAYER_KINDS[AS_MODULE[node.target][0]] in VIEWS
-    return is_layer or node.target == "contiguous" or operations.call_kind(traced, node) in VIEWS
+    return is_layer or node.target in ("contiguous", "float") or operations.call_kind(traced, node) in VIEWS
 
 
 def _views(node: fx.Node, views: list[fx.Node]) -> set[fx.Node]:
