@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import qlab
-from qlab import export_command, lab_command
+from qlab import export_command, get_command, lab_command
 from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
 
@@ -235,6 +235,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=gradescope)
 
     export_command.add_to(commands)
+    get_command.add_to(commands)
 
     commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")
     commands.add_parser("pins", help="show that the pins of constraints.txt resolve on every Python and platform; see qlab pins --help")

@@ -1,0 +1,124 @@
+"""SmolLM2-135M-Instruct (Allal et al. 2025) from its GGUF file, as the same nn.Module as our own models: 30 blocks, 134,515,008 weights.
+
+Any file of the architecture "llama" with an embedding that is read twice is read so: sizes from the header, weights by name.
+
+    token_embd, output_norm                                          embedding, norm
+    blk.3.attn_norm, .ffn_norm                                       blocks.3.attention_norm, .mlp_norm
+    blk.3.attn_q, .attn_k, .attn_v, .attn_output                     blocks.3.attention.query, .key, .value, .output
+    blk.3.ffn_gate, .ffn_up, .ffn_down                               blocks.3.mlp.gate, .up, .down
+
+Llama's files hold queries and keys with the rows in the order that positions turn them, (2i, 2i + 1), as qlab.llm.model does.
+"""
+
+import os
+
+import torch
+
+from qlab.llm import gguf, smollm2_file
+from qlab.llm.gguf_tokenizer import FileTokenizer
+from qlab.llm.model import GPT, Config, turns
+
+NAMES = {
+    "embedding": "token_embd", "norm": "output_norm", "attention_norm": "attn_norm", "mlp_norm": "ffn_norm", "attention.query": "attn_q",
+    "attention.key": "attn_k", "attention.value": "attn_v", "attention.output": "attn_output", "mlp.gate": "ffn_gate", "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
+LONGEST = 8192  # tokens: the table of positions is made for so many at most, whatever a file says
+LARGEST = 2**20  # of the other sizes; what is larger is a damaged header, and torch would fail over it
+ROLES = ("system", "user", "assistant")
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what it was trained with
+
+
+def load(path: str | os.PathLike | None = None) -> tuple[GPT, FileTokenizer]:
+    """The model, float32, in evaluation mode, and its tokenizer. path: a GGUF file, by default where `qlab get smollm2` puts it.
+
+    Raises OSError where there is no such file or it cannot be read; ValueError, in one sentence, for what is damaged or no GGUF file, of
+    another architecture, with tensors that are missing, superfluous, of a wrong shape, or in a block type that qlab.llm.gguf_blocks does
+    not decode.
+    """
+    if path is None and not smollm2_file.path().exists():
+        raise FileNotFoundError(f"SmolLM2 is not at {smollm2_file.path()}: the command qlab get smollm2 fetches it, 93 MB.")
+    file = gguf.read(smollm2_file.path() if path is None else path)
+    return model(file), FileTokenizer(file)
+
+
+def config(file: gguf.File) -> Config:
+    """The sizes in the header. Raises ValueError for another architecture, or a size that is missing or no possible one."""
+    architecture = file.metadata.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"{file.path} holds a model of the architecture {architecture!r}, and must hold one of 'llama'.")
+
+    def size(name: str, kind: type = int):
+        found = file.metadata.get(f"llama.{name}")
+        if type(found) is not kind or not 0 < found <= LARGEST:
+            raise ValueError(f"{file.path} says that llama.{name} is {found!r}, and it must be a number above 0, {LARGEST:,} at most.")
+        return found
+
+    if scaling := [key for key in file.metadata if key.startswith("llama.rope.scaling.") and file.metadata[key] not in ("none", 1.0)]:
+        raise ValueError(f"{file.path} stretches its positions ({scaling[0]}), and must turn them by the plain rotary rule.")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ValueError(f"{file.path} lacks the tensor token_embd.weight, or it is no matrix.")
+    try:
+        c = Config(embedding.shape[0], size("embedding_length"), size("block_count"), size("attention.head_count"),
+                   size("attention.head_count_kv"), size("feed_forward_length"), min(size("context_length"), LONGEST),
+                   size("rope.freq_base", float), size("attention.layer_norm_rms_epsilon", float))
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(str(file.path)) else f"{file.path} is damaged: {error}") from None
+    if (turned := file.metadata.get("llama.rope.dimension_count", c.head_width)) != c.head_width:
+        raise ValueError(f"{file.path} turns {turned!r} numbers of each head, and must turn all {c.head_width}.")
+    return c
+
+
+def model(file: gguf.File) -> GPT:
+    """The model of the file's sizes with its weights, each decoded to float32. Raises ValueError as `load` does."""
+    c = config(file)
+    if 9 * c.blocks + 2 > len(file.tensors):                                                # before so many blocks are made
+        raise ValueError(f"{file.path} has {len(file.tensors)} tensors, and {c.blocks} blocks need {9 * c.blocks + 2}.")
+    with torch.device("meta"):                                                              # no weights yet: drawing them would take longer
+        made = GPT(c)
+    wanted = {stored_name(name): (name, tuple(weight.shape)) for name, weight in made.named_parameters()}
+    for name, (_, shape) in wanted.items():
+        if name not in file.tensors or file.tensors[name].shape != shape:
+            found = f"has the tensor {name} of shape {file.tensors[name].shape}" if name in file.tensors else f"lacks the tensor {name}"
+            raise ValueError(f"{file.path} {found}, and must have one of shape {shape}.")
+    if extra := sorted(file.tensors.keys() - wanted.keys()):
+        raise ValueError(f"{file.path} has the tensor {extra[0]}, which this model has no place for.")
+    made.load_state_dict({ours: file.tensors[name].dequantize() for name, (ours, _) in wanted.items()}, assign=True)
+    made.turn = turns(c)                                                                    # no file holds it
+    return made.eval()
+
+
+def stored_name(name: str) -> str:
+    """The name in the file of a parameter of the model.
+
+    >>> stored_name("blocks.3.attention.query.weight")
+    'blk.3.attn_q.weight'
+    """
+    name = name.removesuffix(".weight")
+    if name.startswith("blocks."):
+        _, number, part = name.split(".", 2)
+        return f"blk.{number}.{NAMES[part]}.weight"
+    return f"{NAMES[name]}.weight"
+
+
+def chat(tokenizer: FileTokenizer, messages: list[dict[str, str]]) -> list[int]:
+    """The tokens of a conversation, up to where the assistant's next words begin. messages: {"role": ..., "content": ...}, a role being
+    system, user or assistant; without a system message first, the one of the training is taken. Marks within a content are mere letters.
+
+    Raises ValueError for no messages, another role or other keys.
+
+    The next words end with the mark <|im_end|>: `generate(model, chat(tokenizer, messages), 50, stop=tokenizer.end)`.
+    """
+    if not messages:
+        raise ValueError("there are no messages, and must be one at least.")
+    for message in messages:
+        if not isinstance(message, dict) or set(message) != {"role", "content"} or message["role"] not in ROLES:
+            raise ValueError(f"a message is {message!r}, and must be {{'role': ..., 'content': ...}} with a role of {', '.join(ROLES)}.")
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": SYSTEM}, *messages]
+    start, end = tokenizer.marks["<|im_start|>"], tokenizer.marks["<|im_end|>"]
+    tokens = []
+    for message in messages:
+        tokens += [start, *tokenizer.encode(f"{message['role']}\n{message['content']}"), end, *tokenizer.encode("\n")]
+    return [*tokens, start, *tokenizer.encode("assistant\n")]
