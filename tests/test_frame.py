@@ -5,11 +5,13 @@ import contextlib
 import graphlib
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import qlab
-from qlab import bootstrap, cli, doctor, folders, lab_command, pins
+from qlab import bootstrap, bootstrap_machine, cli, doctor, folders, lab_command, pins
 from qlab.grading.sandbox import bwrap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +38,7 @@ def fresh(tmp_path, monkeypatch):
 
     .pip holds pip's arguments; .torch is the version in .venv; .offers, the addresses (None: pip's own settings) that have the CPU build.
     """
-    for name in ("pyproject.toml", "constraints.txt", "qlab/__init__.py", "qlab/bootstrap.py"):
+    for name in ("pyproject.toml", "constraints.txt", "qlab/__init__.py", "qlab/bootstrap.py", "qlab/bootstrap_machine.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     here = SimpleNamespace(root=tmp_path, venv=tmp_path / ".venv", stamp=tmp_path / ".venv" / "qlab-installed", ran=[], codes=[],
@@ -66,8 +68,9 @@ def fresh(tmp_path, monkeypatch):
         return "Available versions: 2.14.1, " + ("2.13.0+cpu, " if address in here.offers else "") + "2.13.0, 2.12.1"
 
     monkeypatch.setattr(bootstrap, "ROOT", str(tmp_path))
-    monkeypatch.setattr(bootstrap, "call", call)
-    monkeypatch.setattr(bootstrap, "output", output)
+    for module in (bootstrap, bootstrap_machine):
+        monkeypatch.setattr(module, "call", call)
+        monkeypatch.setattr(module, "output", output)
     monkeypatch.setattr(bootstrap, "has_nvidia_driver", lambda: False)
     monkeypatch.setattr(bootstrap, "check_fits", lambda: None)  # whatever machine and Python run this test
     monkeypatch.setattr(sys, "platform", "linux")
@@ -289,21 +292,22 @@ def test_a_newer_torch_than_the_one_that_is_there_is_chosen_again(fresh):
 def machine(fresh, monkeypatch):
     """Says what the bootstrap believes to stand on; check_fits is the real one again."""
     monkeypatch.undo()
-    for name, value in (("ROOT", str(fresh.root)), ("call", lambda command, quiet=False: fresh.ran.append(command) or 0),
-                        ("other_python", lambda: None), ("output", lambda command: "")):
-        monkeypatch.setattr(bootstrap, name, value)
+    monkeypatch.setattr(bootstrap, "ROOT", str(fresh.root))
+    monkeypatch.setattr(bootstrap, "call", lambda command: fresh.ran.append(command) or 0)
+    monkeypatch.setattr(bootstrap_machine, "other_python", lambda: None)
+    monkeypatch.setattr(bootstrap_machine, "output", lambda command: "")
 
     def pretend(system="linux", processor="x86_64", libc="glibc 2.36", macos="", python=(3, 12, 4), name="cpython", size=2**63 - 1,
                 threads=0, build="linux-x86_64"):
         monkeypatch.setattr(sys, "platform", system)
-        monkeypatch.setattr(bootstrap.platform, "machine", lambda: processor)
-        monkeypatch.setattr(bootstrap.platform, "mac_ver", lambda: (macos, ("", "", ""), processor))
+        monkeypatch.setattr(platform, "machine", lambda: processor)
+        monkeypatch.setattr(platform, "mac_ver", lambda: (macos, ("", "", ""), processor))
         monkeypatch.setattr(os, "confstr", lambda name: libc, raising=False)
         monkeypatch.setattr(sys, "version_info", python)
         monkeypatch.setattr(sys, "implementation", SimpleNamespace(name=name))
         monkeypatch.setattr(sys, "maxsize", size)
-        monkeypatch.setattr(bootstrap.sysconfig, "get_config_var", lambda name: threads)
-        monkeypatch.setattr(bootstrap.sysconfig, "get_platform", lambda: build)
+        monkeypatch.setattr(sysconfig, "get_config_var", lambda name: threads)
+        monkeypatch.setattr(sysconfig, "get_platform", lambda: build)
 
     return pretend
 
@@ -336,7 +340,7 @@ def test_what_cannot_work_is_one_sentence_before_anything_is_made(machine, fresh
 
 def test_an_intel_python_on_apple_silicon_is_told_apart(machine, monkeypatch, capsys):
     machine(system="darwin", macos="14.5")
-    monkeypatch.setattr(bootstrap, "output", lambda command: "1\n")  # sysctl -n hw.optional.arm64
+    monkeypatch.setattr(bootstrap_machine, "output", lambda command: "1\n")  # sysctl -n hw.optional.arm64
     assert bootstrap.main() == 1
     assert capsys.readouterr().err.startswith("qlab: Python 3.12.4 is for Intel Macs")
 
@@ -345,43 +349,43 @@ def test_an_intel_python_on_apple_silicon_is_told_apart(machine, monkeypatch, ca
                                   {"python": (3, 11, 0)}, {"python": (3, 14, 9)}])
 def test_what_can_work_is_not_refused(machine, kind):
     machine(**kind)
-    assert bootstrap.check_fits() is None and bootstrap.main(["--fits"]) == 0
+    assert bootstrap_machine.check_fits() is None and bootstrap.main(["--fits"]) == 0
 
 
 @pytest.mark.parametrize("version, word", [((3, 9, 2), "old"), ((3, 15, 0), "new")])
 def test_a_python_that_does_not_fit_hands_over_to_one_that_does(machine, fresh, monkeypatch, capsys, version, word):
     machine(python=version)
-    monkeypatch.setattr(bootstrap, "other_python", lambda: ["py", "-3.12"])
+    monkeypatch.setattr(bootstrap_machine, "other_python", lambda: ["py", "-3.12"])
     assert bootstrap.main(["test", "--cpu"]) == 0 and fresh.ran == [["py", "-3.12", "-m", "qlab.bootstrap", "test", "--cpu"]]
     assert re.match(rf"qlab: Python 3\.\d+\.\d is too {word}.*; using py -3.12\.\n", capsys.readouterr().out)
 
 
 def test_another_python_on_the_path_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert bootstrap.other_python() is None
+    assert bootstrap_machine.other_python() is None
     if os.name == "posix":
         broken, good = tmp_path / "python3.13", tmp_path / "python3.12"
         broken.write_text("#!/bin/sh\nexit 127\n")  # like the shim of a version that is not active
         broken.chmod(0o755)
         good.symlink_to(sys.executable)
-        assert bootstrap.other_python() == [str(good)]
+        assert bootstrap_machine.other_python() == [str(good)]
 
 
 def test_the_launcher_of_windows_is_asked_for_each_version(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(shutil, "which", lambda name: r"C:\Windows\py.exe" if name == "py" else None)
-    monkeypatch.setattr(bootstrap, "call", lambda command, quiet: 0 if command[1] == "-3.12" else 103)
-    assert bootstrap.other_python() == [r"C:\Windows\py.exe", "-3.12"]
+    monkeypatch.setattr(bootstrap_machine, "call", lambda command, quiet: 0 if command[1] == "-3.12" else 103)
+    assert bootstrap_machine.other_python() == [r"C:\Windows\py.exe", "-3.12"]
 
 
 def test_the_bootstrap_knows_the_bounds_of_the_project():
     allowed = Requirement(f"python{PROJECT['requires-python']}").specifier
-    older, newer = (bootstrap.OLDEST[1] - 1, bootstrap.NEWEST[1] + 1)
+    older, newer = (bootstrap_machine.OLDEST[1] - 1, bootstrap_machine.NEWEST[1] + 1)
     assert [f"3.{minor}.0" in allowed for minor in range(older, newer + 1)] == [False, True, True, True, True, False]
-    assert set(bootstrap.VERSIONS) == {f"3.{minor}" for minor in range(older + 1, newer)}
+    assert set(bootstrap_machine.VERSIONS) == {f"3.{minor}" for minor in range(older + 1, newer)}
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "bootstrap.py"])
+@pytest.mark.parametrize("name", ["__init__.py", "bootstrap.py", "bootstrap_machine.py"])
 def test_old_pythons_can_read_the_bootstrap(name):
     ast.parse((ROOT / "qlab" / name).read_text(), feature_version=(3, 6))
 
@@ -699,7 +703,8 @@ def test_no_page_of_matmul_imports_one_that_imports_it():
 
 
 def test_bootstrap_and_command_import_the_standard_library_only():
-    for name in ("__init__.py", "bootstrap.py", "cli.py", "errors.py", "export_command.py", "folders.py", "lab_command.py"):
+    for name in ("__init__.py", "bootstrap.py", "bootstrap_machine.py", "cli.py", "errors.py", "export_command.py", "folders.py",
+                 "lab_command.py"):
         top = [node for node in ast.parse((ROOT / "qlab" / name).read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0] for node in top}
         assert names - {"qlab"} <= set(sys.stdlib_module_names)

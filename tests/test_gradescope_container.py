@@ -133,7 +133,7 @@ def test_the_zip_is_laid_out_as_gradescope_asks(tmp_path, capsys, monkeypatch):
 
 def test_the_course_in_the_zip_can_install_itself():
     names = set(package.release.names(ROOT, ("qlab",)))
-    assert {"pyproject.toml", "constraints.txt", "setup.py", "README.md", "LICENSE", "qlab/bootstrap.py",
+    assert {"pyproject.toml", "constraints.txt", "setup.py", "README.md", "LICENSE", "qlab/bootstrap.py", "qlab/bootstrap_machine.py",
             "qlab/grading/gradescope/run.py"} <= names
     assert not [name for name in names if name.startswith(("solutions/", "bundles/", "tests/", "exercises/"))]
 
