@@ -20,7 +20,7 @@ from qlab.matmul import onnx_file
 from qlab.matmul.device import why_not_onnxruntime
 
 PART = 2**14            # of K: (255 * 255 + 128 * 128) * 2**14 < 2**31
-CACHED = 2**21          # elements of c in one product: it goes over them once for every hundred or two of K, so they should stay in the cache
+CACHED = 2**21          # elements of c in one product: it goes over them once for every hundred or two of K: keep them in the cache
 MODEL_BYTES = 2**30     # of a packed operand in one model: protocol buffers end at 2**31
 
 

@@ -1,0 +1,221 @@
+"""Weights packed into bytes: codes of 4 bits (2 and 8, too) in groups along K, each with a scale and a zero-point.
+
+    w[n, k]  =  scale[n, g] (code[n, k] - zero_point[n, g]),     g = k // group_size
+
+    two codes of 4 bits in a byte, the first in the low half:     0xA, 0xB  ->  0xBA;   each row begins with a new byte
+
+What a weight takes is more than its code: 4 bits in groups of 32 with a float16 scale are 4 + 16 / 32 = 4.5 bits, with a zero-point of 4
+bits 4.625. So ONNX Runtime keeps its weights (MatMulNBits), and the kernel in `int4_triton` reads them; `int4` multiplies by them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Integral
+
+import torch
+from torch.nn.functional import pad
+
+from qlab.quant.layout import as_tensor
+from qlab.quant.qtensor import QTensor
+
+BITS = (2, 4, 8)  # so many go into a byte, none over its edge
+SCALES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeights:
+    """A weight matrix (N, K) as `pack` makes it.
+
+    codes: uint8 (N, bytes of K codes); scale: float16, bfloat16 or float32 (N, groups); zero_point: None, which stands for
+    2**(bits - 1), or uint8 (N, bytes of the groups' zero-points), packed as the codes are, or real numbers, of the scale's dtype and shape.
+
+    What a backend makes of the weights for itself it keeps here until they change in place; copies and files leave it out.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+    bits: int
+    group_size: int
+    _made: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        for name, tensor in self.tensors().items():
+            if tensor.is_inference():  # one that was made in inference mode does not count its changes
+                with torch.inference_mode(False):
+                    object.__setattr__(self, name, tensor.clone())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.codes), self.scale.shape[1] * self.group_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors: packed codes, scales, zero-points.
+
+        >>> from qlab.quant import linear
+        >>> w = pack(linear.quantize(torch.ones(10, 64), 4, "symmetric", axis=0, group_size=32), torch.float16)
+        >>> 8 * w.nbytes / 640
+        4.5
+        """
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        named = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def unpacked(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """codes uint8 (N, K), and zero-points float32 (N, groups)."""
+        n, k = self.shape
+        if self.zero_point is None:
+            zero_point = torch.full(self.scale.shape, 2.0 ** (self.bits - 1), device=self.scale.device)
+        else:
+            packed = self.zero_point.dtype == torch.uint8
+            zero_point = (unpack_rows(self.zero_point, self.bits, self.scale.shape[1]) if packed else self.zero_point).float()
+        return unpack_rows(self.codes, self.bits, k), zero_point
+
+    def dequantize(self) -> torch.Tensor:
+        """The weights as float32 (N, K)."""
+        codes, zero_point = self.unpacked()
+        w = codes.float().reshape(*self.scale.shape, self.group_size)
+        return w.sub_(zero_point[..., None]).mul_(self.scale.float()[..., None]).reshape(self.shape)
+
+    def made(self, name: str, make: Callable, *settings):
+        """What make() returns, kept under this name until the weights change in place, or the settings."""
+        state = (*settings, *(tensor._version for tensor in self.tensors().values()))
+        if name not in self._made or self._made[name][0] != state:
+            self._made[name] = state, make()
+        return self._made[name][1]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_made": {}}
+
+
+def pack(q: QTensor, scale_dtype: torch.dtype | None = None) -> PackedWeights:
+    """A quantized weight matrix (N, K), packed: codes of 2, 4 or 8 bits with one scale for the tensor, each row, or each group of a row.
+
+    scale_dtype: float16 halves the bytes of float32 scales (weights then differ by 1/2048 of themselves at most, where the scale is at
+    least 6.1e-5); None keeps the scale as it is. Decodes to what q decodes to, in float32, if the scale is kept.
+    Raises TypeError if q is no QTensor; ValueError for a tensor that is no matrix, other bits, a scheme that is not linear, scales along
+    K, groups that go beyond a row, and a scale that is no finite number of scale_dtype.
+
+    >>> from qlab.quant import linear
+    >>> w = pack(linear.quantize(torch.tensor([[7.0, -3.0, 0.0, 1.0]]), 4, "symmetric", axis=0))
+    >>> [f"{byte:02X}" for byte in w.codes[0].tolist()], w.scale.tolist()     # 15, 5 and 8, 9: each code plus 8
+    (['5F', '98'], [[1.0]])
+    """
+    if not isinstance(q, QTensor):
+        raise TypeError(f"q is a {type(q).__name__}, and must be a QTensor: quantize the weights first, for example "
+                        "linear.quantize(w, 4, 'symmetric', axis=0, group_size=32).")
+    if q.scheme not in ("symmetric", "affine", "minmax"):
+        raise ValueError(f"the scheme of q is {q.scheme!r}, and must be 'symmetric', 'affine' or 'minmax': a code times a scale.")
+    check_bits(q.bits)
+    if q.codes.dim() != 2:
+        raise ValueError(f"q has shape {tuple(q.shape)}, and must be a matrix, (out_features, in_features).")
+    n, k = q.shape
+    if q.axis == 1:
+        raise ValueError("q has axis=1, a scale for each column, and must have axis=0: the scales of a row come out of its sum.")
+    if q.axis is None and q.group_size is not None and k % q.group_size:
+        raise ValueError(f"q has groups of {q.group_size} in rows of {k}, and a group must not go beyond its row: quantize with axis=0.")
+    if q.scheme == "symmetric":
+        codes, zero_point = q.codes.to(torch.int16) + 2 ** (q.bits - 1), None
+    else:
+        codes, zero_point = q.codes, q.zero_point
+    scale = q.scale if q.scale.dtype in SCALES else q.scale.float()
+    if scale_dtype is not None:
+        scale = _narrowed(scale, scale_dtype)
+    groups = max(1, scale.numel() // max(n, 1)) if scale.dim() and n else 1
+    scale, zero_point = (None if t is None else (t.reshape(n, groups) if t.dim() else t.expand(n, 1)) for t in (scale, zero_point))
+    return pack_codes(codes, scale, zero_point, q.bits)
+
+
+def pack_codes(codes, scale, zero_point=None, bits: int = 4) -> PackedWeights:
+    """Codes (N, K) from 0 to 2**bits - 1 with a scale for each row, (N,), or each group of it, (N, groups), packed.
+
+    codes: integers; scale: float16, bfloat16 or float32; zero_point: None for 2**(bits - 1) everywhere, or of the scale's shape: integers
+    from 0 to 2**bits - 1, which are packed as well, or real numbers, which take the dtype of the scale.
+    Raises TypeError for other dtypes; ValueError for bits other than 2, 4 and 8, shapes that do not fit, groups that do not divide K,
+    codes or zero-points out of range, and numbers that are not finite.
+
+    >>> w = pack_codes([[0, 15, 8, 9]], torch.tensor([[0.5, 2.0]]))
+    >>> w.group_size, w.dequantize()
+    (2, tensor([[-4.0000,  3.5000,  0.0000,  2.0000]]))
+    """
+    bits = check_bits(bits)
+    codes, scale = as_tensor(codes, "codes"), as_tensor(scale, "scale")
+    _check_integers(codes, "codes", bits)
+    if scale.dtype not in SCALES:
+        raise TypeError(f"scale has dtype {scale.dtype}, and must be one of {', '.join(map(str, SCALES))}.")
+    if codes.dim() != 2:
+        raise ValueError(f"codes has shape {tuple(codes.shape)}, and must be a matrix, (out_features, in_features).")
+    scale = scale[:, None] if scale.dim() == 1 else scale
+    n, k = codes.shape
+    if scale.dim() != 2 or len(scale) != n or not scale.shape[1]:
+        raise ValueError(f"scale has shape {tuple(scale.shape)}, and must be ({n},) or ({n}, groups) for {n} rows of codes.")
+    groups = scale.shape[1]
+    if k % groups:
+        raise ValueError(f"scale has {groups} groups, and they must divide the {k} codes of a row.")
+    _check_finite(scale, "scale")
+    if zero_point is not None:
+        zero_point = as_tensor(zero_point, "zero_point").to(scale.device)
+        zero_point = zero_point[:, None] if zero_point.dim() == 1 else zero_point
+        if zero_point.shape != scale.shape:
+            raise ValueError(f"zero_point has shape {tuple(zero_point.shape)}, and must have the scale's, {tuple(scale.shape)}.")
+        if zero_point.is_floating_point():
+            zero_point = zero_point.to(scale.dtype).contiguous()
+            _check_finite(zero_point, "zero_point")
+        else:
+            _check_integers(zero_point, "zero_point", bits)
+            zero_point = pack_rows(zero_point, bits)
+    return PackedWeights(pack_rows(codes, bits), scale.to(codes.device).contiguous(), zero_point, bits, k // groups)
+
+
+def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Integers (N, K) from 0 to 2**bits - 1 as uint8 (N, bytes): 8 / bits in a byte, the first lowest, each row from a new byte on.
+
+    >>> [f"{byte:02X}" for byte in pack_rows(torch.tensor([[0xA, 0xB, 0xC]]), 4)[0].tolist()]
+    ['BA', '0C']
+    """
+    each = 8 // bits
+    codes = pad(codes.to(torch.uint8), (0, -codes.shape[1] % each))
+    packed = codes[:, ::each].clone()
+    for i in range(1, each):
+        packed |= codes[:, i::each] << (i * bits)
+    return packed
+
+
+def unpack_rows(packed: torch.Tensor, bits: int, k: int) -> torch.Tensor:
+    """The inverse of pack_rows: uint8 (N, k).
+
+    >>> unpack_rows(torch.tensor([[0xBA, 0x0C]], dtype=torch.uint8), 4, 3).tolist()
+    [[10, 11, 12]]
+    """
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    return (packed[..., None] >> shifts & (2**bits - 1)).flatten(1)[:, :k]
+
+
+def check_bits(bits) -> int:
+    if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in BITS:
+        raise ValueError(f"bits is {bits!r}, and must be 2, 4 or 8, to fill bytes.")
+    return int(bits)
+
+
+def _narrowed(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype not in SCALES:
+        raise ValueError(f"scale_dtype is {dtype}, and must be one of {', '.join(map(str, SCALES))}.")
+    if scale.numel() and not (narrow := scale.to(dtype)).isfinite().all():
+        raise ValueError(f"a scale is {scale.abs().max().item():.4g}, and must be at most {torch.finfo(dtype).max:.4g}, the largest "
+                         f"{dtype}: use scale_dtype=torch.float32.")
+    return scale.to(dtype) if not scale.numel() else narrow
+
+
+def _check_integers(x: torch.Tensor, name: str, bits: int) -> None:
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} holds {x.dtype}, and must hold integers.")
+    if x.numel() and (x.min() < 0 or x.max() >= 2**bits):
+        raise ValueError(f"{name} goes from {x.min()} to {x.max()}, and must be from 0 to {2**bits - 1} to fit in {bits} bits.")
+
+
+def _check_finite(x: torch.Tensor, name: str) -> None:
+    if not x.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")
