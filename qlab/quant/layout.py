@@ -57,6 +57,37 @@ def check_bits(bits, low: int, high: int = 16) -> int:
     return int(bits)
 
 
+def check_name(what: str, name, allowed) -> None:
+    if not isinstance(name, str) or name not in allowed:
+        raise ValueError(f"{what} is {name!r}, and must be one of {', '.join(allowed)}.")
+
+
+def check_scale_dtype(dtype: torch.dtype | None, x: torch.Tensor) -> torch.dtype:
+    """What scales are stored as: by default float32, float64 for float64 x."""
+    if dtype is None:
+        return torch.float64 if x.dtype == torch.float64 else torch.float32
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"scale_dtype is {dtype!r}, and must be torch.float16, torch.bfloat16, torch.float32 or None.")
+    return dtype
+
+
+def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Positive scales, float64, as a file holds them: to the nearest number of the dtype; in 16 bits the next above, so that the largest
+    value is still inside the range. A scale is at least the smallest normal number of float32 or float64, the smallest number of float16.
+
+    >>> stored_scale(torch.tensor([0.1, 1e-9], dtype=torch.float64), torch.float16)
+    tensor([1.0004e-01, 5.9605e-08], dtype=torch.float16)
+    """
+    info, normal = torch.finfo(dtype), torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny
+    scale = scale.clamp(min=info.tiny * info.eps if dtype == torch.float16 else normal)
+    stored = scale.to(dtype)
+    if dtype.itemsize == 2:
+        stored = torch.where(stored.double() < scale, (stored.view(torch.int16) + 1).view(dtype), stored)
+    if stored.isinf().any():
+        raise ValueError(f"a scale of {scale.max():g} is needed, above the largest {dtype}: use more bits, or another scale_dtype.")
+    return stored
+
+
 def check_finite(low: torch.Tensor, high: torch.Tensor, name: str = "x") -> None:
     """Given the smallest and largest elements: a NaN or an infinity among the elements shows in them."""
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):

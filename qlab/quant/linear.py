@@ -22,9 +22,12 @@ from qlab.quant.layout import (
     check_bits,
     check_finite,
     check_layout,
+    check_name,
+    check_scale_dtype,
     extremes,
     from_rows,
     params_shape,
+    stored_scale,
     to_rows,
 )
 from qlab.quant.qtensor import QTensor
@@ -33,11 +36,13 @@ SCHEMES = ("minmax", "affine", "symmetric")
 
 
 def quantize(x, bits: int = 8, scheme: str = "minmax", axis: int | None = None, group_size: int | None = None,
-             x_min=None, x_max=None) -> QTensor:
+             x_min=None, x_max=None, scale_dtype: torch.dtype | None = None) -> QTensor:
     """x (any shape; float16, bfloat16, float32 or float64) to evenly spaced levels, with one scale per tensor, axis or group.
 
     bits: 1 to 16 (symmetric: 2 to 16). x_min, x_max: numbers, or tensors of the shape of the scale; they replace the smallest and
     largest element, and what lies outside saturates. codes are uint8 (minmax, affine) or int8 (symmetric), wider above 8 bits.
+    scale_dtype: what the scales are stored as, float32 by default (float64 for float64 x); in torch.float16 or torch.bfloat16 they are
+    rounded up, to the next number that still holds the range. A file packs codes, and affine's zero-points, to `bits` bits each.
 
     Inside the range, |x - x_hat| <= scale / 2, plus the rounding of floating-point arithmetic: one unit in the last place of the
     largest magnitude (minmax, whose zero-point is itself rounded: two).
@@ -50,17 +55,25 @@ def quantize(x, bits: int = 8, scheme: str = "minmax", axis: int | None = None, 
     ([0, 191, 255], 0.007843)
     >>> quantize(torch.tensor([-1.0, 0.0, 3.0]), bits=4, scheme="affine").dequantize()
     tensor([-1.0667,  0.0000,  2.9333])
+    >>> w = torch.linspace(-1, 1, 4096).reshape(64, 64)
+    >>> for scheme in ("symmetric", "affine"):          # 4 + 16 / 32, and 4 / 32 more for the zero-points
+    ...     quantize(w, 4, scheme, axis=0, group_size=32, scale_dtype=torch.float16).bits_per_weight
+    4.5
+    4.625
     """
     x = as_float(x)
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme is {scheme!r}, and must be one of {', '.join(SCHEMES)}.")
+    check_name("scheme", scheme, SCHEMES)
+    stored = check_scale_dtype(scale_dtype, x)
     bits = check_bits(bits, 2 if scheme == "symmetric" else 1)
     axis, group_size = check_layout(x.shape, axis, group_size)
     rows = to_rows(x, axis, group_size)
     shape = params_shape(x.shape, axis, group_size)
     low, high = _range(rows, shape, x_min, x_max)
-    scale, zero_point, offset = _parameters(low, high, bits, scheme, torch.float64 if x.dtype == torch.float64 else torch.float32)
-    step = torch.where(high > low, scale, torch.inf) if scheme == "minmax" else scale       # a range of one point: all saturate to it
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scale, zero_point, offset = _parameters(low, high, bits, scheme, work, stored)
+    step = scale.to(work)
+    if scheme == "minmax":
+        step = torch.where(high > low, step, torch.inf)                                     # a range of one point: all saturate to it
     codes = _encode(rows, step, zero_point, offset, bits, scheme)
     return QTensor(codes=from_rows(codes, x.shape, axis), bits=bits, scheme=scheme, dtype=x.dtype, scale=scale.reshape(shape),
                    zero_point=zero_point.reshape(shape), axis=axis, group_size=group_size)
@@ -89,7 +102,7 @@ def _range(rows: torch.Tensor, shape: tuple, x_min, x_max) -> tuple[torch.Tensor
     return low, high
 
 
-def _parameters(low, high, bits: int, scheme: str, dtype: torch.dtype):
+def _parameters(low, high, bits: int, scheme: str, dtype: torch.dtype, stored: torch.dtype):
     """scale, zero_point and the value that encoding subtracts first, (rows,) each, from the range of each row (float64)."""
     if scheme == "symmetric":
         high = torch.maximum(low.abs(), high.abs())
@@ -102,10 +115,7 @@ def _parameters(low, high, bits: int, scheme: str, dtype: torch.dtype):
     scale = torch.where(scale.isinf(), high / steps - low / steps, scale)                   # a range wider than the largest float64
     # A constant c needs no step: with |c| for the scale and z = -1 or 1, code 0 decodes to c exactly (to 0 for c = 0).
     constant = torch.where(low == 0, 1.0, low.abs())
-    tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max
-    scale = torch.where(high > low, scale.clamp(min=tiny), constant.clamp(min=tiny * torch.finfo(dtype).eps)).to(dtype)
-    if (scale > huge).any():
-        raise ValueError(f"the range from {low.min():g} to {high.max():g} needs a scale above the largest {dtype}: use more bits.")
+    scale = stored_scale(torch.where(high > low, scale, constant), stored)
     if scheme == "symmetric":
         return scale, torch.zeros_like(scale, dtype=_code_dtype(bits, scheme)), None
     exact = -low / scale.double()
