@@ -89,9 +89,10 @@ class MLP(nn.Module):
         self.gate = nn.Linear(c.width, c.hidden, bias=False)
         self.up = nn.Linear(c.width, c.hidden, bias=False)
         self.down = nn.Linear(c.hidden, c.width, bias=False)
+        self.rotation = nn.Identity()                                                       # where qlab.llm.rotate turns what down reads
 
     def forward(self, x):
-        return self.down(silu(self.gate(x)) * self.up(x))
+        return self.down(self.rotation(silu(self.gate(x)) * self.up(x)))
 
 
 class Block(nn.Module):
@@ -123,6 +124,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.RMSNorm(config.width, config.eps)
+        self.register_parameter("head", None)                                               # (vocabulary, width) where it is not tied
         self.register_buffer("turn", turns(config), persistent=False)
 
     def forward(self, tokens: torch.Tensor, cache=None) -> torch.Tensor:
@@ -131,7 +133,7 @@ class GPT(nn.Module):
         x, turn = self.embedding(tokens), self.turn[before:before + tokens.shape[1]]
         for number, block in enumerate(self.blocks):
             x = block(x, turn, cache, number)
-        return self.norm(x) @ self.embedding.weight.T
+        return self.norm(x) @ (self.embedding.weight if self.head is None else self.head).T
 
 
 def check_tokens(tokens: torch.Tensor, config: Config, before: int = 0) -> None:
