@@ -16,20 +16,23 @@ from torch import nn
 from qlab.nets import ptq
 from qlab.nets.plain import LAYERS, memory_of
 from qlab.nets.ptq import Quantized
-from qlab.quant import QTensor, kmeans, linear
+from qlab.quant import QTensor, formats, kmeans, linear
 from qlab.quant import ranges as ranges_of
-from qlab.quant.layout import as_float, check_layout
+from qlab.quant.layout import as_float, check_layout, check_name
+from qlab.quant.qtensor import FORMATS
 
 RANGES = ("max", "mse")
-SCHEMES = (*linear.SCHEMES, "kmeans")
+SCHEMES = (*linear.SCHEMES, "kmeans", *FORMATS)
 
 
-def round_to_nearest(weight, bits: int = 4, group_size: int | None = None, scheme: str = "symmetric", ranges: str = "max") -> QTensor:
+def round_to_nearest(weight, bits: int | None = None, group_size: int | None = None, scheme: str = "symmetric", ranges: str = "max",
+                     scale_dtype: torch.dtype | None = None) -> QTensor:
     """weight (out, in) or (out, in, height, width), each value to the nearest level of its row's grid, or of its group's.
 
-    group_size: weights of a row that share a grid; it must divide the row. scheme: of qlab.quant.linear, or kmeans. ranges: "max", the
-    grid reaches to the outermost weights; "mse", it is shrunk to the least squared error (qlab.quant.ranges.mse). Raises TypeError for a
-    weight that is not floating point; ValueError for NaN or infinity, a weight of one dimension, and whatever else does not fit.
+    bits: 4 unless given. group_size: weights of a row that share a grid; it must divide the row. scheme: of qlab.quant.linear, "kmeans", or
+    a format of qlab.quant.formats, which has bits and perhaps groups of its own. ranges: "max", the grid reaches to the outermost weights;
+    "mse", it is shrunk to the least squared error (qlab.quant.ranges.mse). scale_dtype: what scales are stored as, float32 unless given.
+    Raises TypeError for a weight that is not floating point; ValueError for NaN or infinity, and whatever else does not fit.
 
     >>> q = round_to_nearest(torch.tensor([[0.1, -0.9, 2.0, 7.0]]), bits=4, group_size=2)
     >>> q.codes.tolist(), q.nbytes                                           # four codes of 4 bits, two float32 scales
@@ -38,32 +41,36 @@ def round_to_nearest(weight, bits: int = 4, group_size: int | None = None, schem
     weight = as_float(weight, "weight")
     if weight.dim() < 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, and must be (out, in), or (out, in, height, width) of a convolution.")
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme is {scheme!r}, and must be one of {', '.join(SCHEMES)}.")
-    if ranges not in RANGES:
-        raise ValueError(f"ranges is {ranges!r}, and must be one of {', '.join(RANGES)}.")
+    check_name("scheme", scheme, SCHEMES)
+    check_name("ranges", ranges, RANGES)
     check_layout(weight.shape, 0, group_size)
-    if scheme == "kmeans":
+    if scheme not in linear.SCHEMES:
         if ranges != "max":
-            raise ValueError(f"ranges is {ranges!r}, and must be 'max' for kmeans, whose levels are the best already.")
-        return kmeans.quantize(weight, bits, axis=0, group_size=group_size)
-    low = high = None
+            raise ValueError(f"ranges is {ranges!r}, and must be 'max' for {scheme}: only evenly spaced levels are shrunk.")
+        if scheme in FORMATS:
+            if bits not in (None, FORMATS[scheme]):
+                raise ValueError(f"bits is {bits!r}, and must be {FORMATS[scheme]}, or left out, for {scheme}.")
+            return formats.quantize(weight, scheme, axis=0, group_size=group_size, scale_dtype=scale_dtype)
+        if scale_dtype is not None:
+            raise ValueError(f"scale_dtype is {scale_dtype}, and must be None for kmeans, which has a codebook and no scale.")
+        return kmeans.quantize(weight, 4 if bits is None else bits, axis=0, group_size=group_size)
+    bits, low, high = 4 if bits is None else bits, None, None
     if ranges == "mse" and weight.numel():
         rows = weight.reshape(-1, group_size or weight[0].numel())
         shape = (len(weight), -1) if group_size else (-1,)
         low, high = (end.reshape(shape) for end in ranges_of.mse(rows, bits, scheme, axis=0))
-    return linear.quantize(weight, bits, scheme, axis=0, group_size=group_size, x_min=low, x_max=high)
+    return linear.quantize(weight, bits, scheme, axis=0, group_size=group_size, x_min=low, x_max=high, scale_dtype=scale_dtype)
 
 
-def quantize(model: nn.Module, bits: int = 4, group_size: int | None = None, scheme: str = "symmetric", ranges: str = "max",
-             skip: tuple[str, ...] = ()) -> Quantized:
+def quantize(model: nn.Module, bits: int | None = None, group_size: int | None = None, scheme: str = "symmetric", ranges: str = "max",
+             scale_dtype: torch.dtype | None = None, skip: tuple[str, ...] = ()) -> Quantized:
     """A copy of the model with every weight rounded to nearest, its codes and its true bytes: see `round_to_nearest`, `quantize_weights`.
 
-    >>> q = quantize(nn.Sequential(nn.Linear(64, 10, bias=False)), bits=4, group_size=32)
-    >>> q.nbytes                                                             # 640 codes of 4 bits, 20 float32 scales
-    400
+    >>> q = quantize(nn.Sequential(nn.Linear(64, 10, bias=False)), bits=4, group_size=32, scale_dtype=torch.float16)
+    >>> q.nbytes                                                             # 640 codes of 4 bits, 20 float16 scales
+    360
     """
-    return quantize_weights(model, lambda weight: round_to_nearest(weight, bits, group_size, scheme, ranges), skip)
+    return quantize_weights(model, lambda weight: round_to_nearest(weight, bits, group_size, scheme, ranges, scale_dtype), skip)
 
 
 def quantize_weights(model: nn.Module, how: Callable[[torch.Tensor], QTensor] | dict[str, Callable[[torch.Tensor], QTensor]],
@@ -80,37 +87,38 @@ def quantize_weights(model: nn.Module, how: Callable[[torch.Tensor], QTensor] | 
     >>> q.nbytes, list(q.tensors)
     (540, [''])
     """
-    check_layers(model)
-    if isinstance(skip, str):
-        raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
-    held = tied(model)
+    names, kept = choose(model, skip)
     if isinstance(how, dict):
-        held = {name: other for name, other in held.items() if name not in how}
-    made = ptq.quantize_weights(model, how, tuple({*skip, *held}))
-    return replace(made, left=made.left | {name: f"shares its weight with {other}" for name, other in held.items() if name not in skip})
+        kept = {name: why for name, why in kept.items() if name not in how}
+    made = ptq.quantize_weights(model, how, tuple(kept))
+    return replace(made, left=made.left | kept)
 
 
-def check_layers(model: nn.Module) -> None:
-    """Raises TypeError for what is no module, ValueError for one without a layer whose weight could be quantized."""
+def choose(model: nn.Module, skip: tuple[str, ...] = ()) -> tuple[list[str], dict[str, str]]:
+    """The names of the layers whose weights are to be quantized; of those that are not, name and why.
+
+    Raises TypeError for what is no module; ValueError for one without such a layer, or a name in skip that is none.
+
+    >>> net = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "fc": nn.Linear(4, 4), "head": nn.Linear(4, 10, bias=False)})
+    >>> net["head"].weight = net["embedding"].weight
+    >>> choose(net)
+    (['fc'], {'head': 'shares its weight with embedding'})
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
-    if not any(isinstance(module, LAYERS) for module in model.modules()):
-        raise ValueError(f"the model, a {type(model).__name__}, has no {', '.join(layer.__name__ for layer in LAYERS)}, and must have one "
-                         "for its weights to be quantized.")
-
-
-def tied(model: nn.Module) -> dict[str, str]:
-    """The layers that share their weight with an embedding, and its name.
-
-    >>> net = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "head": nn.Linear(4, 10, bias=False)})
-    >>> net["head"].weight = net["embedding"].weight
-    >>> tied(net)
-    {'head': 'embedding'}
-    """
     layers, embeddings = {}, {}
     for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is not None and isinstance(module, (nn.Embedding, *LAYERS)):
-            (embeddings if isinstance(module, nn.Embedding) else layers)[name] = memory_of(weight)
-    names = {memory: name for name, memory in embeddings.items()}
-    return {name: names[memory] for name, memory in layers.items() if memory in names}
+        if isinstance(module, (nn.Embedding, *LAYERS)):
+            weight = module._parameters.get("weight")                                       # None where it is made anew in each forward
+            (embeddings if isinstance(module, nn.Embedding) else layers)[name] = memory_of(weight) if weight is not None else None
+    if not layers:
+        raise ValueError(f"the model, a {type(model).__name__}, has no {', '.join(layer.__name__ for layer in LAYERS)}, and must have one "
+                         "for its weights to be quantized.")
+    if isinstance(skip, str):
+        raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
+    if unknown := sorted(set(skip) - set(layers)):
+        raise ValueError(f"skip names {', '.join(unknown)}, and may name {', '.join(layers)}.")
+    held = {memory: name for name, memory in embeddings.items() if memory is not None}
+    kept = {name: f"shares its weight with {held[memory]}" for name, memory in layers.items() if memory in held}
+    kept |= dict.fromkeys(skip, "named in skip")
+    return [name for name in layers if name not in kept], kept
