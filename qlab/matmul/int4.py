@@ -50,7 +50,8 @@ def int4_matmul(x: torch.Tensor, weights: PackedWeights, backend: str = "auto", 
     """
     if not isinstance(weights, PackedWeights):
         raise TypeError(f"weights is a {type(weights).__name__}, and must be PackedWeights: packed.pack makes them of a QTensor.")
-    x = as_tensor(x)
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        x = as_tensor(x)
     if x.dtype not in FLOATS:
         raise TypeError(f"x has dtype {x.dtype}, and must be one of {', '.join(map(str, FLOATS))}.")
     n, k = weights.shape

@@ -90,7 +90,7 @@ def _pack(weights: PackedWeights, accuracy_level: int, threads: int):
 def _session(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, bits: int, block: int, accuracy_level: int, threads: int):
     operands = {"x": onnx_file.FLOAT, "codes": codes, "scale": scale} | ({} if zero_point is None else {"zero_point": zero_point})
     attributes = {"K": scale.shape[1] * block, "N": len(codes), "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
-    file = onnx_file.model("MatMulNBits", list(operands), operands, ("y", onnx_file.FLOAT), attributes, "com.microsoft")
+    file = onnx_file.model("MatMulNBits", list(operands), operands, ("c", onnx_file.FLOAT), attributes, "com.microsoft")
     return onnxruntime.session(file, threads)
 
 

@@ -19,6 +19,7 @@ from qlab.quant.layout import as_tensor
 from qlab.quant.qtensor import QTensor
 
 BITS = (2, 4, 8)  # so many go into a byte, none over its edge
+SCHEMES = ("symmetric", "affine", "minmax", "ternary")
 SCALES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -54,7 +55,7 @@ class PackedWeights:
         """Bytes of all tensors: packed codes, scales, zero-points.
 
         >>> from qlab.quant import linear
-        >>> w = pack(linear.quantize(torch.ones(10, 64), 4, "symmetric", axis=0, group_size=32), torch.float16)
+        >>> w = pack(linear.quantize(torch.ones(10, 64), 4, "symmetric", axis=0, group_size=32, scale_dtype=torch.float16))
         >>> 8 * w.nbytes / 640
         4.5
         """
@@ -91,13 +92,12 @@ class PackedWeights:
         return self.__dict__ | {"_made": {}}
 
 
-def pack(q: QTensor, scale_dtype: torch.dtype | None = None) -> PackedWeights:
-    """A quantized weight matrix (N, K), packed: codes of 2, 4 or 8 bits with one scale for the tensor, each row, or each group of a row.
+def pack(q: QTensor) -> PackedWeights:
+    """A quantized weight matrix (N, K), packed: codes of up to 8 bits with one scale for the tensor, each row, or each group of a row.
 
-    scale_dtype: float16 halves the bytes of float32 scales (weights then differ by 1/2048 of themselves at most, where the scale is at
-    least 6.1e-5); None keeps the scale as it is. Decodes to what q decodes to, in float32, if the scale is kept.
-    Raises TypeError if q is no QTensor; ValueError for a tensor that is no matrix, other bits, a scheme that is not linear, scales along
-    K, groups that go beyond a row, and a scale that is no finite number of scale_dtype.
+    Decodes to what q decodes to, in float32. 3 bits are stored in 4, those of a ternary tensor in 2, 5 to 7 in 8.
+    Raises TypeError if q is no QTensor; ValueError for a tensor that is no matrix, more bits, a scheme that is not linear, scales along K,
+    and groups that go beyond a row.
 
     >>> from qlab.quant import linear
     >>> w = pack(linear.quantize(torch.tensor([[7.0, -3.0, 0.0, 1.0]]), 4, "symmetric", axis=0))
@@ -107,26 +107,25 @@ def pack(q: QTensor, scale_dtype: torch.dtype | None = None) -> PackedWeights:
     if not isinstance(q, QTensor):
         raise TypeError(f"q is a {type(q).__name__}, and must be a QTensor: quantize the weights first, for example "
                         "linear.quantize(w, 4, 'symmetric', axis=0, group_size=32).")
-    if q.scheme not in ("symmetric", "affine", "minmax"):
-        raise ValueError(f"the scheme of q is {q.scheme!r}, and must be 'symmetric', 'affine' or 'minmax': a code times a scale.")
-    check_bits(q.bits)
+    if q.scheme not in SCHEMES:
+        raise ValueError(f"the scheme of q is {q.scheme!r}, and must be one of {', '.join(SCHEMES)}: a code times a scale.")
+    if q.bits > 8:
+        raise ValueError(f"q has codes of {q.bits} bits, and must have at most 8.")
     if q.codes.dim() != 2:
         raise ValueError(f"q has shape {tuple(q.shape)}, and must be a matrix, (out_features, in_features).")
     n, k = q.shape
     if q.axis == 1:
-        raise ValueError("q has axis=1, a scale for each column, and must have axis=0: the scales of a row come out of its sum.")
+        raise ValueError("q has axis=1, a scale for each column, and must have axis=0: the scale of a row comes out of its sum.")
     if q.axis is None and q.group_size is not None and k % q.group_size:
         raise ValueError(f"q has groups of {q.group_size} in rows of {k}, and a group must not go beyond its row: quantize with axis=0.")
-    if q.scheme == "symmetric":
-        codes, zero_point = q.codes.to(torch.int16) + 2 ** (q.bits - 1), None
-    else:
-        codes, zero_point = q.codes, q.zero_point
+    bits = next(bits for bits in BITS if q.bits <= bits)
+    signed = q.scheme in ("symmetric", "ternary")
+    codes = q.codes.to(torch.int16) + 2 ** (bits - 1) if signed else q.codes
     scale = q.scale if q.scale.dtype in SCALES else q.scale.float()
-    if scale_dtype is not None:
-        scale = _narrowed(scale, scale_dtype)
-    groups = max(1, scale.numel() // max(n, 1)) if scale.dim() and n else 1
-    scale, zero_point = (None if t is None else (t.reshape(n, groups) if t.dim() else t.expand(n, 1)) for t in (scale, zero_point))
-    return pack_codes(codes, scale, zero_point, q.bits)
+    groups = scale.numel() // n if scale.dim() and n else 1
+    scale, zero_point = (None if t is None else t.reshape(n, groups) if t.dim() else t.expand(n, 1)
+                         for t in (scale, None if signed else q.zero_point))
+    return pack_codes(codes, scale, zero_point, bits)
 
 
 def pack_codes(codes, scale, zero_point=None, bits: int = 4) -> PackedWeights:
@@ -198,15 +197,6 @@ def check_bits(bits) -> int:
     if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in BITS:
         raise ValueError(f"bits is {bits!r}, and must be 2, 4 or 8, to fill bytes.")
     return int(bits)
-
-
-def _narrowed(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if dtype not in SCALES:
-        raise ValueError(f"scale_dtype is {dtype}, and must be one of {', '.join(map(str, SCALES))}.")
-    if scale.numel() and not (narrow := scale.to(dtype)).isfinite().all():
-        raise ValueError(f"a scale is {scale.abs().max().item():.4g}, and must be at most {torch.finfo(dtype).max:.4g}, the largest "
-                         f"{dtype}: use scale_dtype=torch.float32.")
-    return scale.to(dtype) if not scale.numel() else narrow
 
 
 def _check_integers(x: torch.Tensor, name: str, bits: int) -> None:

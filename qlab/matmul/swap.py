@@ -70,13 +70,18 @@ def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ..
         how = chosen.get(id(module), (name, "token"))[1] if isinstance(activations, dict) else activations
         if id(module) not in made:  # one layer under two names stays one layer
             made[id(module)] = Int8Linear.from_float(module, how, backend=backend)
-        parent, _, last = name.rpartition(".")
-        setattr(modules[parent], last, made[id(module)])
-        if isinstance(modules[parent], nn.TransformerEncoderLayer):
-            modules[parent].activation_relu_or_gelu = 0  # else its fast path, which takes the weights of its layers and not the layers
+        put(modules, name, made[id(module)])
         told = {"token": "activations by token", None: "activations as they are"}.get(how, "activations static")
         report.append(Swap(name, kind, True, f"int8 weights, {told}"))
     return report
+
+
+def put(modules: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
+    """layer into the place that has this name. modules: all of the model, by name."""
+    parent, _, last = name.rpartition(".")
+    setattr(modules[parent], last, layer)
+    if isinstance(modules[parent], nn.TransformerEncoderLayer):
+        modules[parent].activation_relu_or_gelu = 0  # else its fast path, which takes the weights of its layers and not the layers
 
 
 def _why_left(name: str, layer: nn.Linear, skip: tuple[str, ...], sharers: list[str]) -> str:
