@@ -42,12 +42,11 @@ def _abilities() -> dict[str, str | int | bool]:
     return machine.abilities()
 
 
-def _backend() -> str:
+def _backend(page: str = "product") -> str:
     import torch
 
-    from qlab.matmul import product
-
-    return ": ".join(product.choose("cuda" if torch.cuda.is_available() else "cpu"))
+    door = importlib.import_module(f"qlab.matmul.{page}")
+    return ": ".join(door.choose("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _networks() -> list[str]:
@@ -105,8 +104,9 @@ def report() -> int:
     abilities, wrong = attempt(_abilities)
     for ability, value in (abilities or {"this machine": wrong}).items():
         table.add_row(ability, {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value)))
-    backend, why_not = attempt(_backend)
-    table.add_row("INT8 matmul", backend or why_not)
+    for name, page in (("INT8 matmul", "product"), ("INT4 matmul", "int4")):
+        backend, why_not = attempt(_backend, page)
+        table.add_row(name, backend or why_not)
     Console().print(table)
     broken = [thing for thing, _, works in rows if not works] + (["this machine"] if wrong else [])
     if broken:
