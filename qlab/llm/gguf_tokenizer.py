@@ -90,8 +90,9 @@ class FileTokenizer:
     def _plain(self, text: str) -> list[int]:
         try:
             numbers = [self._number[entry] for entry in self._bytes.encode(text)]
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text has half of a letter, {text[error.start]!r}, which no bytes stand for: remove it.") from None
+        except UnicodeEncodeError:
+            half = next(letter for letter in text if "\ud800" <= letter <= "\udfff")
+            raise ValueError(f"the text has half of a letter, {half!r}, which no bytes stand for: remove it.") from None
         if None in numbers:
             without = next(letter for letter in text if any(self._number[value] is None for value in letter.encode()))
             raise ValueError(f"the text has {without!r}, and this vocabulary has no entry for one of its bytes: remove it.")

@@ -12,19 +12,17 @@ Llama's files hold queries and keys with the rows in the order that positions tu
 
 import os
 
-import torch
-
 from qlab.llm import gguf, smollm2_file
 from qlab.llm.gguf_tokenizer import FileTokenizer
-from qlab.llm.model import GPT, Config, turns
+from qlab.llm.model import GPT, Config
 
 NAMES = {
-    "embedding": "token_embd", "norm": "output_norm", "attention_norm": "attn_norm", "mlp_norm": "ffn_norm", "attention.query": "attn_q",
-    "attention.key": "attn_k", "attention.value": "attn_v", "attention.output": "attn_output", "mlp.gate": "ffn_gate", "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
+    "token_embd": "embedding", "output_norm": "norm", "attn_norm": "attention_norm", "ffn_norm": "mlp_norm", "attn_q": "attention.query",
+    "attn_k": "attention.key", "attn_v": "attention.value", "attn_output": "attention.output", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
 }
 LONGEST = 8192  # tokens: the table of positions is made for so many at most, whatever a file says
-LARGEST = 2**20  # of the other sizes; what is larger is a damaged header, and torch would fail over it
+LARGEST = 2**20  # of every size: what is larger is a damaged header
 ROLES = ("system", "user", "assistant")
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what it was trained with
 
@@ -75,31 +73,39 @@ def model(file: gguf.File) -> GPT:
     c = config(file)
     if 9 * c.blocks + 2 > len(file.tensors):                                                # before so many blocks are made
         raise ValueError(f"{file.path} has {len(file.tensors)} tensors, and {c.blocks} blocks need {9 * c.blocks + 2}.")
-    with torch.device("meta"):                                                              # no weights yet: drawing them would take longer
-        made = GPT(c)
-    wanted = {stored_name(name): (name, tuple(weight.shape)) for name, weight in made.named_parameters()}
-    for name, (_, shape) in wanted.items():
+    wanted = shapes(c)
+    for name, shape in wanted.items():                                                      # before room for so many numbers is made
         if name not in file.tensors or file.tensors[name].shape != shape:
             found = f"has the tensor {name} of shape {file.tensors[name].shape}" if name in file.tensors else f"lacks the tensor {name}"
             raise ValueError(f"{file.path} {found}, and must have one of shape {shape}.")
     if extra := sorted(file.tensors.keys() - wanted.keys()):
         raise ValueError(f"{file.path} has the tensor {extra[0]}, which this model has no place for.")
-    made.load_state_dict({ours: file.tensors[name].dequantize() for name, (ours, _) in wanted.items()}, assign=True)
-    made.turn = turns(c)                                                                    # no file holds it
+    made = GPT(c)
+    made.load_state_dict({our_name(name): file.tensors[name].dequantize() for name in wanted}, assign=True)
     return made.eval()
 
 
-def stored_name(name: str) -> str:
-    """The name in the file of a parameter of the model.
+def shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model of these sizes, by their names in the file."""
+    few = c.kv_heads * c.head_width
+    block = {"attn_norm": (c.width,), "attn_q": (c.width, c.width), "attn_k": (few, c.width), "attn_v": (few, c.width),
+             "attn_output": (c.width, c.width), "ffn_norm": (c.width,), "ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width),
+             "ffn_down": (c.width, c.hidden)}
+    blocks = {f"blk.{i}.{name}.weight": shape for i in range(c.blocks) for name, shape in block.items()}
+    return {"token_embd.weight": (c.vocabulary, c.width), **blocks, "output_norm.weight": (c.width,)}
 
-    >>> stored_name("blocks.3.attention.query.weight")
-    'blk.3.attn_q.weight'
+
+def our_name(name: str) -> str:
+    """The model's name for a tensor of the file.
+
+    >>> our_name("blk.3.attn_q.weight")
+    'blocks.3.attention.query.weight'
     """
-    name = name.removesuffix(".weight")
-    if name.startswith("blocks."):
-        _, number, part = name.split(".", 2)
-        return f"blk.{number}.{NAMES[part]}.weight"
-    return f"{NAMES[name]}.weight"
+    if name.startswith("blk."):
+        _, number, part, weight = name.split(".")
+        return f"blocks.{number}.{NAMES[part]}.{weight}"
+    part, weight = name.split(".")
+    return f"{NAMES[part]}.{weight}"
 
 
 def chat(tokenizer: FileTokenizer, messages: list[dict[str, str]]) -> list[int]:
@@ -113,8 +119,10 @@ def chat(tokenizer: FileTokenizer, messages: list[dict[str, str]]) -> list[int]:
     if not messages:
         raise ValueError("there are no messages, and must be one at least.")
     for message in messages:
-        if not isinstance(message, dict) or set(message) != {"role", "content"} or message["role"] not in ROLES:
-            raise ValueError(f"a message is {message!r}, and must be {{'role': ..., 'content': ...}} with a role of {', '.join(ROLES)}.")
+        right = isinstance(message, dict) and set(message) == {"role", "content"} and message["role"] in ROLES
+        if not (right and isinstance(message["content"], str)):
+            raise ValueError(f"a message is {message!r}, and must be {{'role': ..., 'content': ...}}, a text with a role of "
+                             f"{', '.join(ROLES)}.")
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": SYSTEM}, *messages]
     start, end = tokenizer.marks["<|im_start|>"], tokenizer.marks["<|im_end|>"]
