@@ -16,22 +16,23 @@ from torch import nn
 from qlab.nets import ptq
 from qlab.nets.plain import LAYERS, memory_of
 from qlab.nets.ptq import Quantized
-from qlab.quant import QTensor, formats, kmeans, linear
+from qlab.quant import QTensor, formats, kmeans, linear, ternary
 from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import as_float, check_layout, check_name
 from qlab.quant.qtensor import FORMATS
 
 RANGES = ("max", "mse")
-SCHEMES = (*linear.SCHEMES, "kmeans", *FORMATS)
+SCHEMES = (*linear.SCHEMES, "kmeans", "ternary", *FORMATS)
 
 
 def round_to_nearest(weight, bits: int | None = None, group_size: int | None = None, scheme: str = "symmetric", ranges: str = "max",
                      scale_dtype: torch.dtype | None = None) -> QTensor:
     """weight (out, in) or (out, in, height, width), each value to the nearest level of its row's grid, or of its group's.
 
-    bits: 4 unless given. group_size: weights of a row that share a grid; it must divide the row. scheme: of qlab.quant.linear, "kmeans", or
-    a format of qlab.quant.formats, which has bits and perhaps groups of its own. ranges: "max", the grid reaches to the outermost weights;
-    "mse", it is shrunk to the least squared error (qlab.quant.ranges.mse). scale_dtype: what scales are stored as, float32 unless given.
+    bits: 4 unless given. group_size: weights of a row that share a grid; it must divide the row. scheme: of qlab.quant.linear, "kmeans",
+    "ternary", or a format of qlab.quant.formats; the latter have bits, and perhaps groups, of their own. ranges: "max", the grid reaches
+    to the outermost weights; "mse", it is shrunk to the least squared error (qlab.quant.ranges.mse). scale_dtype: what scales are stored
+    as, float32 unless given.
     Raises TypeError for a weight that is not floating point; ValueError for NaN or infinity, and whatever else does not fit.
 
     >>> q = round_to_nearest(torch.tensor([[0.1, -0.9, 2.0, 7.0]]), bits=4, group_size=2)
@@ -44,15 +45,18 @@ def round_to_nearest(weight, bits: int | None = None, group_size: int | None = N
     check_name("scheme", scheme, SCHEMES)
     check_name("ranges", ranges, RANGES)
     check_layout(weight.shape, 0, group_size)
-    if scheme not in linear.SCHEMES:
-        if ranges != "max":
-            raise ValueError(f"ranges is {ranges!r}, and must be 'max' for {scheme}: only evenly spaced levels are shrunk.")
-        if scheme in FORMATS:
-            if bits not in (None, FORMATS[scheme]):
-                raise ValueError(f"bits is {bits!r}, and must be {FORMATS[scheme]}, or left out, for {scheme}.")
-            return formats.quantize(weight, scheme, axis=0, group_size=group_size, scale_dtype=scale_dtype)
-        if scale_dtype is not None:
-            raise ValueError(f"scale_dtype is {scale_dtype}, and must be None for kmeans, which has a codebook and no scale.")
+    own = {"ternary": ternary.TERNARY, **FORMATS}.get(scheme)
+    if own is not None and bits not in (None, own):
+        raise ValueError(f"bits is {bits!r}, and must be {own:g}, or left out, for {scheme}.")
+    if scheme not in linear.SCHEMES and ranges != "max":
+        raise ValueError(f"ranges is {ranges!r}, and must be 'max' for {scheme}: only evenly spaced levels are shrunk.")
+    if scheme == "kmeans" and scale_dtype is not None:
+        raise ValueError(f"scale_dtype is {scale_dtype}, and must be None for kmeans, which has a codebook and no scale.")
+    if scheme in FORMATS:
+        return formats.quantize(weight, scheme, axis=0, group_size=group_size, scale_dtype=scale_dtype)
+    if scheme == "ternary":
+        return ternary.quantize(weight, axis=0, group_size=group_size, scale_dtype=scale_dtype)
+    if scheme == "kmeans":
         return kmeans.quantize(weight, 4 if bits is None else bits, axis=0, group_size=group_size)
     bits, low, high = 4 if bits is None else bits, None, None
     if ranges == "mse" and weight.numel():
