@@ -27,24 +27,30 @@ from qlab.nets.plain import plain_copy
 from qlab.quant import QTensor, formats, linear
 from qlab.quant import ranges as ranges_of
 from qlab.quant.layout import as_tensor, check_bits
+from qlab.quant.settled import Settled
 
 PER = ("static", "tensor", "token")
 RANGES = ("minmax", "percentile", "mse")
 SAMPLE = 1 << 16                                                                            # values of a layer's inputs that are kept
 
 
-class Levels(nn.Module):
-    """x (..., channels) on 2**bits - 1 levels around 0; per: see above. scale: of per="static", float32 ().
+class Levels(Settled):
+    """x (..., channels) on 2**bits - 1 levels around 0; per: see above. scale: of per="static", float32 (), and stays so in half().
 
     >>> Levels(4, "token")(torch.tensor([[7.0, 1.2], [0.7, 0.26]]))
     tensor([[7.0000, 1.0000],
             [0.7000, 0.3000]])
     """
 
+    settings_required = False  # a file that holds tensors alone is taken as it is
+
     def __init__(self, bits: int, per: str, scale: torch.Tensor | None = None):
         super().__init__()
         self.bits, self.per, self.top = bits, per, 2 ** (bits - 1) - 1
         self.register_buffer("scale", scale)
+
+    def settings(self) -> dict:
+        return {"bits": self.bits, "per": self.per}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:
@@ -71,7 +77,12 @@ class Coded(nn.Module):
         self.how, self.name = how, name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.how(x.detach().reshape(-1, x.shape[-1])).dequantize().view(x.shape) if x.numel() else x
+        if x.numel() == 0:
+            return x
+        q = self.how(x.detach().reshape(-1, x.shape[-1]))
+        if not isinstance(q, QTensor):
+            raise TypeError(f"{self.name} returns a {type(q).__name__}, and must return a QTensor.")
+        return q.dequantize().view(x.shape)
 
     def extra_repr(self) -> str:
         return self.name
@@ -247,7 +258,7 @@ def watch(model: nn.Module, batches, see: Callable[[str, torch.Tensor], None], n
 
     def hook(name):
         def seen(layer, args):
-            x = args[0].detach()
+            x = args[0]
             if not bool(torch.isfinite(x).all()):
                 raise ValueError(f"{name or 'the layer'} reads NaN or infinity, and what it reads in calibration must be finite.")
             if x.numel():

@@ -50,8 +50,8 @@ def orders(n: int) -> list[int]:
     >>> orders(576), orders(1536), orders(320)
     ([12, 12, 4], [12, 64, 2], [20, 16])
     """
-    left, found = n, []
-    if isinstance(n, int) and not isinstance(n, bool) and n > 0:
+    left, found = n if isinstance(n, int) and not isinstance(n, bool) else 0, []
+    if left > 0:
         for order, odd in ((12, 3), (20, 5)):
             while left % odd == 0 and left % order == 0:
                 left, found = left // order, [*found, order]
@@ -59,7 +59,7 @@ def orders(n: int) -> list[int]:
             order = min(64, left & -left)
             left, found = left // order, [*found, order]
     if left != 1:
-        raise ValueError(f"there is no Hadamard matrix of order {n} here: it must be a power of two times powers of 12 and 20, as 64, 576, "
+        raise ValueError(f"there is no Hadamard matrix of order {n!r} here: it must be a power of two times powers of 12 and 20, as 64, 576, "
                          "1536 or 320 are.")
     return found
 
