@@ -49,10 +49,11 @@ def test_methods_stay_apart_in_grey_print():
     assert all(b - a >= 11 for a, b in itertools.pairwise(shades)), shades
     assert plot.COLORS["affine"] == plot.COLORS["linear"]
     assert max(shades) < 75  # and from the white page
+    assert all(abs(lightness(plot.COLORS["formats"]) - shade) >= 8 for shade in shades)
 
 
 def test_every_method_has_its_own_marker_and_line():
-    assert set(plot.MARKERS) == set(plot.LINESTYLES) == {"float", "linear", "log", "kmeans", "minmax", "affine", "symmetric"}
+    assert set(plot.MARKERS) == set(plot.LINESTYLES) == {"float", "linear", "log", "kmeans", "minmax", "affine", "symmetric", "formats"}
     assert set(plot.MARKERS) <= set(plot.COLORS) and {"error", "accent", "muted"} <= set(plot.COLORS)
     assert len(set(plot.MARKERS.values())) == len(plot.MARKERS) and len(set(plot.LINESTYLES.values())) == len(plot.LINESTYLES)
 

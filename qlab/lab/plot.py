@@ -7,6 +7,8 @@ apart in grey print:
     float    minmax   linear, affine   symmetric   kmeans   log
     0        17       35               46          58       71
 
+Number formats and ternary weights (nf4, mxfp4, ...) share one entry, formats: a brown of 26, 8 from the blues beside it.
+
 Lines and areas take COLORS, words INK, the same hues dark enough to read.
 
 A label may say more than the method's name, as in "kmeans, per channel": its first word decides. Each function draws into ax, or into a
@@ -24,20 +26,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qlab.lab.alternative import alt_text, describe
+from qlab.quant.qtensor import FORMATS
 
 __all__ = ["COLORS", "INK", "KB", "LINESTYLES", "MARKERS", "alt_text", "describe", "error_curve", "histogram_with_levels", "images",
            "line_styles", "method_of", "pareto", "power", "powers", "staircase", "use_style"]
 COLORS = {
     "float": "#000000", "linear": "#00558C", "log": "#E69F00", "kmeans": "#009E73",     # the reference and the three quantizers
     "minmax": "#002B52", "affine": "#00558C", "symmetric": "#0072B2",                   # linear quantization's schemes: blues
+    "formats": "#662C0E",                                                               # nf4, mxfp4, ternary, ...
     "error": "#D55E00", "accent": "#CC79A7", "muted": "#8C8C8C",                        # what went wrong; one thing to look at; background
 }
 # The same hues for words: as dark as small letters need to be on white and pale grey, a contrast of at least 4.5 to 1 (WCAG 2).
 INK = COLORS | {"log": "#986900", "kmeans": "#00825E", "error": "#A04700", "accent": "#9D5D81", "muted": "#6B6B6B"}
-MARKERS = {"float": "o", "linear": "s", "log": "^", "kmeans": "D", "minmax": "v", "affine": "P", "symmetric": "X"}
+MARKERS = {"float": "o", "linear": "s", "log": "^", "kmeans": "D", "minmax": "v", "affine": "P", "symmetric": "X",
+           "formats": "p"}
 LINESTYLES = {
     "float": (0, (7, 2)), "linear": (0, ()), "log": (0, (4, 1.5, 1, 1.5)), "kmeans": (0, (1.5, 1)),
-    "minmax": (0, (2, 2)), "affine": (0, (4, 1)), "symmetric": (0, (5, 1, 1, 1, 1, 1)),
+    "minmax": (0, (2, 2)), "affine": (0, (4, 1)), "symmetric": (0, (5, 1, 1, 1, 1, 1)), "formats": (0, (6, 1.5, 1, 1.5)),
 }
 KB = 1000  # bytes
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -104,14 +109,16 @@ def power(base: int, exponent: int) -> str:
 
 
 def method_of(label: str) -> str:
-    """The method that a label's first word names; raises ValueError when it names none.
+    """The method that a label's first word names, "formats" for a number format or ternary; raises ValueError when it names none.
 
-    >>> method_of("kmeans, per channel"), method_of("k-means")
-    ('kmeans', 'kmeans')
+    >>> method_of("kmeans, per channel"), method_of("k-means"), method_of("NF4, groups of 64")
+    ('kmeans', 'kmeans', 'formats')
     """
     words = label.lower().replace("k-means", "kmeans").replace(",", " ").split()
+    if words and words[0] in ("ternary", *FORMATS):
+        return "formats"
     if not words or words[0] not in MARKERS:
-        raise ValueError(f"label is {label!r}, and its first word must be one of {', '.join(MARKERS)}.")
+        raise ValueError(f"label is {label!r}, and its first word must be one of {', '.join([*MARKERS, 'ternary', *FORMATS])}.")
     return words[0]
 
 

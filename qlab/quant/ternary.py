@@ -2,7 +2,7 @@
 
     w_hat = gamma * clip(round(w / gamma), -1, 1)          gamma = mean |w|          BitNet b1.58: Ma et al. 2024, eq. 1 to 3
 
-A value above half the mean keeps its sign, a smaller one is 0: of normally distributed weights 31 %. The scale is the mean and not the
+A value above half the mean keeps its sign, a smaller one becomes 0, of normally distributed weights 31 %. The scale is the mean and not the
 largest magnitude, so no outlier decides it. Three values are log2(3) = 1.58 bits; five of them, 3**5 = 243 in all, fit one byte: 1.6 bits.
 (Equation 1 adds a small number to gamma, for a tensor of zeros; here that has gamma = 0 and codes 0.)
 """
@@ -33,7 +33,7 @@ def quantize(x, axis: int | None = None, group_size: int | None = None, scale_dt
     check_finite(low, high)
     largest = torch.maximum(low.abs(), high.abs()).double()
     shares = rows.double().abs() / torch.where(largest > 0, largest, 1.0)[:, None]          # at most 1: no sum overflows
-    gamma = (largest * shares.sum(1) / max(1, rows.shape[1])).to(dtype)
+    gamma = (largest * (shares.sum(1) / max(1, rows.shape[1]))).to(dtype)
     if gamma.isinf().any():
         raise ValueError(f"gamma is above {torch.finfo(dtype).max:g}, the largest {dtype}: choose another scale_dtype.")
     step = torch.where(gamma > 0, gamma.double(), torch.inf)

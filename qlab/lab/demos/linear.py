@@ -29,7 +29,7 @@ def rulers(coded: dict[str, QTensor], ax: Axes, values=None, zero: bool = True) 
         levels = q.levels().tolist()
         ax.hlines(y, levels[0], levels[-1], color=color, linewidth=1.4)
         ax.vlines(levels, y - 0.14, y + 0.14, color=color, linewidth=2)
-        for code, level in enumerate(levels, q.code_range[0]):
+        for code, level in zip(q.level_codes().tolist(), levels):
             ax.text(level, y - 0.24, f"{code}", ha="center", va="top", fontsize=11, color=ink,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         ax.text(left, y + (1.15 if values is not None else 0.3), label, va="bottom", fontsize=11, color=ink)
