@@ -112,5 +112,7 @@ def test_sizes_below_one():
         systolic.utilization(1, 1, 1, 2, -1)
 
 
-def test_largest_k_fits_into_int32():
-    assert systolic.MAX_K * 128 * 128 <= 2**31 - 1 < (systolic.MAX_K + 1) * 128 * 128
+def test_a_sum_that_int32_may_not_hold_is_refused():
+    a = np.zeros((1, 2**17), np.int8)
+    with pytest.raises(ValueError, match="K is 131,072, and must be below 131,072"):
+        systolic.multiply(a, a.T, 1, 1)

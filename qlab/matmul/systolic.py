@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_K = 2**31 // 128**2 - 1  # 131,071 products of -128 and -128 still fit into int32, one more does not
+from qlab.matmul.reference import MAX_K
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def steps(a: np.ndarray, b: np.ndarray, rows: int, cols: int) -> Iterator[State]
     """The states of the array, one a cycle, while it multiplies a by b.
 
     a: int8 (M, K), b: int8 (K, N), NumPy arrays or CPU tensors. Raises TypeError for another dtype, ValueError for shapes that do not
-    fit, sizes below 1, or a K that int32 may not hold (above 131,071).
+    fit, sizes below 1, or a K that int32 may not hold (131,072 or more).
 
     >>> states = list(steps(np.array([[1, 2]], np.int8), np.array([[3], [4]], np.int8), rows=2, cols=1))
     >>> [state.partial_sum.ravel().tolist() for state in states], states[-1].out
@@ -179,8 +179,8 @@ def _checked(a, b, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"{name} has the shape {x.shape}, and must have two dimensions, each of 1 or more.")
     if a.shape[1] != b.shape[0]:
         raise ValueError(f"a is {a.shape} and b is {b.shape}: a must have as many columns as b has rows.")
-    if a.shape[1] > MAX_K:
-        raise ValueError(f"K is {a.shape[1]:,}, and must be {MAX_K:,} or less: a sum of more products may not fit into int32.")
+    if a.shape[1] >= MAX_K:
+        raise ValueError(f"K is {a.shape[1]:,}, and must be below {MAX_K:,}: a sum of more products may not fit into int32.")
     for name, size in {"rows": rows, "cols": cols}.items():
         if size < 1:
             raise ValueError(f"{name} is {size}, and must be 1 or more.")
