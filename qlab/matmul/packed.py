@@ -28,7 +28,7 @@ class PackedWeights:
     """A weight matrix (N, K) as `pack` makes it.
 
     codes: uint8 (N, bytes of K codes); scale: float16, bfloat16 or float32 (N, groups); zero_point: None, which stands for
-    2**(bits - 1), or uint8 (N, bytes of the groups' zero-points), packed as the codes are, or real numbers, of the scale's dtype and shape.
+    2**(bits - 1), or uint8 (N, bytes of the groups' zero-points), packed as the codes are, or real numbers of the scale's shape.
 
     What a backend makes of the weights for itself it keeps here until they change in place; copies and files leave it out.
     """
@@ -41,6 +41,8 @@ class PackedWeights:
     _made: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
+        if torch.compiler.is_compiling():  # which cannot ask, and keeps nothing
+            return
         for name, tensor in self.tensors().items():
             if tensor.is_inference():  # one that was made in inference mode does not count its changes
                 with torch.inference_mode(False):
@@ -132,7 +134,7 @@ def pack_codes(codes, scale, zero_point=None, bits: int = 4) -> PackedWeights:
     """Codes (N, K) from 0 to 2**bits - 1 with a scale for each row, (N,), or each group of it, (N, groups), packed.
 
     codes: integers; scale: float16, bfloat16 or float32; zero_point: None for 2**(bits - 1) everywhere, or of the scale's shape: integers
-    from 0 to 2**bits - 1, which are packed as well, or real numbers, which take the dtype of the scale.
+    from 0 to 2**bits - 1, which are packed as well, or real numbers.
     Raises TypeError for other dtypes; ValueError for bits other than 2, 4 and 8, shapes that do not fit, groups that do not divide K,
     codes or zero-points out of range, and numbers that are not finite.
 
@@ -155,18 +157,19 @@ def pack_codes(codes, scale, zero_point=None, bits: int = 4) -> PackedWeights:
     if k % groups:
         raise ValueError(f"scale has {groups} groups, and they must divide the {k} codes of a row.")
     _check_finite(scale, "scale")
+    scale = scale.to(codes.device)
     if zero_point is not None:
-        zero_point = as_tensor(zero_point, "zero_point").to(scale.device)
+        zero_point = as_tensor(zero_point, "zero_point").to(codes.device)
         zero_point = zero_point[:, None] if zero_point.dim() == 1 else zero_point
         if zero_point.shape != scale.shape:
             raise ValueError(f"zero_point has shape {tuple(zero_point.shape)}, and must have the scale's, {tuple(scale.shape)}.")
         if zero_point.is_floating_point():
-            zero_point = zero_point.to(scale.dtype).contiguous()
+            zero_point = _own(zero_point if zero_point.dtype in SCALES else zero_point.float())
             _check_finite(zero_point, "zero_point")
         else:
             _check_integers(zero_point, "zero_point", bits)
             zero_point = pack_rows(zero_point, bits)
-    return PackedWeights(pack_rows(codes, bits), scale.to(codes.device).contiguous(), zero_point, bits, k // groups)
+    return PackedWeights(pack_rows(codes, bits), _own(scale), zero_point, bits, k // groups)
 
 
 def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -202,8 +205,14 @@ def check_bits(bits) -> int:
 def _check_integers(x: torch.Tensor, name: str, bits: int) -> None:
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} holds {x.dtype}, and must hold integers.")
-    if x.numel() and (x.min() < 0 or x.max() >= 2**bits):
-        raise ValueError(f"{name} goes from {x.min()} to {x.max()}, and must be from 0 to {2**bits - 1} to fit in {bits} bits.")
+    low, high = (int(end) for end in x.aminmax()) if x.numel() else (0, 0)  # int: a uint8 is compared with 256 as with 0
+    if low < 0 or high >= 2**bits:
+        raise ValueError(f"{name} goes from {low} to {high}, and must be from 0 to {2**bits - 1} to fit in {bits} bits.")
+
+
+def _own(x: torch.Tensor) -> torch.Tensor:
+    """A row-major copy: a state that is loaded into a layer is written into its tensors, and must not reach those it was made from."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _check_finite(x: torch.Tensor, name: str) -> None:
