@@ -9,6 +9,7 @@ outliers alone. The last norm is left: the embedding reads it, which also is the
 """
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -35,8 +36,8 @@ def plant(model: GPT, channels: int = 2, factor: float = 30.0, seed: int = 0) ->
     check_plain(model)
     if isinstance(channels, bool) or not isinstance(channels, int) or not 1 <= channels <= model.config.width:
         raise ValueError(f"channels is {channels!r}, and must be a whole number from 1 to the model's width, {model.config.width}.")
-    if not (factor > 0 and math.isfinite(factor)):
-        raise ValueError(f"factor is {factor}, and must be above 0 and finite.")
+    if not isinstance(factor, Real) or not 0 < factor < math.inf:
+        raise ValueError(f"factor is {factor!r}, and must be above 0 and finite.")
     s = torch.ones(model.config.width, dtype=torch.float64)
     s[torch.randperm(len(s), generator=torch.Generator().manual_seed(seed))[:channels]] = 1 / factor
     planted = plain_copy(model)

@@ -59,8 +59,8 @@ def orders(n: int) -> list[int]:
             order = min(64, left & -left)
             left, found = left // order, [*found, order]
     if left != 1:
-        raise ValueError(f"there is no Hadamard matrix of order {n!r} here: it must be a power of two times powers of 12 and 20, as 64, 576, "
-                         "1536 or 320 are.")
+        raise ValueError(f"there is no Hadamard matrix of order {n!r} here: it must be a power of two times powers of 12 and 20, as 64, "
+                         "576, 1536 or 320 are.")
     return found
 
 
