@@ -14,7 +14,7 @@ from torch import nn
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton (on Linux)")
 
-from qlab.matmul import Int8Linear, int8_matmul, layers, product, reference  # noqa: E402
+from qlab.matmul import Int8Linear, int4_matmul, int4_triton, int8_matmul, layers, packed, product, reference  # noqa: E402
 from qlab.matmul import triton as ours  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,6 +148,40 @@ def test_the_layer_through_triton_is_the_layer_through_torch(activations):
     assert (one - other).abs().max() <= 1e-6 * other.abs().max()
 
 
+@pytest.mark.parametrize("zeros", [None, "whole", "real"])
+@pytest.mark.parametrize("bits, dtype", [(2, torch.float16), (4, torch.float32), (4, torch.bfloat16), (8, torch.float16)])
+def test_packed_weights_are_multiplied_exactly(bits, dtype, zeros):
+    rng = np.random.default_rng(bits)
+    for m, n, groups, group_size in ((1, 3, 3, 32), (5, 65, 2, 8), (17, 1, 1, 200), (2, 7, 2, 72)):  # groups of any length; odd N
+        codes, scale = rng.integers(0, 2**bits, (n, groups * group_size)), 2.0 ** rng.integers(-1, 2, (n, groups))
+        zero = {None: np.full((n, groups), 2 ** (bits - 1)), "whole": rng.integers(0, 2**bits, (n, groups)),
+                "real": rng.integers(0, 2**bits, (n, groups)) / 2}[zeros]
+        weights = packed.pack_codes(torch.tensor(codes, device=DEVICE), torch.tensor(scale, dtype=torch.float16),
+                                    zero if zeros else None, bits)
+        x = rng.integers(-7, 8, (m, groups * group_size)).astype(np.float32)
+        exact = x.astype(np.float64) @ ((codes - np.repeat(zero, group_size, 1)) * np.repeat(scale, group_size, 1)).T
+        y = int4_matmul(torch.tensor(x, device=DEVICE, dtype=dtype), weights, "triton")
+        assert y.dtype == dtype and torch.equal(y.cpu(), torch.tensor(exact, dtype=torch.float32).to(dtype)), (m, n, groups, group_size)
+    given = torch.tensor(x, device=DEVICE, dtype=dtype)
+    for each in (given.repeat_interleave(2, 1)[:, ::2], given.T.contiguous().T, given[:, None].expand(-1, 3, -1)):
+        assert torch.equal(int4_matmul(each, weights, "triton"), y if each.dim() == 2 else y[:, None].expand(-1, 3, -1))
+
+
+def test_packed_weights_keep_rows_that_are_not_finite_apart_and_groups_end_with_a_byte():
+    x, weights = torch.ones(3, 32, device=DEVICE), packed.pack_codes(torch.full((2, 32), 9, device=DEVICE), torch.ones(2))
+    x[1, 3] = math.nan
+    y = int4_matmul(x, weights, "triton")
+    assert y[1].isnan().all() and y[[0, 2]].eq(32).all() and int4_matmul(x[:0], weights, "triton").shape == (0, 2)
+    with pytest.raises(RuntimeError, match="groups of 3 codes of 4 bits do not end with a byte: use backend='reference'"):
+        int4_matmul(x[:, :6], packed.pack_codes(torch.ones(2, 6, dtype=torch.int64, device=DEVICE), torch.ones(2, 2)), "triton")
+
+
+def test_packed_weights_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(ours, "INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="Triton cannot compute here: the operands are not on CUDA"):
+        int4_triton.matmul(torch.ones(1, 32), packed.pack_codes(torch.ones(2, 32, dtype=torch.int64), torch.ones(2)))
+
+
 def test_bad_input():
     a = random(2, 3)
     with pytest.raises(ValueError, match="out_dtype is torch.int8, and must be one of torch.float32, torch.float16, torch.bfloat16"):
@@ -194,7 +228,10 @@ def test_the_kernels_compile_to_int8_tensor_core_instructions(tmp_path):
             assert row["shared"] <= (232_448 if hopper else 166_912)  # bytes that a block may have: CUDA C++ programming guide
         elif row["kernel"] == "weight_only_kernel":
             assert "f32.bf16.bf16.f32" in used
-    assert len(rows) == 7
+        elif row["kernel"] == "packed_kernel":  # codes become the type of x, and sums are float32
+            assert "f32.bf16.bf16" in used or "f32.f16.f16" in used
+            assert row["shared"] <= (232_448 if row["capability"] == 90 else 166_912)
+    assert [row["kernel"] for row in rows].count("packed_kernel") == 4 and len(rows) == 11
 
 
 def test_a_tile_suits_its_matrix():

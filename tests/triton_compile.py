@@ -17,6 +17,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from qlab.matmul import int4_triton  # noqa: E402
 from qlab.matmul import triton as kernels  # noqa: E402
 
 
@@ -46,6 +47,14 @@ def product(capability: int, descriptors: bool, config: triton.Config, fused: bo
     return row | {"descriptors": descriptors, "fused": fused}
 
 
+def packed_weights(capability: int, config: triton.Config, bits: int, group_bytes: int, zero_point: str | None, x: str) -> dict:
+    types = {"x": x, "codes": "*u8", "scale": "*fp16", "out": x} | ({"zero_point": zero_point} if zero_point else {})
+    constants = {"M_BUCKET": 1, "GROUPS": 4096 * bits // 8 // group_bytes, "GROUP_BYTES": group_bytes, "BITS": bits,
+                 "REAL_ZEROS": zero_point == "*fp16", "BLOCK_BYTES": min(max(group_bytes, 16), 64), **config.kwargs}
+    constants |= {} if zero_point else {"zero_point": None}
+    return compiled(int4_triton._packed.fn, types, constants, capability, num_warps=config.num_warps, num_stages=config.num_stages)
+
+
 if __name__ == "__main__":
     kernels.product_kernel = kernels._product.fn
     large, small = kernels.TILES[0], kernels.TILES[-1]
@@ -56,5 +65,9 @@ if __name__ == "__main__":
     rows.append(compiled(kernels._weight_only.fn, weights, tile, 80, num_stages=4))
     tokens = {"x": "*bf16", "codes": "*i8", "scales": "*fp32"}
     rows.append(compiled(kernels.quantize_rows_kernel, tokens, {"K": 4096, "BLOCK": 4096}, 80, num_warps=8))
+    for capability, tile, bits, group_bytes, zero_point, x in (  # one token in groups of 32 codes, then many
+            (80, 1, 4, 16, None, "*bf16"), (90, 1, 4, 16, "*u8", "*bf16"), (90, -1, 2, 64, "*u8", "*fp16"),
+            (80, -1, 8, 64, "*fp16", "*bf16")):
+        rows.append(packed_weights(capability, int4_triton.TILES[tile], bits, group_bytes, zero_point, x))
     for row in rows:
         print(json.dumps(row))
