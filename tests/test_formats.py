@@ -434,7 +434,7 @@ def test_pictures_show_the_levels_and_their_codes():
     (lambda: formats.quantize(X, "mxfp4", scale=1), "mxfp4 has scales of its own"),
     (lambda: formats.quantize(X, "nvfp4", scale_dtype=torch.float16), "nvfp4 has scales of its own"),
     (lambda: formats.quantize(X, "e4m3", scale=0), "must be finite and above 0"),
-    (lambda: formats.quantize(X, "e4m3", scale=math.nan), "must be finite and above 0"),
+    (lambda: formats.quantize(X, "e4m3", axis=0, scale=[1.0] * 15 + [math.nan]), "scale holds nan, and must be finite and above 0"),
     (lambda: formats.quantize(X, "e4m3", scale=[1.0, 2.0]), "scale has shape (2,), and must be one number or have the shape ()"),
     (lambda: formats.quantize(X, "e4m3", scale_dtype=torch.int8), "scale_dtype is torch.int8, and must be torch.float16,"),
     (lambda: linear.quantize(X, 4, scale_dtype="half"), "scale_dtype is 'half'"),

@@ -11,6 +11,7 @@ MX's scale is a power of two, so decoding only adds exponents; and by the floor 
 mantissa, and puts the largest number of each block near 6; what e4m3's short range lacks, the tensor's scale makes up for.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,10 +42,10 @@ def mx(rows: torch.Tensor, element: str) -> tuple[torch.Tensor, torch.Tensor]:
     """
     f = small_floats.FORMATS[element]
     largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    exponent = torch.frexp(largest).exponent - 1 - (torch.frexp(torch.tensor(f.largest)).exponent - 1)
+    exponent = torch.frexp(largest).exponent - math.frexp(f.largest)[1]
     exponent = torch.where(largest > 0, exponent, -127).clamp(-127, 127)                    # zeros: as of the least number
-    codes = small_floats.rounded(torch.ldexp(rows, -exponent[:, None]), f)
-    return codes, (exponent + 127).to(torch.uint8).view(E8M0)
+    scale = (exponent + 127).to(torch.uint8).view(E8M0)
+    return small_floats.rounded(rows / scale.to(rows.dtype)[:, None], f), scale             # by a power of two: exact
 
 
 def nv(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -119,6 +119,6 @@ def _scale(rows: torch.Tensor, format: str, shape: tuple, given, dtype: torch.dt
     if given.dim() and tuple(given.shape) != shape:
         raise ValueError(f"scale has shape {tuple(given.shape)}, and must be one number or have the shape {shape}.")
     stored = given.to(dtype)
-    if not ((stored > 0) & stored.isfinite()).all():
-        raise ValueError(f"scale holds {given.min().item() if given.numel() else given}, and must be finite and above 0 in {dtype}.")
+    if (unfit := ~((stored > 0) & stored.isfinite())).any():
+        raise ValueError(f"scale holds {given[unfit][0]:g}, and must be finite and above 0 in {dtype}.")
     return stored.reshape(-1).expand(len(rows))

@@ -39,4 +39,4 @@ def normal_levels(bits: int = 4) -> torch.Tensor:
 def nearest(x: torch.Tensor) -> torch.Tensor:
     """The codes of the nearest levels, the lower at a tie: uint8, of x's shape. x: finite, beyond -1 and 1 it saturates."""
     middle = (NF4[1:].double() + NF4[:-1].double()) / 2                                     # exact: no value is on the wrong side of it
-    return torch.bucketize(x.double(), middle.to(x.device)).to(torch.uint8)
+    return torch.bucketize(x.double().contiguous(), middle.to(x.device)).to(torch.uint8)

@@ -15,6 +15,7 @@ the subnormal numbers. Rounding is to nearest, ties to the even code; what is la
 infinity or NaN. The sign of zero is kept.
 """
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -60,10 +61,12 @@ def encode(x, format: str) -> torch.Tensor:
 
 def rounded(x: torch.Tensor, f: Format) -> torch.Tensor:
     """encode of finite float32 or float64, in which each step below is exact but the rounding itself."""
+    low = 1 - f.bias
+    steps = torch.tensor([2.0 ** (low + k - f.mantissa) for k in range(2**f.exponent)], dtype=x.dtype, device=x.device)
     size = x.abs().clamp_(max=f.largest)
-    exponent = torch.frexp(size.clamp(min=2.0 ** (1 - f.bias))).exponent - 1                # floor(log2), of the smallest normal at least
-    units = torch.ldexp(size, f.mantissa - exponent).round_().to(torch.int32)               # in steps: 2**m and more of a normal number
-    code = ((exponent - (1 - f.bias)) << f.mantissa) + units                                # 2**(m+1) steps carry into the exponent
+    octave = torch.frexp(size.clamp(min=2.0**low)).exponent - 1 - low                       # floor(log2), 0 of the subnormal numbers too
+    units = size.div_(steps[octave.long()]).round_().to(torch.int32)                        # 2**m and more of a normal number
+    code = (octave << f.mantissa) + units                                                   # 2**(m+1) of them carry into the exponent
     return (code + (x.signbit().to(torch.int32) << f.bits - 1)).to(torch.uint8)
 
 
@@ -88,9 +91,9 @@ def decode(codes, format: str) -> torch.Tensor:
 def values(format: str) -> torch.Tensor:
     """The value of every code, float32 (2**bits,): the formula above."""
     f = FORMATS[format]
-    code = torch.arange(2**f.bits)
-    exponent, mantissa = code >> f.mantissa & 2**f.exponent - 1, (code & 2**f.mantissa - 1) / 2**f.mantissa
-    size = torch.where(exponent > 0, 1 + mantissa, mantissa) * 2.0 ** (exponent.clamp(min=1) - f.bias)
-    infinite = (mantissa == 0) & (size > f.largest)
-    size = torch.where(size > f.largest, torch.where(infinite, torch.inf, torch.nan), size)
-    return torch.where(code >> f.bits - 1 == 1, -size, size)
+    sizes = []
+    for code in range(2 ** (f.bits - 1)):
+        exponent, mantissa = divmod(code, 2**f.mantissa)
+        size = 2.0 ** (max(exponent, 1) - f.bias) * ((exponent > 0) + mantissa / 2**f.mantissa)
+        sizes.append(size if size <= f.largest else math.nan if mantissa else math.inf)
+    return torch.tensor(sizes + [-size for size in sizes])
