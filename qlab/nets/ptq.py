@@ -155,9 +155,11 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
             continue
         weight, q = layer.weight, _codes(by_name[name], layer.weight, name)
         of_weight = made.setdefault(weight, [])
-        tensors[name], layer.weight = next(((known, decoded) for known, decoded in of_weight if known.equal(q)), (q, _decoded(q, weight)))
-        if tensors[name] is q:
-            of_weight.append((q, layer.weight))
+        same = next(((known, decoded) for known, decoded in of_weight if known.equal(q)), None)
+        if same is None:
+            same = (q, _decoded(q, weight))
+            of_weight.append(same)
+        tensors[name], layer.weight = same
     decoded = {id(layers[name].weight) for name in tensors}
     rest = {id(t): t for t in quantized.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor) and id(t) not in decoded}
     nbytes = sum(q.nbytes for same in made.values() for q, _ in same) + sum(t.numel() * t.element_size() for t in rest.values())
