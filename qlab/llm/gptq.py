@@ -170,7 +170,7 @@ def _checked(hessian, weight: torch.Tensor, damping: float, block: int) -> torch
     if hessian.dim() not in (2, 3) or shape[-2:] != (n, n) or hessian.dim() == 3 and (not len(hessian) or out % len(hessian)):
         raise ValueError(f"hessian has shape {shape}, and must be ({n}, {n}) for a weight of shape {tuple(weight.shape)}, or several such "
                          f"matrices, as many as divide {out}.")
-    hessian = hessian.reshape(-1, n, n)
+    hessian = hessian if hessian.dim() == 3 else hessian[None]
     if not hessian.isfinite().all():
         raise ValueError("hessian holds NaN or infinity, and must be finite everywhere.")
     if n and ((hessian - hessian.mT).abs().max() > 1e-4 * hessian.abs().max() or (hessian.diagonal(dim1=1, dim2=2) < 0).any()):
@@ -244,6 +244,8 @@ def quantize(model: nn.Module, batches: torch.Tensor | Text | Iterable[torch.Ten
             last.clear()                                                                    # query, key and value are given one x
             last.update(x=x, version=x._version, hessian=hessian_of(x, layer))
         hessian, weight, memory = last["hessian"], layer.weight, memory_of(layer.weight)
+        if hessian.shape[-1] != weight[0].numel():
+            return                                                                          # forward is about to say why
         if not hessian.isfinite().all():
             raise ValueError(f"the inputs of {name or 'the network'} on the calibration batches hold NaN or infinity, and must be finite.")
         if memory not in of_weight:

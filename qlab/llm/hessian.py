@@ -31,8 +31,8 @@ def hessian_of(x, layer: nn.Module | None = None) -> torch.Tensor:
     """
     total, count = 0, 0
     for vectors in _vectors(as_float(x), layer):  # (groups, vectors, in)
-        wide = vectors if vectors.dtype == torch.float64 else vectors.float()
-        total, count = total + (wide.mT @ wide).double(), count + vectors.shape[1]
+        wide = vectors.double()
+        total, count = total + wide.mT @ wide, count + vectors.shape[1]
     return (2 / max(1, count) * total).squeeze(0)
 
 

@@ -42,7 +42,7 @@ def quantize_matrix(weight, bits: int = 4, group_size: int | None = None, scale_
     """
     _check("p", p, lambda p: 0 < p <= 1, "above 0 and at most 1")
     _check("beta", beta, lambda beta: 0 < beta < float("inf"), "above 0")
-    _check("kappa", kappa, lambda kappa: 1 <= kappa < float("inf"), "at least 1")
+    _check("kappa", kappa, lambda kappa: 1 <= kappa < float("inf"), "of at least 1")
     if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
         raise ValueError(f"iterations is {iterations!r}, and must be a whole number of at least 0.")
     weight = as_float(weight, "weight")
