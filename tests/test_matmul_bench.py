@@ -9,7 +9,7 @@ import torch
 
 from qlab.lab import bench as qlab_bench
 from qlab.lab import matmul_bench as bench
-from qlab.matmul import product, reference
+from qlab.matmul import int4, product, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -63,6 +63,17 @@ def test_every_kernel_of_the_cpu_is_measured_against_float32(monkeypatch, capsys
             assert sorted(row["what"].split(f", {shape}")[0] for row in told) == sorted(kernels)
             assert all(row["ratio"] > 0 and row["against"] == "float32, nn.Linear" for row in told)
     assert f"int8_matmul takes {product.choose('cpu')[0]}: " in capsys.readouterr().out
+
+
+def test_packed_weights_are_measured_against_float32(monkeypatch, capsys):
+    threads = torch.get_num_threads()
+    rows = qlab_bench.bench_int4(((1, 64, 32), (3, 64, 32)))
+    assert torch.get_num_threads() == threads and all(row["ratio"] > 0 and row["against"] == "float32" for row in rows)
+    for shape, slow in (("1 x 64 x 32", {"2 bits, onnxruntime, level 0", "8 bits, onnxruntime, level 0"}), ("3 x 64 x 32", set())):
+        told = {row["what"].split(f", {shape}, 1 thread")[0] for row in rows if f", {shape}, 1 thread" in row["what"]}
+        assert told == slow | {"bfloat16", "Int4Linear", "4 bits, torch, bfloat16", "4 bits, unpacked in torch, then float32",
+                               *(f"{bits} bits, onnxruntime, level 4" for bits in (2, 4, 8)), "4 bits, onnxruntime, level 0"}
+    assert f"int4_matmul takes {int4.choose('cpu')[0]}: " in capsys.readouterr().out
 
 
 def test_without_onnx_runtime_the_others_are_measured(monkeypatch):

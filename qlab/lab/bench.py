@@ -30,8 +30,8 @@ from nbclient import NotebookClient
 from rich.console import Console
 from rich.table import Table
 
-from qlab.lab import data, machine, matmul_bench, notebooks, quiet, widgets, zoo
-from qlab.matmul import product
+from qlab.lab import data, int4_bench, machine, matmul_bench, notebooks, quiet, widgets, zoo
+from qlab.matmul import int4, product
 from qlab.nets import huffman, integer, ptq
 from qlab.quant import kmeans, linear
 
@@ -210,6 +210,15 @@ def bench_matmul(sizes: tuple[int, ...] = matmul_bench.TABLE) -> list[dict]:
             for (m, k, n, threads, name), ms in times.items() if name in names and (m, k, n, threads, "float32") in times]
 
 
+def bench_int4(shapes: tuple[tuple[int, int, int], ...] = int4_bench.SHAPES) -> list[dict]:
+    """Products with packed weights in groups of 32, by each backend, against float32 in the same run: one row, and 512."""
+    print("int4_matmul takes {}: {}".format(*int4.choose("cpu")), flush=True)
+    times, base = int4_bench.measure(shapes), int4_bench.FLOAT32
+    return [_row(f"{name}, {m} x {k} x {n}, {threads} thread{'s' * (threads > 1)}", ms, "ms", base, times[m, k, n, threads, base] / ms,
+                 "one row at least 2" if name == "Int4Linear" else "stated")
+            for (m, k, n, threads, name), ms in times.items() if name != base]
+
+
 def bench_huffman(n: int = 1_000_000) -> list[dict]:
     """Huffman coding of 4-bit codes as k-means makes them of normal weights: encode and decode, and the bits a symbol takes."""
     x = torch.randn(n, generator=torch.Generator().manual_seed(0))
@@ -284,7 +293,7 @@ def _reach(control, most: int) -> list:
 
 TABLES = {"figures": bench_figures, "pages": bench_pages}  # each with columns of its own, and its own key in the record
 BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start,
-           "matmul": bench_matmul, "networks": bench_networks, "huffman": bench_huffman} | TABLES
+           "matmul": bench_matmul, "int4": bench_int4, "networks": bench_networks, "huffman": bench_huffman} | TABLES
 
 
 def main(arguments: list[str] | None = None) -> None:
