@@ -13,8 +13,6 @@ longer than --limit seconds once is left out, and the record says so.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import secrets
@@ -27,9 +25,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from qlab import saving
-from qlab.lab import machine, quiet
-from qlab.matmul import cpu, float32, layers, product, reference
+from qlab.lab import machine, matmul_exactness, quiet
+from qlab.matmul import cpu, float32, layers, product
 from qlab.matmul.device import why_not_onnxruntime
 
 RECORDS = Path(__file__).resolve().parent / "records"
@@ -38,58 +35,8 @@ TABLE, ROW = (512, 1024, 2048, 4096), (1, 4096, 4096)  # squares, and beside the
 TALL = ((65536, 1024, 64), (16384, 4096, 128), (64, 4096, 16384))  # (M, K, N): tall and skinny, and its transpose
 LAYERS = {"query, key, value": (4096, 12288), "attention output": (4096, 4096), "gate and up": (4096, 22016), "down": (11008, 4096)}
 BATCHES = (1, 16, 256, 4096)  # tokens, through the layers (K, N) of a transformer of 7 billion parameters (Touvron et al. 2023, Llama 2 7B)
-ODD = ((1, 1, 1), (1, 4096, 11), (17, 33, 65), (129, 1000, 257), (1000, 3, 1000), (31, 4097, 127), (513, 511, 1), (256, 512, 384))
 SHORT = 0.05  # seconds: a call that takes less is spoiled by the threads of the call before it
 ROTATED_BYTES = 2**28  # of operands in turn: several times a last-level cache
-
-
-# First exactness
-
-
-@contextlib.contextmanager
-def poisoned_memory():
-    """Inside, torch.empty gives memory full of one number: an element that a kernel forgets to write cannot look right by luck."""
-    empty = torch.empty
-    torch.empty = lambda *size, **how: empty(*size, **how).fill_(77)
-    try:
-        yield
-    finally:
-        torch.empty = empty
-
-
-def _operands(m: int, k: int, n: int, seed: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """One product, its operands laid out as they come: row-major, transposed, and with gaps; and one of the largest sums."""
-    g = torch.Generator().manual_seed(seed)
-    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, generator=g).to(device) for shape in ((m, k), (k, n)))
-    lowest = (torch.full_like(a, -128), torch.full_like(b, -128))
-    gaps = (a.repeat_interleave(2, 0)[::2], b.repeat_interleave(2, 1)[:, ::2])
-    return [(a, b), (a, b.T.contiguous().T), (a.T.contiguous().T, b), gaps, lowest]
-
-
-def check_exactness(device: str, backends: tuple[str, ...], seed: int) -> dict:
-    """Products of ODD shapes by each backend, and the fused epilogue, against the reference; what was tried and the largest differences."""
-    differing, tried, worst = 0, 0, 0.0
-    for shape in ODD:
-        for a, b in _operands(*shape, seed, device):
-            expected = reference.matmul(a, b)
-            assert shape != (17, 33, 65) or torch.equal(expected.cpu(), (a.cpu().long() @ b.cpu().long()).int())
-            for backend in backends:
-                with poisoned_memory():
-                    got = product.int8_matmul(a, b, backend)
-                differing, tried = differing + int((got != expected).sum()), tried + 1
-            if "triton" in backends:
-                from qlab.matmul import triton
-
-                g = torch.Generator().manual_seed(seed)
-                row, column, bias = (torch.rand(size, generator=g).to(device) for size in (shape[0], shape[2], shape[2]))
-                with poisoned_memory():
-                    fused = triton.scaled_matmul(a, b, row, column, bias)
-                apart = reference.epilogue(expected, row, column, bias)
-                worst = max(worst, ((fused - apart).abs().max() / apart.abs().max()).item())
-    return {"seed": seed, "products": tried, "backends": list(backends), "differing_elements": differing, "fused_relative_error": worst}
-
-
-# Then the times
 
 
 def contenders(device: str) -> dict[str, Callable]:
@@ -277,37 +224,6 @@ def ratios(rows: list[dict]) -> list[dict]:
     return found
 
 
-def draw(record: dict, path: Path):
-    """The rates of the square products by size, one line a contender, and the roof that is the best of them, as a PNG."""
-    from matplotlib.figure import Figure
-
-    from qlab.lab import plot
-
-    plot.use_style()
-    threads = max(row["threads"] for row in record["rows"])
-    rows = [row for row in record["rows"] if row["kind"] == "square" and row["threads"] == threads and "tops" in row]
-    looks = {"float32": ("float", "-", "o"), "float32 with TF32": ("float", ":", "o"), "float16": ("muted", "-", "s"),
-             "bfloat16": ("muted", "--", "v"), "torch._int_mm": ("linear", "-", "s"), "triton": ("kmeans", "-", "D"),
-             "onnxruntime": ("kmeans", "-", "D"), "float32 in chunks": ("float", "--", "o"),
-             "fused": ("accent", "-", "^"), "Int8Linear": ("log", "-", "P")}
-    figure = Figure(figsize=(7.0, 4.2), dpi=110, layout="constrained")
-    axes = figure.add_subplot(xlabel="M = K = N", ylabel="rate [10$^{12}$ operations/s]")
-    for what, (color, line, marker) in looks.items():
-        points = [(row["shape"][0], row["tops"]) for row in rows if row["what"] == what]
-        if points:
-            axes.loglog(*zip(*points), color=plot.COLORS[color], linestyle=line, marker=marker, label=what, base=10)
-    sizes = sorted({row["shape"][0] for row in rows})
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
-    axes.set_xticks([], minor=True)
-    environment = record["environment"]
-    where = environment["cuda"] if record["device"] == "cuda" else f"{environment['cpu']}, {threads} threads"
-    axes.set_title(f"{where}, {environment['date']}", fontsize=11)
-    axes.legend(fontsize=9)
-    content = io.BytesIO()
-    figure.savefig(content, format=Path(path).suffix[1:] or None)
-    saving.write({path: content.getvalue()})
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlab.lab.matmul_bench", description="INT8 products: exactness, then times.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where (default: cuda if there is one)")
@@ -322,7 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.plot:
         if not path.exists():
             parser.error(f"there is no record {path}: measure first, without --plot.")
-        draw(json.loads(path.read_text()), args.plot)
+        from qlab.lab import matmul_plot
+
+        matmul_plot.draw(json.loads(path.read_text()), args.plot)
         print(f"drawn into {args.plot}")
         return 0
     if device == "cuda" and not torch.cuda.is_available():
@@ -334,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     print(machine.describe(), flush=True)
     on_cpu = ("torch", "float32", "auto") if why_not_onnxruntime() else ("torch", "onnxruntime", "float32", "auto")
     backends = ("torch", "triton", "auto") if device == "cuda" else on_cpu
-    exactness = check_exactness(device, backends, secrets.randbits(31))
+    exactness = matmul_exactness.check(device, backends, secrets.randbits(31))
     print(f"{exactness['products']} products, {exactness['differing_elements']} differing elements", flush=True)
     if exactness["differing_elements"]:
         print("The products are wrong: nothing is timed.", file=sys.stderr)
