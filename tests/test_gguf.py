@@ -182,6 +182,8 @@ def test_foreign_and_cut_off(tmp_path, content, sentence):
     ({"entries": [entry("a", 7, b"\x02")]}, "has a bool that is 2, not 0 or 1"),
     ({"entries": [entry("a", STRING, string(b"\xff"))]}, "has a string that is not UTF-8 (byte 45)"),
     ({"entries": [entry("a", ARRAY, struct.pack("<IQ", ARRAY, 1) * 50)]}, "has arrays in arrays, deeper than 8"),
+    ({"entries": [entry("a\nb", U32, bytes(4))]}, r"has the name 'a\nb', and a name must be 255 letters at most, all printable"),
+    ({"tensors": [tensor("a" * 256, [1], 0, 0)], "data": bytes(64)}, "has the name 'aaaaaaaaaaaa...aaaaaaaaaaaaa', and a name must be"),
     ({"entries": [entry("a", U32, bytes(4))] * 2}, "has the entry 'a' twice"),
     ({"tensors": [tensor("a", [1], 0, 0)] * 2, "data": bytes(64)}, "has the tensor 'a' twice"),
     ({"tensors": [tensor("a", [1] * 5, 0, 0)], "data": bytes(64)}, "has the tensor 'a' with 5 extents, and 4 are the most"),

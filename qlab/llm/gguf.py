@@ -15,6 +15,7 @@ Source: ggml, docs/gguf.md.
 import math
 import mmap
 import os
+import reprlib
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -120,6 +121,15 @@ def _check_kind(path: Path, start: bytes) -> None:
         raise ValueError(f"{path} is {what}, and must be a little-endian one of version {VERSION}: convert it, or take another.")
 
 
+def shown(value) -> str:
+    """A value of the header as a sentence can show it, whatever it is.
+
+    >>> shown("llama"), shown([1] * 1000)
+    ("'llama'", '[1, 1, 1, 1, 1, 1, ...]')
+    """
+    return " ".join(reprlib.repr(value).split())
+
+
 class _Damaged(Exception):
     """What is wrong, as the end of a sentence."""
 
@@ -129,12 +139,12 @@ def _read(path: Path, data: mmap.mmap) -> File:
     n_tensors, n_entries = header.count(24, "tensors"), header.count(13, "entries")         # bytes that the shortest one takes
     metadata, found = {}, {}
     for _ in range(n_entries):
-        key = header.string()
+        key = header.name()
         if key in metadata:
             raise _Damaged(f"its header has the entry {key!r} twice")
         metadata[key] = header.value(header.number("<u4"))
     for _ in range(n_tensors):
-        name, n_extents = header.string(), header.number("<u4")
+        name, n_extents = header.name(), header.number("<u4")
         if name in found or n_extents > 4:
             wrong = "twice" if name in found else f"with {n_extents} extents, and 4 are the most"
             raise _Damaged(f"its header has the tensor {name!r} {wrong}")
@@ -143,7 +153,7 @@ def _read(path: Path, data: mmap.mmap) -> File:
         found[name] = KINDS.get(kind, f"unknown ({kind})"), tuple(reversed(extents)), header.number("<u8")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
-        raise _Damaged(f"its general.alignment is {alignment!r}, and must be a whole number of at least 1")
+        raise _Damaged(f"its general.alignment is {shown(alignment)}, and must be a whole number of at least 1")
     first = -(-header.at // alignment) * alignment
     tensors = {name: Stored(name, kind, shape, first + begin, data) for name, (kind, shape, begin) in found.items()}
     _check_places(tensors.values(), len(data))
@@ -205,6 +215,13 @@ class _Header:
             return self.data[start:self.at].decode()
         except UnicodeDecodeError as error:
             raise _Damaged(f"its header has a string that is not UTF-8 (byte {start + error.start:,})") from None
+
+    def name(self) -> str:
+        """A string that a sentence can show."""
+        name = self.string()
+        if len(name) > 255 or not name.isprintable():
+            raise _Damaged(f"its header has the name {shown(name)}, and a name must be 255 letters at most, all printable")
+        return name
 
     def value(self, kind: int, depth: int = 0):
         if kind in NUMBERS:

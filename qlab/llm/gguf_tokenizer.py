@@ -13,7 +13,7 @@ import sys
 import unicodedata
 from functools import cache
 
-from qlab.llm.gguf import File
+from qlab.llm.gguf import File, shown
 from qlab.llm.tokenizer import Tokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type; the others are 1 normal, 2 unknown, 5 unused, 6 byte
@@ -35,9 +35,10 @@ class FileTokenizer:
 
     def __init__(self, file: File):
         tokens, merges, types = (_of(file, f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
-        kind, pre = (_text(file, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-        if kind != "gpt2" or pre not in KINDS:
-            raise ValueError(f"{file.path} has a tokenizer of kind {kind}, {pre}, and must have one of kind gpt2, {' or '.join(KINDS)}.")
+        kind, pre = (file.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        if not (isinstance(kind, str) and kind == "gpt2" and isinstance(pre, str) and pre in KINDS):
+            raise ValueError(f"{file.path} has a tokenizer of kind {shown(kind)}, {shown(pre)}, and must have one of kind "
+                             f"'gpt2', {' or '.join(map(repr, KINDS))}.")
         number = {token: i for i, token in enumerate(tokens)}
         if len(types) != len(tokens) or len(number) != len(tokens):
             raise ValueError(f"{file.path} is damaged: its vocabulary has {len(number)} different entries, {len(tokens)} in all, and their "
@@ -49,14 +50,14 @@ class FileTokenizer:
             self.entries = [token.encode() if token in self.marks else bytes(byte[letter] for letter in token) for token in tokens]
             pairs = [merge.split(" ") for merge in merges]
             if odd := [merge for merge, pair in zip(merges, pairs) if len(pair) != 2]:
-                raise ValueError(f"the merge {odd[0]!r} is no pair")
+                raise ValueError(f"the merge {shown(odd[0])} is no pair")
             ours = byte | {a + b: 256 + i for i, (a, b) in enumerate(pairs)}
             if len(ours) != 256 + len(pairs):
                 raise ValueError("two merges make one entry")
             self._bytes = Tokenizer([(ours[a], ours[b]) for a, b in pairs], words(pre))
             self._number = [number.get(letter) for letter in byte] + [number[a + b] for a, b in pairs]      # from its numbers to the file's
         except (KeyError, ValueError) as error:
-            said = f"{error} is no entry" if isinstance(error, KeyError) else str(error).rstrip(".")
+            said = f"{shown(error.args[0])} is no entry" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise ValueError(f"{file.path} is damaged: its vocabulary and its merges do not fit together ({said}).") from None
         self.start, self.end = (self._place(file, name) for name in ("bos", "eos"))
 
@@ -101,7 +102,7 @@ class FileTokenizer:
     def _place(self, file: File, name: str) -> int | None:
         place = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if place is not None and not (isinstance(place, int) and 0 <= place < len(self)):
-            raise ValueError(f"{file.path} is damaged: tokenizer.ggml.{name}_token_id is {place!r}, and must be below {len(self)}.")
+            raise ValueError(f"{file.path} is damaged: tokenizer.ggml.{name}_token_id is {shown(place)}, and must be below {len(self)}.")
         return place
 
 
@@ -137,7 +138,3 @@ def _of(file: File, key: str):
     if found is None or (wanted == "strings") != (isinstance(found, list) and all(isinstance(item, str) for item in found)):
         raise ValueError(f"{file.path} has no {key}, or it is no array of {wanted}: a tokenizer needs one.")
     return found
-
-
-def _text(file: File, key: str) -> str:
-    return str(file.metadata.get(key, "unknown"))

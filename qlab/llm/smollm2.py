@@ -13,6 +13,7 @@ Llama's files hold queries and keys with the rows in the order that positions tu
 import os
 
 from qlab.llm import gguf, smollm2_file
+from qlab.llm.gguf import shown
 from qlab.llm.gguf_tokenizer import FileTokenizer
 from qlab.llm.model import GPT, Config
 
@@ -43,17 +44,18 @@ def load(path: str | os.PathLike | None = None) -> tuple[GPT, FileTokenizer]:
 def config(file: gguf.File) -> Config:
     """The sizes in the header. Raises ValueError for another architecture, or a size that is missing or no possible one."""
     architecture = file.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{file.path} holds a model of the architecture {architecture!r}, and must hold one of 'llama'.")
+    if not isinstance(architecture, str) or architecture != "llama":                        # an array is no string, and has no one answer
+        raise ValueError(f"{file.path} holds a model of the architecture {shown(architecture)}, and must hold one of 'llama'.")
 
     def size(name: str, kind: type = int):
         found = file.metadata.get(f"llama.{name}")
         if type(found) is not kind or not 0 < found <= LARGEST:
-            raise ValueError(f"{file.path} says that llama.{name} is {found!r}, and it must be a number above 0, {LARGEST:,} at most.")
+            raise ValueError(f"{file.path} says that llama.{name} is {shown(found)}, and it must be a number above 0, {LARGEST:,} at most.")
         return found
 
-    if scaling := [key for key in file.metadata if key.startswith("llama.rope.scaling.") and file.metadata[key] not in ("none", 1.0)]:
-        raise ValueError(f"{file.path} stretches its positions ({scaling[0]}), and must turn them by the plain rotary rule.")
+    for key, value in file.metadata.items():
+        if key.startswith("llama.rope.scaling.") and str(value) not in ("none", "1.0"):
+            raise ValueError(f"{file.path} stretches its positions ({key}), and must turn them by the plain rotary rule.")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError(f"{file.path} lacks the tensor token_embd.weight, or it is no matrix.")
@@ -63,8 +65,9 @@ def config(file: gguf.File) -> Config:
                    size("rope.freq_base", float), size("attention.layer_norm_rms_epsilon", float))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(file.path)) else f"{file.path} is damaged: {error}") from None
-    if (turned := file.metadata.get("llama.rope.dimension_count", c.head_width)) != c.head_width:
-        raise ValueError(f"{file.path} turns {turned!r} numbers of each head, and must turn all {c.head_width}.")
+    turned = file.metadata.get("llama.rope.dimension_count", c.head_width)
+    if type(turned) is not int or turned != c.head_width:
+        raise ValueError(f"{file.path} turns {shown(turned)} numbers of each head, and must turn all {c.head_width}.")
     return c
 
 
