@@ -5,18 +5,18 @@
 
 import torch
 
-from qlab.llm.kv_cache import Cache
+from qlab.llm.kv_cache import Cache, QuantizedCache
 from qlab.llm.model import GPT
 
 
 @torch.inference_mode()
 def generate(model: GPT, tokens: list[int], count: int, temperature: float = 0.0, top_k: int | None = None, seed: int = 0,
-             cache: Cache | None = None, stop: int | None = None) -> list[int]:
+             cache: Cache | QuantizedCache | None = None, stop: int | None = None) -> list[int]:
     """The tokens that follow `tokens`: `count` of them, or fewer where `stop` comes, which is not among them.
 
     temperature: 0 takes the most likely token, 1 draws by the model's probabilities; top_k: draws among so many alone. The same seed gives
-    the same text. cache: an empty one of another kind, by default a plain `Cache`. Raises ValueError for an empty prompt, tokens outside
-    the vocabulary, prompt and count longer together than the context, a temperature below 0 or a top_k below 1.
+    the same text. cache: an empty one of another kind (a `QuantizedCache`), by default a plain `Cache`. Raises ValueError for an empty
+    prompt, tokens outside the vocabulary, prompt and count longer together than the context, a temperature below 0 or a top_k below 1.
 
     >>> from qlab.llm.model import Config
     >>> model = GPT(Config(vocabulary=10, width=8, blocks=1, heads=2, kv_heads=1, hidden=16, context=32))

@@ -70,13 +70,14 @@ class Attention(nn.Module):
             return y.unflatten(-1, (-1, self.head_width)).transpose(1, 2)                   # (batch, heads, length, head_width)
 
         query, key, value = rotate(heads(self.query(x)), turn), rotate(heads(self.key(x)), turn), heads(self.value(x))
+        mask = None
         if cache is not None:
-            key, value = cache.append(block, key, value)                                    # with those of the tokens before
+            key, value, mask = cache.append(block, key, value)                              # with those of the tokens before
         n, seen = query.shape[2], key.shape[2]
-        if n == seen:
+        if mask is None and n == seen:
             y = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         else:
-            mask = torch.ones(n, seen, dtype=torch.bool, device=x.device).tril(seen - n)
+            mask = torch.ones(n, seen, dtype=torch.bool, device=x.device).tril(seen - n) if mask is None else mask
             y = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
         return self.output(y.transpose(1, 2).flatten(2))
 
@@ -109,9 +110,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The model of a `Config`; forward(tokens) gives the logits of the token after each.
 
-    tokens: int64 (batch, length), each from 0 to vocabulary - 1; result: (batch, length, vocabulary). cache: a `kv_cache.Cache`, which
-    gives and keeps the keys and values of the tokens before; the positions go on where it ends. Raises ValueError for tokens that are not
-    such numbers and for more than `context` of them, those in the cache included.
+    tokens: int64 (batch, length), each from 0 to vocabulary - 1; result: (batch, length, vocabulary). cache: a `Cache` or `QuantizedCache`
+    of `kv_cache`, which gives and keeps the keys and values of the tokens before; the positions go on where it ends. Raises ValueError for
+    tokens that are not such numbers and for more than `context` of them, those in the cache included.
 
     >>> model = GPT(Config(vocabulary=10, width=8, blocks=2, heads=2, kv_heads=1, hidden=16, context=32))
     >>> model(torch.tensor([[1, 2, 3]])).shape, model.blocks[0].mlp.down.weight.shape
@@ -141,7 +142,7 @@ def check_tokens(tokens: torch.Tensor, config: Config, before: int = 0) -> None:
     if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] == 0:
         raise ValueError(f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, and must be int64 (batch, length), at least one of them.")
     if before + tokens.shape[1] > config.context:
-        raise ValueError(f"the text is {before + tokens.shape[1]} tokens long, and the model reads at most {config.context}: cut it.")
+        raise ValueError(f"the text is {before + tokens.shape[1]} tokens long, the model reads at most {config.context}: cut it.")
     if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < config.vocabulary):
         raise ValueError(f"tokens go from {int(tokens.min())} to {int(tokens.max())}, and must be from 0 to {config.vocabulary - 1}.")
 
