@@ -26,6 +26,7 @@ from qlab.matmul.packed import PackedWeights
 from qlab.quant.layout import as_tensor
 
 BACKENDS = ("auto", "reference", "onnxruntime", "torch", "triton")
+MANY = 128  # rows of x from where on decoding the weights pays: measured with one thread of an AMD EPYC with AVX-512, at K = N = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,10 +36,13 @@ def int4_matmul(x: torch.Tensor, weights: PackedWeights, backend: str = "auto", 
 
     x: float32, float16 or bfloat16, any strides, also without rows; an array, too. backend: see the table above.
 
-    accuracy_level: of "onnxruntime"; others take no notice. 4 rounds x to int8, in blocks as long as the groups (as the largest power of
-    two from 16 to 256 that divides them), each with a scale of its own: y is off by sum over k of |w[n, k]| max |x[m, block of k]| / 254
-    at most, and float32's rounding. 0 computes in float32, some times slower. "torch" rounds x, scales and results to bfloat16; "triton"
-    multiplies codes in x's dtype and adds in float32. Rows of x that hold NaN or infinity become NaN or infinite, and no others.
+    accuracy_level: of "onnxruntime"; others take no notice. 4 rounds x to int8, in blocks as long as the groups (as their largest part
+    that ONNX Runtime takes: `int4_onnxruntime.block`), each with a scale of its own: y is off by at most the sum over k of |w[n, k]|
+    max |x[m, block of k]| / 254, and float32's rounding (where zero-points are real numbers, w with the nearest whole one). 0 computes in
+    float32, slower: some times with 4 bits, some hundred times with 2 or 8.
+
+    "torch" rounds x, scales and results to bfloat16; "triton" multiplies codes in x's dtype and adds in float32. Rows of x that hold NaN
+    or infinity become NaN or infinite, and no others.
 
     Raises TypeError for another dtype or weights that are not packed; ValueError for sizes that do not fit, operands on different devices,
     an unknown backend or level; RuntimeError where the backend asked for cannot run, or not with these weights. No gradients.
@@ -59,7 +63,7 @@ def int4_matmul(x: torch.Tensor, weights: PackedWeights, backend: str = "auto", 
         raise ValueError(f"x has shape {tuple(x.shape)}, and its last size must be {k}, as many as the weights have columns.")
     if x.device != weights.codes.device:
         raise ValueError(f"x is on {x.device} and the weights on {weights.codes.device}: they must be on one device.")
-    name = choose(x.device.type, backend, accuracy_level, weights)[0]
+    name = choose(x.device.type, backend, accuracy_level, weights, math.prod(x.shape[:-1]))[0]
     rows = x.reshape(math.prod(x.shape[:-1]), k)
     y = _multiply(name, rows, weights, accuracy_level) if 0 not in (len(rows), n, k) else rows.new_zeros(len(rows), n)
     return y.to(x.dtype).reshape(*x.shape[:-1], n)
@@ -79,8 +83,9 @@ def _multiply(name: str, x: torch.Tensor, weights: PackedWeights, accuracy_level
     return x.float() @ weights.dequantize().T
 
 
-def choose(device: str = "cpu", backend: str = "auto", accuracy_level: int = 4, weights: PackedWeights | None = None) -> tuple[str, str]:
-    """(backend, why): which one multiplies x on this device ("cpu", "cuda") by these weights; None: 4 bits in groups of 32.
+def choose(device: str = "cpu", backend: str = "auto", accuracy_level: int = 4, weights: PackedWeights | None = None,
+           rows: int = 1) -> tuple[str, str]:
+    """(backend, why): which one multiplies so many rows on this device ("cpu", "cuda") by these weights; None: 4 bits in groups of 32.
 
     Raises ValueError for an unknown backend or level.
 
@@ -100,9 +105,13 @@ def choose(device: str = "cpu", backend: str = "auto", accuracy_level: int = 4, 
     if device != "cpu" or torch.compiler.is_compiling():  # which traces torch's operators and no other library's
         return "reference", "only it computes there"
     why = int4_onnxruntime.why_not(bits, group_size, accuracy_level, nbytes)
+    if not why and accuracy_level == 0 and bits != 4:
+        why = f"ONNX Runtime takes as long without rounding x as decoding {bits}-bit weights does"
     if not why:
         return "onnxruntime", "MatMulNBits multiplies packed weights as they are"
-    other = int4_torch.why_not(bits, group_size) if accuracy_level else "torch multiplies in bfloat16"
+    other = "torch multiplies in bfloat16" if accuracy_level == 0 else int4_torch.why_not(bits, group_size)
+    if not other and rows > MANY:
+        other = f"with {rows} rows torch takes longer than decoding the weights once does"
     return ("reference", f"{why}, and {other}") if other else ("torch", why)
 
 

@@ -5,7 +5,8 @@
     accuracy_level 0      the weights are decoded in the cache, and multiplied in float32
 
 It reads codes, scales and zero-points as `packed` lays them, and brings the codes into its own order when a session begins. A block
-is a power of two from 16 to 256; a group of another size is several blocks with one scale. Zero-points are integers: of a real one it gets
+is a power of two from 16 to 256 (with 2 bits: 32 to 128, others are decoded, some hundred times slower); a group of another size is
+several blocks with one scale. Zero-points are integers: of a real one it gets
 the nearest, and what is left is a product of the sums of x over groups,
 
     sum over k of x (q - z) s  =  sum over k of x (q - r) s  +  sum over groups of (sum of x in the group) (r - z) s,      r = round(z).
@@ -23,7 +24,7 @@ from qlab.matmul import onnx_file, onnxruntime
 from qlab.matmul.device import why_not_onnxruntime
 from qlab.matmul.packed import PackedWeights, pack_rows
 
-BLOCKS = (256, 128, 64, 32, 16)
+BLOCKS = {2: (128, 64, 32), 4: (256, 128, 64, 32, 16), 8: (256, 128, 64, 32, 16)}
 LEVELS = (0, 4)
 
 
@@ -31,11 +32,20 @@ def why_not(bits: int, group_size: int, accuracy_level: int = 4, nbytes: int = 0
     """Why ONNX Runtime cannot multiply such weights here, as a clause; "" if it can. nbytes: of all of them."""
     if why := why_not_onnxruntime():
         return why
-    if not _block(group_size):
-        return f"ONNX Runtime takes groups of multiples of 16, not of {group_size}"
+    if not block(bits, group_size):
+        return f"ONNX Runtime takes {bits}-bit weights in groups of multiples of {BLOCKS[bits][-1]}, not of {group_size}"
     if nbytes > onnxruntime.MODEL_BYTES:
         return f"an ONNX file holds {onnxruntime.MODEL_BYTES / 1e9:.1f} GB of weights, and these are {nbytes / 1e9:.1f}"
     return why_not_exact(bits, accuracy_level)
+
+
+def block(bits: int, group_size: int) -> int | None:
+    """The block in which x is rounded for groups of this size; None if there is none.
+
+    >>> block(4, 32), block(4, 96), block(2, 4096), block(4, 10)
+    (32, 32, 128, None)
+    """
+    return next((size for size in BLOCKS[bits] if group_size % size == 0), None)
 
 
 @lru_cache
@@ -75,16 +85,16 @@ def matmul(x: torch.Tensor, weights: PackedWeights, accuracy_level: int = 4) -> 
 
 def _pack(weights: PackedWeights, accuracy_level: int, threads: int):
     """A session that holds the weights, and what real zero-points leave, float32 (N, groups) or None."""
-    block = _block(weights.group_size)
+    size = block(weights.bits, weights.group_size)
     scale, zero_point, rest = weights.scale.float(), None, None
     if weights.zero_point is not None:
         real = weights.unpacked()[1]
         nearest = real.round().clamp(0, 2**weights.bits - 1)
         rest = (nearest - real) * scale if (nearest != real).any() else None
-        zero_point = pack_rows(nearest.repeat_interleave(weights.group_size // block, 1), weights.bits).numpy()
-    scale = scale.repeat_interleave(weights.group_size // block, 1)
-    codes = weights.codes.reshape(*scale.shape, block * weights.bits // 8).numpy()
-    return _session(codes, scale.numpy(), zero_point, weights.bits, block, accuracy_level, threads), rest
+        zero_point = pack_rows(nearest.repeat_interleave(weights.group_size // size, 1), weights.bits).numpy()
+    scale = scale.repeat_interleave(weights.group_size // size, 1)
+    codes = weights.codes.reshape(*scale.shape, size * weights.bits // 8).numpy()
+    return _session(codes, scale.numpy(), zero_point, weights.bits, size, accuracy_level, threads), rest
 
 
 def _session(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, bits: int, block: int, accuracy_level: int, threads: int):
@@ -92,7 +102,3 @@ def _session(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None
     attributes = {"K": scale.shape[1] * block, "N": len(codes), "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
     file = onnx_file.model("MatMulNBits", list(operands), operands, ("c", onnx_file.FLOAT), attributes, "com.microsoft")
     return onnxruntime.session(file, threads)
-
-
-def _block(group_size: int) -> int | None:
-    return next((block for block in BLOCKS if group_size % block == 0), None)
