@@ -1,7 +1,7 @@
 """Floating-point numbers of 4 to 8 bits: a sign s, an exponent E and a mantissa M of m bits, in one code from the highest bit down.
 
     x = (-1)**s * 2**(E - bias) * (1 + M / 2**m)     E > 0
-    x = (-1)**s * 2**(1 - bias) * (0 + M / 2**m)     E = 0, the subnormal numbers          OCP FP8 1.0, table 2; OCP MX 1.0, section 5.3
+    x = (-1)**s * 2**(1 - bias) * (0 + M / 2**m)     E = 0, the subnormal numbers          OCP 8-bit Floating Point 1.0; OCP MX 1.0
 
     format   bits   E   M   bias   largest   smallest above 0   codes without a value
     e4m3      8     4   3     7      448     2**-9              2 NaN, no infinity (PyTorch calls it e4m3fn)
