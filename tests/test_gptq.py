@@ -360,6 +360,7 @@ def test_layers_that_no_input_reaches_are_shared_or_are_skipped():
 
         def forward(self, x):
             x = self.twice(self.b(input=self.a(self.embedding(x))))
+            self.unused(x[:0])                                                              # an expert that no token is sent to
             return self.head(self.kept(self.twice(x)))
 
     torch.manual_seed(0)

@@ -238,11 +238,12 @@ def quantize(model: nn.Module, batches: torch.Tensor | Text | Iterable[torch.Ten
 
     def reached(layer: nn.Module, args: tuple, kwargs: dict) -> None:
         name, x = layers[layer], args[0] if args else kwargs["input"]
-        if name in made:
+        if name in made or not x.numel():                                                   # an expert may be chosen by no token
             return
-        if not (isinstance(layer, nn.Linear) and last.get("x") is x and last["version"] == x._version):
+        version = None if x.is_inference() else x._version
+        if not (isinstance(layer, nn.Linear) and last.get("x") is x and last["version"] == version):
             last.clear()                                                                    # query, key and value are given one x
-            last.update(x=x, version=x._version, hessian=hessian_of(x, layer))
+            last.update(x=x, version=version, hessian=hessian_of(x, layer))
         hessian, weight, memory = last["hessian"], layer.weight, memory_of(layer.weight)
         if hessian.shape[-1] != weight[0].numel():
             return                                                                          # forward is about to say why
