@@ -10,7 +10,7 @@ from small_gpt import gpt, tokens
 from torch import nn
 from torch.nn.functional import linear as product
 
-from qlab.llm import activations
+from qlab.llm import activations, evaluate
 from qlab.llm.activations import Levels
 from qlab.llm.generate import generate
 from qlab.llm.weights import quantize_weights
@@ -147,6 +147,12 @@ def test_watch_leaves_modes_and_hooks_and_sees_every_call():
     activations.watch(model, (torch.randn(n, 32) for n in (3, 0, 4)), lambda name, x: seen.append((name, tuple(x.shape), x.requires_grad)))
     assert seen == [("0", (3, 32), False), ("3", (3, 48), False), ("0", (4, 32), False), ("3", (4, 48), False)]
     assert model.training and model[2].training and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_text_is_read_as_it_is_scored():
+    text = evaluate.blocks(tokens(1, 200).flatten().tolist(), [1] * 40, 9)
+    assert [batch.shape for batch in activations.batches_of(text)] == [(16, 9), (6, 9)]
+    assert torch.equal(torch.cat(activations.batches_of(text)), text.tokens[:, :-1])
 
 
 def test_bad_input_is_one_sentence():

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from qlab.llm.evaluate import Text
 from qlab.nets.fake import fake_quantize, wide
 from qlab.nets.plain import plain_copy
 from qlab.quant import QTensor, formats, linear
@@ -218,13 +219,16 @@ def evaluating(model: nn.Module):
 
 
 def batches_of(batches) -> list[torch.Tensor]:
-    """What a model is called with, one batch after the other: a tensor (n, ...) in sixteens, or each of several tensors.
+    """What a model is called with, one batch after the other: a tensor (n, ...) or an evaluate.Text in sixteens, or each of several
+    tensors.
 
     Raises TypeError for what is no tensor, ValueError where there is not one token.
 
     >>> [tuple(batch.shape) for batch in batches_of(torch.zeros(20, 8, dtype=torch.int64))]
     [(16, 8), (4, 8)]
     """
+    if isinstance(batches, Text):
+        batches = batches.tokens[:, :-1]                                                    # the last of a block is only predicted
     if isinstance(batches, (torch.Tensor, np.ndarray)):
         whole = as_tensor(batches, "batches")
         found = list(whole.split(16)) if whole.dim() else []
