@@ -74,9 +74,9 @@ class File:
     """metadata: key to a number, a bool, a str, a list (of str or of arrays), or a NumPy array of numbers (a view of the file: read-only);
     tensors: name to `Stored`."""
 
-    path: Path
-    metadata: dict
-    tensors: dict[str, Stored]
+    path: str | os.PathLike
+    metadata: dict = field(repr=False)                                                      # a vocabulary would fill the screen
+    tensors: dict[str, Stored] = field(repr=False)
 
 
 def read(path: str | os.PathLike) -> File:

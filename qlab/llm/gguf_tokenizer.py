@@ -16,7 +16,7 @@ from functools import cache
 from qlab.llm.gguf import File, shown
 from qlab.llm.tokenizer import Tokenizer
 
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type; the others are 1 normal, 2 unknown, 5 unused, 6 byte
+NORMAL, USER_DEFINED = 1, 4  # of tokenizer.ggml.token_type; the others are 2 unknown, 3 control, 5 unused, 6 byte
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's white space; Python's \s has four more
 KINDS = {  # tokenizer.ggml.pre: how a text falls into words, L letters, N numbers, S space
     # An English ending; a word, a number or marks with the space before them; spaces but the last, which belongs to the next word.
@@ -31,6 +31,11 @@ class FileTokenizer:
 
     entries: the bytes of each number; marks: those that are no text, by name; start, end: the numbers of the marks that begin and end a
     text, None where the file names none. Raises ValueError, in one sentence, for a file that has no tokenizer or one of another kind.
+
+    >>> told = {"model": "gpt2", "pre": "gpt-2", "tokens": ["<end>", "Ġ", "a", "b", "ab"], "token_type": [3, 1, 1, 1, 1], "merges": ["a b"]}
+    >>> tokenizer = FileTokenizer(File("by hand", {f"tokenizer.ggml.{key}": value for key, value in told.items()}, {}))
+    >>> tokenizer.encode("ab ba<end>", marks=True), tokenizer.decode([4, 2]), [len(entry) for entry in tokenizer.entries]
+    ([4, 1, 3, 2, 0], 'aba', [5, 1, 1, 1, 2])
     """
 
     def __init__(self, file: File):
@@ -44,7 +49,7 @@ class FileTokenizer:
             raise ValueError(f"{file.path} is damaged: its vocabulary has {len(number)} different entries, {len(tokens)} in all, and their "
                              f"types are {len(types)}.")
         byte = {letter: value for value, letter in enumerate(letters())}
-        self.marks = {token: i for token, i in number.items() if types[i] != 1}
+        self.marks = {token: i for token, i in number.items() if types[i] != NORMAL}
         self._always = [token for token, i in self.marks.items() if types[i] == USER_DEFINED]
         try:
             self.entries = [token.encode() if token in self.marks else bytes(byte[letter] for letter in token) for token in tokens]

@@ -7,6 +7,9 @@ Any file of the architecture "llama" with an embedding that is read twice is rea
     blk.3.attn_q, .attn_k, .attn_v, .attn_output                     blocks.3.attention.query, .key, .value, .output
     blk.3.ffn_gate, .ffn_up, .ffn_down                               blocks.3.mlp.gate, .up, .down
 
+    model, tokenizer = smollm2.load()
+    tokenizer.decode(generate(model, tokenizer.encode("The capital of France is"), 1))          # " Paris"
+
 Llama's files hold queries and keys with the rows in the order that positions turn them, (2i, 2i + 1), as qlab.llm.model does.
 """
 
@@ -24,6 +27,7 @@ NAMES = {
 }
 LONGEST = 8192  # tokens: the table of positions is made for so many at most, whatever a file says
 LARGEST = 2**20  # of every size: what is larger is a damaged header
+MARKS = ("<|im_start|>", "<|im_end|>")
 ROLES = ("system", "user", "assistant")
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what it was trained with
 
@@ -89,7 +93,12 @@ def model(file: gguf.File) -> GPT:
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
-    """The tensors of a model of these sizes, by their names in the file."""
+    """The tensors of a model of these sizes, by their names in the file.
+
+    >>> smollm2 = Config(vocabulary=49152, width=576, blocks=30, heads=9, kv_heads=3, hidden=1536, context=8192, rope_base=100000.0)
+    >>> shapes(smollm2)["blk.29.attn_k.weight"], len(shapes(smollm2))
+    ((192, 576), 272)
+    """
     few = c.kv_heads * c.head_width
     block = {"attn_norm": (c.width,), "attn_q": (c.width, c.width), "attn_k": (few, c.width), "attn_v": (few, c.width),
              "attn_output": (c.width, c.width), "ffn_norm": (c.width,), "ffn_gate": (c.hidden, c.width), "ffn_up": (c.hidden, c.width),
@@ -115,9 +124,9 @@ def chat(tokenizer: FileTokenizer, messages: list[dict[str, str]]) -> list[int]:
     """The tokens of a conversation, up to where the assistant's next words begin. messages: {"role": ..., "content": ...}, a role being
     system, user or assistant; without a system message first, the one of the training is taken. Marks within a content are mere letters.
 
-    Raises ValueError for no messages, another role or other keys.
+    Raises ValueError for no messages, another role or other keys, a tokenizer that lacks the marks.
 
-    The next words end with the mark <|im_end|>: `generate(model, chat(tokenizer, messages), 50, stop=tokenizer.end)`.
+    What the assistant says ends with <|im_end|>: `generate(model, chat(tokenizer, messages), 50, stop=tokenizer.end)`.
     """
     if not messages:
         raise ValueError("there are no messages, and must be one at least.")
@@ -128,7 +137,9 @@ def chat(tokenizer: FileTokenizer, messages: list[dict[str, str]]) -> list[int]:
                              f"{', '.join(ROLES)}.")
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": SYSTEM}, *messages]
-    start, end = tokenizer.marks["<|im_start|>"], tokenizer.marks["<|im_end|>"]
+    if missing := [mark for mark in MARKS if mark not in tokenizer.marks]:
+        raise ValueError(f"the tokenizer has no mark {missing[0]}, and a conversation needs {' and '.join(MARKS)}: take SmolLM2's own.")
+    start, end = (tokenizer.marks[mark] for mark in MARKS)
     tokens = []
     for message in messages:
         tokens += [start, *tokenizer.encode(f"{message['role']}\n{message['content']}"), end, *tokenizer.encode("\n")]
