@@ -125,7 +125,30 @@ def test_without_a_compiler_the_c_is_written_and_not_run(tmp_path, monkeypatch):
     assert (done.images, done.codes) == (0, None) and any("no C compiler" in note for note in done.notes) and "run by" not in str(done)
 
 
+def test_a_file_that_is_mostly_noise_says_so_and_one_that_gives_nan_is_not_written(tmp_path, monkeypatch):
+    noise = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(onnx, "load", lambda path: lambda x: noise[:len(x)])
+    done = qlab.deploy.export(small(), X, tmp_path / "noise.onnx")
+    assert done.decibels < 0 and done.notes[-1].startswith("the file is far from the network: signal to noise -")
+    monkeypatch.setattr(onnx, "load", lambda path: lambda x: noise[:len(x)] * math.nan)
+    with pytest.raises(ValueError, match="^the file gives NaN or infinity for calibration images, and nothing was written.$"):
+        qlab.deploy.export(small(), X, tmp_path / "nan.onnx")
+    assert listing(tmp_path) == ["noise.onnx", "noise.onnx.json"]
+
+
+@pytest.mark.parametrize("factor", [1e-38, 1e35])
+def test_images_of_any_size_that_float32_holds(factor, tmp_path):
+    assert qlab.deploy.export(small(), X * factor, tmp_path / "net.tflite").decibels > 25
+
+
 # Networks as people have them
+
+
+def test_weights_made_in_inference_mode(tmp_path):
+    with torch.inference_mode():
+        net = small()
+    assert qlab.deploy.export(net, X, tmp_path / "a.tflite", name="n").sha256 == qlab.deploy.export(small(), X, tmp_path / "b.tflite",
+                                                                                                 name="n").sha256
 
 
 def test_eight_bits_and_what_float32_cannot_hold(tmp_path):
@@ -183,6 +206,9 @@ def hooked():
     (lambda: torch.jit.script(small()), TypeError, r"model is a scripted module \(torch.jit\), and must be the torch.nn.Module"),
     (lambda: torch.jit.trace(small(), X), TypeError, r"model is a scripted module \(torch.jit\)"),
     (lambda: torch.export.export(small(), (X,)), TypeError, "model is an exported program, and must be the torch.nn.Module"),
+    (lambda: torch.export.export(small(), (X,)).module(), TypeError, "model is an exported program, and must be the torch.nn.Module"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0)), ValueError,
+     "^the network gives torch.float32 of shape .2,. for 2 images, and must give floats, .2, ...., of two dimensions or more.$"),
     (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()), ValueError, "0.weight has no values yet, for its layer is a lazy one"),
     (lambda: small(device="meta"), ValueError, "0.weight is on the meta device, and has no values"),
     (lambda: nn.Linear(8, 2, dtype=torch.complex64), ValueError, "weight holds torch.complex64, and must hold real numbers"),
@@ -238,6 +264,47 @@ def test_images_of_every_form_are_the_same_images(make, notes):
     assert torch.equal(images.images_for(small(), make(), told), X) and tuple(told) == notes
 
 
+class Broken(Items):
+    """One that cannot read its fourth image."""
+
+    def __getitem__(self, i):
+        if i == 3:
+            raise OSError("no image here\nnor there.")
+        return super().__getitem__(i)
+
+
+class Growing(Items):
+    """Images of several sizes."""
+
+    def __getitem__(self, i):
+        return torch.rand(3, 8, 8 + i), 0
+
+
+class Endless(Dataset):
+    """A data set that does not say how many images it has."""
+
+    def __getitem__(self, i):
+        return X[i]
+
+
+def fails():
+    yield X[:4]
+    raise KeyError("second")
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: Broken(), r"^calibration cannot be read to its end \(OSError: no image here\).$"),
+    (lambda: DataLoader(Broken(), 2), r"^calibration cannot be read to its end \(OSError: no image here\).$"),
+    (lambda: DataLoader(Broken(), 2, num_workers=1), r"^calibration cannot be read to its end \(OSError: nor there\).$"),
+    (lambda: DataLoader(Growing(), 2), "RuntimeError: stack expects each tensor to be equal size"),
+    (lambda: Endless(), "TypeError: object of type 'Endless' has no len"), (fails, r"KeyError: 'second'\).$"),
+])
+def test_what_breaks_while_it_is_read_is_told_in_one_sentence(make, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as told:
+        qlab.deploy.export(small(), make(), tmp_path / "net.tflite")
+    assert "\n" not in str(told.value) and not listing(tmp_path)
+
+
 def test_a_door_takes_a_loader_of_images_and_labels(tmp_path):
     done = qlab.deploy.export(small(), DataLoader(Items(), 16), tmp_path / "net.tflite")
     assert "labels left out" in done.notes
@@ -268,6 +335,7 @@ def test_what_never_ends_is_read_for_a_while():
     ("images.npy", TypeError, "calibration is the path images.npy"), (5, TypeError, "calibration is a int"),
     ([[0.5, 1.0]], TypeError, "calibration holds a list"), (["cat"], TypeError, "calibration holds a str"),
     (X.to_sparse(), TypeError, "layout"),
+    (torch.nested.nested_tensor([X[0], X[1]], layout=torch.jagged), TypeError, "a nested tensor, and must be one tensor"),
 ])
 def test_wrong_images_are_refused_in_one_sentence(bad, error, said, tmp_path):
     for name in ("net.tflite", "net.onnx"):

@@ -68,11 +68,13 @@ def check_forward(network: nn.Module, images: torch.Tensor, refusal: str) -> Non
     except Exception as error:  # noqa: BLE001 - a forward may raise anything
         raise ValueError(f"{refusal} ({first_line(error)}).") from None
     if not isinstance(whole, torch.Tensor):
-        several = isinstance(whole, (tuple, list, dict))
+        several = isinstance(whole, (tuple, list, dict)) and len(whole) > 1
         raise ValueError(f"the network returns {'several values' if several else f'a {type(whole).__name__}'}, and may return one tensor.")
     n = len(images)
-    if whole.dim() < 2 or len(whole) != n or len(one) != 1 or not whole.is_floating_point():
-        raise ValueError(f"the network gives {whole.dtype} of shape {tuple(whole.shape)} for {n} images, and must give floats, ({n}, ...).")
+    for found, count in ((whole, n), (one, 1)):
+        if found.dim() < 2 or len(found) != count or not found.is_floating_point():
+            raise ValueError(f"the network gives {found.dtype} of shape {tuple(found.shape)} for {count} image{'s' * (count > 1)}, and "
+                             f"must give floats, ({count}, ...), of two dimensions or more.")
     for found, what in ((again, "the network gives other values when it is asked again: it is random in evaluation, too."),
                         (one, "what the network gives for an image depends on the images beside it, and must not.")):
         wanted = whole[:len(found)]

@@ -35,6 +35,7 @@ ENDINGS = {".tflite": "tflite", ".c": "c", ".onnx": "onnx", ".pt2": "pytorch"}
 RUNTIMES, INTEGER = tuple(ENDINGS.values()), ("tflite", "c")
 RUN_BY = {"tflite": "LiteRT", "c": "this machine", "onnx": "ONNX Runtime", "pytorch": "PyTorch"}
 CHECKED, MICRO = 128, 4                                                                     # calibration images that the file runs on
+FAINT = 10                                                                                  # decibels, below which notes say so
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
             about = module.export(network, made, images, image_shape=shape, **writing)
             found = _run_floats(module, made, images[:CHECKED], floats, writing.get("batch"))
         contents = {path.parent / file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    if found["decibels"] is not None and found["decibels"] < FAINT:
+        notes.append(f"the file is far from the network: signal to noise {found['decibels']:.1f} dB, where 30 to 50 are usual")
     saving.write(contents)
     told = {field.name: getattr(about, field.name) for field in fields(files.Description)}
     return Exported(**told, path=str(path), runtime=runtime, notes=tuple(notes), **found)
@@ -179,7 +182,7 @@ def _float_copy(model, notes: list[str]) -> nn.Module:
             raise ValueError(f"{name} is on the meta device, and has no values: load the network's weights first.")
         if tensor.is_complex():
             raise ValueError(f"{name} holds {tensor.dtype}, and must hold real numbers.")
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        if tensor.is_floating_point() and not tensor.detach().float().isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity, in float32 at least, and must be finite everywhere.")
     if any(module.training for module in model.modules()):
         notes.append("the network was in training mode: exported as it computes in evaluation mode")
@@ -194,12 +197,12 @@ def _float_copy(model, notes: list[str]) -> nn.Module:
 
 
 def _check_module(model) -> None:
-    """TypeError, saying what to give instead, for what is no torch.nn.Module."""
-    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+    """TypeError, saying what to give instead, for what is no torch.nn.Module, or one that can only be called."""
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule) and not hasattr(model, "_guards_fn"):
         return
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         what = "a scripted module (torch.jit), and must be the torch.nn.Module that it was made of"
-    elif isinstance(model, torch.export.ExportedProgram):
+    elif isinstance(model, torch.export.ExportedProgram) or hasattr(model, "_guards_fn"):   # .module() of one
         what = "an exported program, and must be the torch.nn.Module that it was made of"
     elif isinstance(model, (str, os.PathLike)):
         what = f"the path {os.fspath(model)}, and must be the network itself: make it, then load_state_dict(torch.load(path))"
@@ -281,6 +284,9 @@ def _run_floats(module, path: Path, images: torch.Tensor, floats: Callable, batc
 def _against(found: torch.Tensor, wanted: torch.Tensor | None, images: int) -> dict:
     if wanted is None:
         return {"images": images, "same": None, "decibels": None}
+    for outputs, whose in ((wanted, "the network"), (found, "the file")):
+        if not outputs.isfinite().all():
+            raise ValueError(f"{whose} gives NaN or infinity for calibration images, and nothing was written.")
     noise, signal = ((part.double() ** 2).sum().item() for part in (found - wanted, wanted))
     decibels = (10 * math.log10(signal / noise) if signal else -math.inf) if noise else math.inf
     classes = wanted.dim() == 2 and wanted.shape[1] > 1

@@ -5,7 +5,7 @@ last, a missing dimension. Whether images fit, the network itself is asked.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ def images_for(network: Callable, calibration, notes: list[str]) -> torch.Tensor
 
     calibration: a tensor, an array, a pair (images, labels); or a DataLoader, Dataset, list or generator of images, of batches, or of pairs
     of these with labels, of which the first FIRST images are read. notes get what was left out. Raises TypeError for what holds no floats,
-    ValueError for none, NaN, several shapes, or images that the network cannot take, with what they look like.
+    ValueError for none, NaN, several shapes, what breaks while it is read, or images that the network cannot take, with what they look
+    like.
 
     >>> notes = []
     >>> images_for(torch.nn.Linear(4, 2), [(torch.rand(5, 4), torch.zeros(5)), (torch.rand(3, 4), torch.zeros(3))], notes).shape, notes
@@ -37,10 +38,12 @@ def images_for(network: Callable, calibration, notes: list[str]) -> torch.Tensor
     if not whole and len({part.shape for part in parts}) == 1 and not _taken(network, parts[0]) and _taken(network, torch.stack(parts[:2])):
         return torch.stack(parts)                                                           # they came image by image
     images = torch.cat(parts)
+    refusal = f"the network cannot take the calibration images, of shape {tuple(images.shape)}"
     try:
-        checks.check_forward(network, images[:2], f"the network cannot take the calibration images, of shape {tuple(images.shape)}")
+        checks.check_forward(network, images[:2], refusal)
     except ValueError as error:
-        raise ValueError(str(error).removesuffix(".") + _hint(network, images) + ".") from None
+        hint = _hint(network, images) if str(error).startswith(refusal) else ""
+        raise ValueError(str(error).removesuffix(".") + hint + ".") from None
     return images
 
 
@@ -76,7 +79,7 @@ def _parts(calibration, notes: list[str]) -> tuple[list, bool]:
         what = f"the path {calibration}" if isinstance(calibration, (str, os.PathLike)) else f"a {type(calibration).__name__}"
         raise TypeError(f"calibration is {what}, and must be images: a tensor or an array (n, ...), or batches of them.")
     parts, count, labels, left = [], 0, False, False
-    for batch in (calibration if hasattr(calibration, "__iter__") else _items(calibration)):
+    for batch in _read(calibration):
         if count >= FIRST:
             left = True
             break
@@ -92,9 +95,13 @@ def _parts(calibration, notes: list[str]) -> tuple[list, bool]:
     return parts, False
 
 
-def _items(dataset) -> Iterable:
-    for i in range(len(dataset)):
-        yield dataset[i]
+def _read(calibration) -> Iterator:
+    """What it holds, one by one. Whatever somebody's Dataset or generator raises, as a ValueError of one sentence."""
+    try:
+        yield from calibration if hasattr(calibration, "__iter__") else (calibration[i] for i in range(len(calibration)))
+    except Exception as error:  # noqa: BLE001
+        said = str(error).strip().splitlines()[-1] if "DataLoader worker" in str(error) else checks.first_line(error)
+        raise ValueError(f"calibration cannot be read to its end ({type(error).__name__}: {said.rstrip('.')}).") from error
 
 
 def _is_array(x) -> bool:
@@ -110,6 +117,8 @@ def _is_pair(x) -> bool:
 
 
 def _floats(part) -> torch.Tensor:
+    if getattr(part, "is_nested", False):
+        raise TypeError("the calibration images are a nested tensor, and must be one tensor (n, ...), or a list of batches.")
     part = as_tensor(part, "calibration")
     if part.dtype not in FLOATS or part.dim() == 0:
         raise TypeError(f"the calibration images are {part.dtype} of shape {tuple(part.shape)}, and must be floats (n, ...), scaled as "

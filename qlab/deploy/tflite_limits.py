@@ -70,7 +70,9 @@ def check_grid(name: str, grid: Grid) -> None:
 
 def code_of(value: float, grid: Grid) -> int:
     """The code at which TensorFlow Lite clamps, in float32 and away from zero at ties, as it does (kernel_util.cc)."""
-    return min(grid.zero_point + math.floor(float(np.float32(value) / np.float32(grid.scale)) + 0.5), 127)
+    with np.errstate(over="ignore"):
+        steps = min(float(np.float32(value) / np.float32(grid.scale)), 2.0**31)             # of the finest scales infinity
+    return min(grid.zero_point + math.floor(steps + 0.5), 127)
 
 
 def check_scales(step: Step, scale: np.ndarray) -> None:
