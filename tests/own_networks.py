@@ -18,6 +18,21 @@ class Forward(nn.Module):
         return self.how(self, x)
 
 
+class Held(nn.Module):
+    """Tensors that a forward reads, as buffers; a parameter where it is told."""
+
+    def __init__(self, trained=(), **tensors):
+        super().__init__()
+        for name, values in tensors.items():
+            tensor = torch.tensor(values)
+            self.register_parameter(name, nn.Parameter(tensor)) if name in trained else self.register_buffer(name, tensor)
+
+
+class Conv3x3(nn.Conv2d):
+    def __init__(self, into, out):
+        super().__init__(into, out, 3, padding=1)
+
+
 def _conv(into=2, out=4, kernel=3, **options):
     return nn.Conv2d(into, out, kernel, padding=kernel // 2, **options)
 
@@ -143,6 +158,24 @@ NETWORKS = {  # a name, how to make it, the shape of its images
         MAP,
     ),
     "difference from the mean": (lambda: _head(lambda n, x: x.sub_(x.mean((2, 3), keepdim=True))), MAP),
+    "as wide as another": (lambda: _head(lambda n, x: x * x.mean((2, 3), keepdim=True).sigmoid().expand_as(x)), MAP),
+    "normalized by buffers": (
+        lambda: Forward(
+            lambda n, x: n.fc(n.conv(n.bn((x - n.of.mean) / n.of.std)).flatten(1)), bn=nn.BatchNorm2d(2), conv=_conv(),
+            of=Held(mean=[[[[0.3]], [[-0.4]]]], std=[[[0.5]], [[2.0]]]), fc=nn.Linear(144, 3),
+        ),
+        MAP,
+    ),
+    "scales that are trained": (
+        lambda: _head(lambda n, x: x + n.of.gain * (n.of.layer * x.mul_(n.of.layer)) - n.of.layer, of=Held(
+            ("gain", "layer"), gain=0.7, layer=[[[1.0]], [[-0.5]], [[0.2]], [[2.0]]])),
+        MAP,
+    ),
+    "a constant less a line": (
+        lambda: Forward(lambda n, x: n.fc((n.of.mean - x.sub_(n.of.mean)).flatten(1)), of=Held(mean=[[[0.5], [1.0], [-1.0]]]),
+                        fc=nn.Linear(30, 3)),
+        LINE,
+    ),
     "squeeze and excitation": (lambda: _head(_squeeze, down=_conv(4, 2, 1), up=_conv(2, 4, 1)), MAP),
     "sum with a vector of channels": (lambda: _head(lambda n, x: x + x.mean((2, 3), keepdim=True)), MAP),
     "numbers": (lambda: _head(lambda n, x: (1 - x / 2) * 3 + 0.5), MAP),
@@ -224,6 +257,7 @@ NETWORKS = {  # a name, how to make it, the shape of its images
     "ConstantPad2d": (lambda: nn.Sequential(_conv(), nn.ConstantPad2d(1, 2.5), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(72, 3)), MAP),
     "F.pad": (lambda: _head(lambda n, x: F.pad(x, (1, 0, 2, 1), value=-0.5), values=63), MAP),
     "linear on lines": (lambda: Forward(lambda n, x: n.fc(F.relu(n.a(x)).flatten(1)), a=nn.Linear(10, 4), fc=nn.Linear(12, 3)), LINE),
+    "a subclass": (lambda: nn.Sequential(Conv3x3(2, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), MAP),
     "dropout": (
         lambda: Forward(
             lambda n, x: n.fc(F.dropout(n.drop(n.conv(x)), 0.5, n.training).flatten(1)),

@@ -9,7 +9,7 @@ import pytest
 import step_reference
 import torch
 import torch.nn.functional as F
-from own_networks import NETWORKS, Forward, network
+from own_networks import NETWORKS, Forward, Held, network
 from torch import nn
 
 from qlab.nets import graph, integer, operations, ptq, qat
@@ -135,6 +135,11 @@ class Mixed(nn.Module):
         return x.view(-1, 3)
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class Masked(nn.Module):
     def forward(self, x, mask):
         return x * mask
@@ -188,6 +193,11 @@ REFUSED = {
     "a difference with a factor": (Forward(lambda n, x: torch.sub(n.a(x), n.a(x), alpha=2), a=nn.Linear(12, 3)), "sub, a call of sub, ca"),
     "half precision": (Forward(lambda n, x: n.a(x.half().float()), a=nn.Linear(12, 3)), "half, a call of half, cannot"),
     "another type": (Forward(lambda n, x: n.a(x).to(torch.float16).float(), a=nn.Linear(12, 3)), "to, a call of to, cannot"),
+    "a constant over a tensor": (Forward(lambda n, x: n.of.c / x.view(-1, 3, 2, 2), of=Held(c=[[[1.0]], [[2.0]], [[3.0]]])),
+                                 "of.c, which forward reads itself"),
+    "a row read": (Forward(lambda n, x: x + n.of.row, of=Held(row=[1.0] * 12)), "of.row, which forward reads itself"),
+    "a subclass that computes": (nn.Sequential(Doubled(12, 3)), "0.weight, which forward reads itself, cannot"),
+    "wider": (Forward(lambda n, x: x[:, :1].expand_as(x)), "expand_as, a call of expand_as, cannot"),
     "to a size": (Forward(lambda n, x: n.a(x).to(x.shape[0]), a=nn.Linear(12, 3)), "to, a call of to, cannot"),
     "a float that may be another's memory": (Forward(lambda n, x: x.float().add_(1) + x), "add_ changes float_1 in place, and x, which"),
     "several inputs": (Masked(), "takes several inputs, and may take one tensor"),

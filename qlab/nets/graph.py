@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from qlab.nets.operations import FUSES, MAKES, kind
 from qlab.nets.plain import LAYERS, plain_copy
-from qlab.nets.rewrite import give_convolutions, without_transposed
+from qlab.nets.rewrite import give_convolutions, without_subclasses, without_transposed
 from qlab.nets.tracing import Walk, noted
 
 __all__ = ["LAYERS", "MAKES", "Walk", "after", "calls", "folding_pairs", "kind", "maker", "only_user", "points", "readable", "trace"]
@@ -24,15 +24,18 @@ def readable(model: nn.Module) -> nn.Module:
     """A copy, in evaluation mode, that computes the same and is written in layers that `trace` knows (qlab.nets.rewrite).
 
     A transposed convolution is there as a stretched map and a convolution; a batch norm that cannot be folded into the layer before it
-    gets a depthwise convolution with 1 x 1 filters of ones, into which it can be. Raises ValueError as trace does.
+    gets a depthwise convolution with 1 x 1 filters of ones, into which it can be; a subclass that computes what its layer does is that
+    layer. Raises ValueError as trace does.
 
     >>> [type(layer).__name__ for layer in readable(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)))[1]]
     ['Conv2d', 'BatchNorm2d']
     """
-    model = without_transposed(plain_copy(model).eval())
+    model = without_transposed(without_subclasses(plain_copy(model).eval()))
     model = nn.Sequential(model) if isinstance(model, (nn.BatchNorm1d, nn.BatchNorm2d)) else model
     traced = noted(copy.deepcopy(model))                                                  # the graph computes nothing in place
-    alone = {node.target: _is_flat(traced, node) for node in calls(traced, "batchnorm") if not _foldable(traced, node)}
+    layers = {name for name, _ in model.named_modules()}                                   # a constant's is in the graph alone
+    alone = {node.target: _is_flat(traced, node) for node in calls(traced, "batchnorm")
+             if node.args[0].target not in layers or not _foldable(traced, node)}
     return give_convolutions(model, alone) if alone else model
 
 
@@ -40,7 +43,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """A copy of the model as a graph, in evaluation mode: only nodes of the kinds in qlab.nets.operations, dropout and identities left out.
 
     A layer that is never called is not in the graph. What is computed in place is in the graph as a value of its own, which all later
-    readers read. A weight that is recomputed in each forward is the weight that it comes to (qlab.nets.plain), and the layers are those
+    readers read. A difference of tensors is a sum with the negative; a number for each channel that forward reads and adds or multiplies
+    with is a depthwise convolution, and one number alone is that number. What forward could be told beside the image has its default. A
+    weight that is recomputed in each forward is the weight that it comes to (qlab.nets.plain), and the layers are those
     of `readable`. Raises ValueError, naming the node, for anything else, for control flow that depends on values, for more than one input
     or output, for a forward hook, for dropout that is active in evaluation.
 

@@ -91,10 +91,11 @@ IN_PLACE = {  # the result is written over the operand
 
 ADD, MUL = (operator.add, torch.add, "add"), (operator.mul, torch.mul, "mul", torch.multiply, "multiply")
 SUB = (operator.sub, torch.sub, "sub", torch.subtract, "subtract")                          # a - b of tensors is noted as a + (-b)
+DIV = (operator.truediv, torch.div, "div", torch.divide, "divide", torch.true_divide, "true_divide")
 _NAMES = ("neg", "negative", "abs", "absolute", "square", "pow", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log2", "log10",
-          "log1p", "sin", "cos", "erf", "clamp", "clip", "clamp_min", "clamp_max", "div", "divide", "true_divide")
+          "log1p", "sin", "cos", "erf", "clamp", "clip", "clamp_min", "clamp_max")
 ONE_NUMBER = (  # with numbers beside the tensor, functions of one number
-    *ADD, *MUL, *SUB, operator.truediv, operator.neg, operator.pow, operator.abs,
+    *ADD, *MUL, *SUB, *DIV, operator.neg, operator.pow, operator.abs,
     *(call for name in _NAMES for call in (getattr(torch, name), name)),
 )
 RESHAPES = ("view", "reshape", torch.reshape, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze, "unflatten", torch.unflatten)

@@ -3,12 +3,21 @@
     ConvTranspose2d         Stretch, then Conv2d: zeros between the values, then a convolution with the kernel turned by 180 degrees and its
                             channels exchanged, padded by dilation (kernel - 1) - padding       (Dumoulin and Visin 2016, section 4.3)
     a batch norm alone      a depthwise convolution with 1 x 1 filters of ones before it, into which it folds
+    a constant              what forward reads itself and adds to a map or multiplies it by, a number for each channel: a depthwise
+                            convolution with 1 x 1 filters; one number: that number
+    a subclass              of a layer, which computes what the layer does: that layer
 """
 
-import torch
-from torch import nn
+import operator
 
-from qlab.nets.operations import Stretch
+import torch
+from torch import fx, nn
+
+from qlab.nets.operations import ADD, DIV, LAYER_KINDS, MUL, SUB, Stretch
+
+# What a subclass may define, though its base class does too, and compute the same.
+_HARMLESS = {"__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__constants__", "__static_attributes__",
+             "__firstlineno__", "__dict__", "__weakref__", "__repr__", "reset_parameters", "extra_repr"}
 
 
 def without_transposed(model: nn.Module) -> nn.Module:
@@ -21,6 +30,76 @@ def without_transposed(model: nn.Module) -> nn.Module:
     """
     made = {module: _as_convolution(module, name) for name, module in model.named_modules() if type(module) is nn.ConvTranspose2d}
     return _replaced(model, made)
+
+
+def without_subclasses(model: nn.Module) -> nn.Module:
+    """The model, in which a layer of a subclass that changes nothing but how it is made or shown is of its base class, in place.
+
+    >>> class Conv3x3(nn.Conv2d):
+    ...     def __init__(self, *channels):
+    ...         super().__init__(*channels, kernel_size=3, padding=1)
+    >>> type(without_subclasses(nn.Sequential(Conv3x3(1, 4)))[0]).__name__
+    'Conv2d'
+    """
+    known = (*LAYER_KINDS, nn.ConvTranspose2d)
+    for module in model.modules():
+        bases = type(module).__mro__
+        base = next((place for place, found in enumerate(bases) if found in known), 0)
+        own = {name: value for made in bases[:base] for name, value in vars(made).items() if name not in _HARMLESS}
+        if base and not any(hasattr(bases[base], name) or isinstance(value, property) for name, value in own.items()):
+            module.__class__ = bases[base]
+    return model
+
+
+def with_constants(traced: fx.GraphModule) -> None:
+    """Change sums, differences, products and quotients of a tensor and a constant in the graph as told above; others stay as they are."""
+    for node in list(traced.graph.nodes):
+        if node.op not in ("call_function", "call_method") or node.target not in (*ADD, *SUB, *MUL, *DIV) or len(node.args) != 2:
+            continue
+        read = [isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args]
+        if node.kwargs or sum(read) != 1 or not isinstance(node.args[1 - read.index(True)], fx.Node):
+            continue
+        x, constant = node.args[1 - read.index(True)], operator.attrgetter(node.args[read.index(True)].target)(traced)
+        if constant.numel() == 1 and constant.dim() <= 1:
+            node.op, node.args = "call_function", tuple(constant.item() if known else a for known, a in zip(read, node.args))
+            node.target = next(calls[0] for calls in (ADD, SUB, MUL, DIV) if node.target in calls)
+        elif (layer := _as_filters(constant.detach(), node.target, read[0])) is not None:
+            name = free_name(traced, f"{node.name}_layer")
+            traced.add_submodule(name, layer)
+            with traced.graph.inserting_after(node):
+                made = traced.graph.call_module(name, (x,))
+            node.replace_all_uses_with(made)
+            traced.graph.erase_node(node)
+    for node in reversed(list(traced.graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            traced.graph.erase_node(node)
+    still = {node.target for node in traced.graph.nodes}
+    for name in [name for name in (*traced._parameters, *traced._buffers) if name not in still]:  # the graph's own: no file holds them
+        delattr(traced, name)
+
+
+def _as_filters(constant: torch.Tensor, target, first: bool) -> nn.Module | None:
+    """(1, channels, 1, 1) or (channels, 1, 1) with a map, (1, channels, 1) with a line; None for others. first: it is the first operand."""
+    layer, shape = (nn.Conv1d, (-1, 1, 1)), constant.shape
+    if len(shape) in (3, 4) and shape[-2:] == (1, 1) and shape[:-3] in ((), (1,)) and shape[-3] > 1:
+        layer = nn.Conv2d, (-1, 1, 1, 1)
+    elif not (len(shape) == 3 and shape[0] == shape[2] == 1 and shape[1] > 1):
+        return None
+    if target in DIV and first or not constant.is_floating_point():
+        return None
+    values, one = constant.flatten(), torch.ones_like(constant.flatten())
+    weight, bias = ((values, 0 * one) if target in MUL else (1 / values, 0 * one) if target in DIV else (one, values) if target in ADD else
+                    (-one, values) if first else (one, -values))
+    conv = layer[0](len(values), len(values), 1, groups=len(values)).to(constant)
+    conv.weight, conv.bias = nn.Parameter(weight.view(layer[1]).clone()), nn.Parameter(bias.clone())
+    return conv
+
+
+def free_name(traced: fx.GraphModule, name: str) -> str:
+    """The name, or one like it if the network has it already."""
+    while hasattr(traced, name):
+        name += "_"
+    return name
 
 
 def give_convolutions(model: nn.Module, norms: dict[str, bool]) -> nn.Module:

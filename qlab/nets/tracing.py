@@ -14,8 +14,23 @@ from torch import fx, nn
 
 from qlab.errors import first_line
 from qlab.nets import operations
-from qlab.nets.operations import AS_MODULE, CASTS, DEFAULTS, DROPOUTS, IN_PLACE, LAYER_KINDS, NOTHING, NOTHING_CALLS, VIEWS, kind
+from qlab.nets.operations import (
+    ADD,
+    AS_MODULE,
+    CASTS,
+    DEFAULTS,
+    DROPOUTS,
+    IN_PLACE,
+    LAYER_KINDS,
+    MUL,
+    NOTHING,
+    NOTHING_CALLS,
+    SUB,
+    VIEWS,
+    kind,
+)
 from qlab.nets.plain import refuse_hooks
+from qlab.nets.rewrite import free_name, with_constants
 
 COPIES = ("contiguous", "clone", "float", torch.clone)  # the same values, but perhaps not the same memory
 FLOAT32 = (torch.float32, torch.FloatTensor, "torch.FloatTensor")
@@ -97,6 +112,10 @@ def noted(model: nn.Module) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         if node.op in ("call_function", "call_method"):
             _as_module(traced, node)
+    for node in list(traced.graph.nodes):
+        if _broadcasts(node):
+            _leave_out(traced, node)
+    with_constants(traced)
     for node in traced.graph.nodes:
         if kind(traced, node) == "sub":
             with traced.graph.inserting_before(node):
@@ -133,6 +152,13 @@ def _leaves_float32(told) -> bool:
 
 def _asks(node: fx.Node, *names: str) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in names
+
+
+def _broadcasts(node: fx.Node) -> bool:
+    """Whether a node is y.expand_as(x), for sums or products with x, which stretch y themselves."""
+    return node.op == "call_method" and node.target == "expand_as" and len(node.args) == 2 and all(
+        user.target in (*ADD, *SUB, *MUL) and len(user.args) == 2 and not user.kwargs and {*user.args} == {node, node.args[1]}
+        for user in node.users)
 
 
 def _leave_out(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -242,13 +268,6 @@ def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
         replacement = traced.graph.call_module(name, (node.args[0],))
     node.replace_all_uses_with(replacement)
     traced.graph.erase_node(node)
-
-
-def free_name(traced: fx.GraphModule, name: str) -> str:
-    """The name, or one like it if the network has it already."""
-    while hasattr(traced, name):
-        name += "_"
-    return name
 
 
 def _flat(options: dict) -> list:
