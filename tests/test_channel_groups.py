@@ -300,8 +300,9 @@ def test_what_the_graph_does_not_show_is_refused_by_name(change, message):
 # Products, and forwards as people write them
 
 
-@pytest.mark.parametrize("name", ["product", "product, ReLU", "difference", "squeeze and excitation", "view size(0)", "reshape shape[0]", "mean((2, 3))",
-                                  "Conv1d", "mean([-2, -1], keepdim)", "numbers", "swish by hand", "GELU", "in place", "dropout"])
+@pytest.mark.parametrize("name", ["product", "product, ReLU", "difference", "squeeze and excitation", "view size(0)", "reshape shape[0]",
+                                  "mean((2, 3))", "Conv1d", "mean([-2, -1], keepdim)", "numbers", "swish by hand", "GELU", "in place",
+                                  "dropout"])
 def test_own_networks_lose_what_their_readers_are_blind_to(name):
     model, x = network(name)
     removed = 0
