@@ -52,7 +52,7 @@ def block(bits: int, group_size: int) -> int | None:
 def why_not_exact(bits: int, accuracy_level: int) -> str:
     """Why this ONNX Runtime cannot multiply codes of so many bits on this CPU, as a clause; "" if it can: tried once, by the largest sums.
 
-    An older version may lack the bits; without VNNI products of bytes may be added in 16 bits, where those of 8-bit codes do not fit.
+    An older version lacks bits. A sum of 8-bit products in 16 bits, as there is on CPUs without VNNI, would not fit, and would show here.
     """
     codes = np.full((3, 2, 32 * bits // 8), 255, np.uint8)                                  # every code is 2**bits - 1, its zero-point 0
     x, w = np.full((2, 64), 127, np.float32), np.full((3, 64), 2**bits - 1, np.float32)
@@ -73,14 +73,13 @@ def matmul(x: torch.Tensor, weights: PackedWeights, accuracy_level: int = 4) -> 
         raise RuntimeError(f"{why}: use backend='reference'{', or pip install onnxruntime' if why_not_onnxruntime() else ''}.")
     threads = torch.get_num_threads()
     session, rest = weights.made(f"onnxruntime {accuracy_level}", lambda: _pack(weights, accuracy_level, threads), threads)
-    y = np.empty((len(x), weights.shape[0]), np.float32)
-    onnxruntime.run(session, {"x": x.contiguous().numpy()}, y)
-    y = torch.from_numpy(y)
+    given, y = x.contiguous().numpy(), np.empty((len(x), weights.shape[0]), np.float32)
+    onnxruntime.run(session, {"x": given}, y)
     if rest is not None:
-        y += x.reshape(len(x), -1, weights.group_size).sum(2) @ rest.T
+        y += (x.reshape(len(x), -1, weights.group_size).sum(2) @ rest.T).numpy()
     if accuracy_level:
-        y.masked_fill_(~x.isfinite().all(1, keepdim=True), math.nan)
-    return y
+        y[~np.isfinite(given).all(1)] = math.nan  # by NumPy, in one thread: torch's go on looking for work for a while
+    return torch.from_numpy(y)
 
 
 def _pack(weights: PackedWeights, accuracy_level: int, threads: int):
