@@ -44,10 +44,19 @@ def test_any_factors_leave_the_function(sizes, places):
         scaling.fold(scaled, pair, torch.exp(2 * torch.randn(channels, generator=generator, dtype=torch.float64)))
     assert len(found) == model.config.blocks * {("norm",): 2, ("output",): 1, ("down",): 1}.get(places, 4)
     assert (scaled(text) - model(text)).abs().max() < 1e-10
-    scaling.check_same(model, scaled, [text])
-    scaled.get_submodule(found[0].source).weight.data[0] *= 3
+
+
+def test_half_precision_is_rounded_once_and_a_wrong_pair_seen_all_the_same():
+    model, text = gpt(1, torch.bfloat16, blocks=6), tokens()
+    s = torch.linspace(0.5, 2, 48, dtype=torch.float64)
+    pair = scaling.checked(model, scaling.pairs(model))[0]
+    copied = scaling.folded(model, [pair] * 3, lambda wide, pair: s, [text])
+    assert torch.equal(copied.blocks[0].attention_norm.weight, (model.blocks[0].attention_norm.weight.float() / s.float() ** 3).bfloat16())
+    assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
     with pytest.raises(ValueError, match="computes something else"):
-        scaling.check_same(model, scaled, [text])
+        scaling.folded(model, [pair._replace(readers=pair.readers[:2])], lambda wide, pair: s, [text])
+    with pytest.raises(ValueError, match="beyond the largest torch.float16"):
+        scaling.folded(gpt(1, torch.float16), [pair], lambda wide, pair: s * 1e-6, [text])
 
 
 def test_columns_by_brute_force():

@@ -22,7 +22,6 @@ from torch import nn
 from qlab.llm import scaling
 from qlab.llm.activations import batches_of, linear_layers, watch
 from qlab.llm.weights import choose, quantize_weights, round_to_nearest
-from qlab.nets.plain import plain_copy
 from qlab.nets.ptq import Quantized
 from qlab.quant import QTensor, linear
 from qlab.quant.layout import as_float, check_layout
@@ -127,17 +126,17 @@ def scale(model: nn.Module, batches, how: Callable[[torch.Tensor], QTensor], pai
     """
     batches = batches_of(batches)
     pairs = scaling.checked(model, scaling.pairs(model, *scaling.PLACES) if pairs is None else pairs)
-    scaled, found = plain_copy(model), {}
-    read = moments(model, batches, {pair.readers[0] for pair in pairs})
-    for pair in pairs:
-        readers = [scaled.get_submodule(name) for name in pair.readers]
+    read, found = moments(model, batches, {pair.readers[0] for pair in pairs}), {}
+
+    def of_pair(scaled, pair):
+        weights = [scaled.get_submodule(name).weight for name in pair.readers]
+        best = search(weights, read[pair.readers[0]], how, steps, pair.columns)
         channels = len(scaled.get_submodule(pair.source).weight)
-        best = search([reader.weight for reader in readers], read[pair.readers[0]], how, steps, pair.columns)
         best = best._replace(s=torch.cat([best.s, best.s.new_ones(channels - len(best.s))]))    # last channels that no column reads
-        scaling.fold(scaled, pair, best.s)
         found[pair.source] = best
-    scaling.check_same(model, scaled, batches)
-    return Scaled(scaled, found)
+        return best.s
+
+    return Scaled(scaling.folded(model, pairs, of_pair, batches), found)
 
 
 @torch.no_grad()

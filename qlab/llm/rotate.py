@@ -133,18 +133,19 @@ def fold_gains(model: GPT) -> GPT:
     >>> fold_gains(model).head.shape
     torch.Size([10, 8])
     """
-    scaling.check_gpt(model)
-    check_plain(model)
-    folded = plain_copy(model)
-    for source, readers, _ in scaling.pairs(folded, "norm"):
-        gain = folded.get_submodule(source).weight
+    folded = _wide(model)
+    _fold(folded)
+    return _rounded(folded, model)
+
+
+def _fold(wide: GPT) -> None:
+    for source, readers, _ in scaling.pairs(wide, "norm"):
+        norm = wide.get_submodule(source)
         for name in readers:
-            _set(folded.get_submodule(name).weight, lambda w, gain=gain: w * gain.double())
-        gain.fill_(1)
-    head = folded.embedding.weight if folded.head is None else folded.head
-    folded.head = nn.Parameter((head.double() * folded.norm.weight.double()).to(head.dtype))
-    folded.norm.weight.fill_(1)
-    return folded
+            wide.get_submodule(name).weight.mul_(norm.weight)
+        norm.weight.fill_(1)
+    wide.head = nn.Parameter((wide.embedding.weight if wide.head is None else wide.head) * wide.norm.weight)
+    wide.norm.weight.fill_(1)
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def rotate(model: GPT, seed: int = 0, places: tuple[str, ...] = PLACES) -> GPT:
     """A copy that computes the same, up to rounding, on rotated activations and with rotated weights.
 
     places: of stream, values and down, see above; seed: of the stream's and the values' signs. The stream unties the embedding: the copy
-    has a `head`. Products are taken in float64, so that each weight is rounded once. Raises ValueError for another model, a place that
+    has a `head`. All is computed in float64, and each weight is rounded once, at the end. Raises ValueError for another model, a place that
     there is not, a width, head or MLP of a size that has no Hadamard matrix, or a model whose down projections are rotated already.
 
     >>> from qlab.llm.model import Config
@@ -161,33 +162,48 @@ def rotate(model: GPT, seed: int = 0, places: tuple[str, ...] = PLACES) -> GPT:
     >>> torch.allclose(rotated(tokens), model(tokens), atol=1e-10), rotated.blocks[0].mlp.rotation
     (True, Hadamard(16))
     """
-    scaling.check_gpt(model)
-    check_plain(model)
+    wide = _wide(model)
     if isinstance(places, str) or any(place not in PLACES for place in places):
         raise ValueError(f"places is {places!r}, and may hold {', '.join(PLACES)}.")
     if "down" in places and any(not isinstance(block.mlp.rotation, nn.Identity) for block in model.blocks):
         raise ValueError("the down projections of the model are rotated already: leave down out of places.")
-    c, rotated = model.config, fold_gains(model) if "stream" in places else plain_copy(model)
+    c, device = model.config, model.embedding.weight.device
     if "stream" in places:
-        q = random_hadamard(c.width, seed)
-        for weight in (rotated.embedding.weight, rotated.head):
-            _set(weight, lambda w: w @ q)
-        for block in rotated.blocks:
+        _fold(wide)
+        q = random_hadamard(c.width, seed).to(device)
+        for weight in (wide.embedding.weight, wide.head):
+            weight.copy_(weight @ q)
+        for block in wide.blocks:
             for reader in (block.attention.query, block.attention.key, block.attention.value, block.mlp.gate, block.mlp.up):
-                _set(reader.weight, lambda w: w @ q)
+                reader.weight.copy_(reader.weight @ q)
             for writer in (block.attention.output, block.mlp.down):
-                _set(writer.weight, lambda w: q.T @ w)
+                writer.weight.copy_(q.T @ writer.weight)
     if "values" in places:
-        q = random_hadamard(c.head_width, seed + 1)
-        for block in rotated.blocks:
-            _set(block.attention.value.weight, lambda w: (q.T @ w.unflatten(0, (-1, len(q)))).flatten(0, 1))
-            _set(block.attention.output.weight, lambda w: (w.unflatten(1, (-1, len(q))) @ q).flatten(1))
+        q = random_hadamard(c.head_width, seed + 1).to(device)
+        for block in wide.blocks:
+            value, output = block.attention.value.weight, block.attention.output.weight
+            value.copy_((q.T @ value.unflatten(0, (-1, len(q)))).flatten(0, 1))             # (kv_heads, head_width, width)
+            output.copy_((output.unflatten(1, (-1, len(q))) @ q).flatten(1))                # (width, heads, head_width)
     if "down" in places:
-        for block in rotated.blocks:
-            block.mlp.rotation = Hadamard(c.hidden)
-            _set(block.mlp.down.weight, lambda w: w @ hadamard(c.hidden))
-    return rotated
+        for block in wide.blocks:
+            block.mlp.rotation = Hadamard(c.hidden).to(device)
+            block.mlp.down.weight.copy_(block.mlp.down.weight @ hadamard(c.hidden).to(device))
+    return _rounded(wide, model)
 
 
-def _set(weight: nn.Parameter, change) -> None:
-    weight.copy_(change(weight.double()))
+def _wide(model: GPT) -> GPT:
+    """A copy with parameters in float64. Raises ValueError for another model, or one that reads quantized activations."""
+    scaling.check_gpt(model)
+    check_plain(model)
+    wide = plain_copy(model)
+    for p in wide.parameters():
+        p.data = p.data.double()
+    return wide
+
+
+def _rounded(wide: GPT, model: GPT) -> GPT:
+    """The parameters in the model's dtypes; a head that it has not, in its embedding's."""
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    for name, p in wide.named_parameters():
+        p.data = p.data.to(dtypes.get(name, model.embedding.weight.dtype))
+    return wide

@@ -8,7 +8,7 @@ may be only what passes factors on, channel by channel: attention does with its 
 product of SwiGLU with one of its two sides: down reads silu(gate) * up.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from torch import nn
 
 from qlab.llm.activations import check_plain, evaluating, linear_layers
 from qlab.llm.model import GPT
+from qlab.nets.fake import HALVES
+from qlab.nets.plain import plain_copy
 
 PLACES = ("norm", "output", "down")
 
@@ -118,13 +120,31 @@ def fold(model: nn.Module, pair: Pair, s: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def check_same(before: nn.Module, after: nn.Module, batches: list[torch.Tensor]) -> None:
-    """ValueError where the models differ by more than rounding on the first batch: then the pairs were not all that reads a channel."""
+def folded(model: nn.Module, given: list[Pair], factors: Callable[[nn.Module, Pair], torch.Tensor],
+           batches: list[torch.Tensor]) -> nn.Module:
+    """A copy in which each pair of `checked`, one after the other, was folded with s = factors(copy, pair).
+
+    Half precision is scaled in float32 and rounded once, at the end. Raises ValueError where the copy's output on the first batch differs
+    by more than rounding: then the pairs were not all that reads a channel.
+    """
+    before, after, batch = model, plain_copy(model), batches[0]
+    if half := any(p.dtype in HALVES for p in model.parameters()):
+        before, after, batch = plain_copy(model).float(), after.float(), batch.float() if batch.is_floating_point() else batch
+    for pair in given:
+        fold(after, pair, factors(after, pair))
     outputs = []
-    for model in (before, after):
-        with evaluating(model):
-            outputs.append(model(batches[0]))
+    for network in (before, after):
+        with evaluating(network):
+            outputs.append(network(batch))
     y, z = outputs
     if isinstance(y, torch.Tensor) and not float((y - z).abs().max()) <= torch.finfo(y.dtype).eps ** 0.5 * float(y.abs().max()):
         raise ValueError("the scaled model computes something else: another layer reads the channels too, or something between the two "
                          "layers of a pair does not pass factors on.")
+    if not half:
+        return after
+    rounded = plain_copy(model)
+    for p, wide in zip(rounded.parameters(), after.parameters()):
+        p.copy_(wide)
+        if not bool(p.isfinite().all()):
+            raise ValueError(f"the factors take weights beyond the largest {p.dtype}: scale the model in float32.")
+    return rounded

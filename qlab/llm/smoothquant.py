@@ -18,7 +18,6 @@ from torch import nn
 
 from qlab.llm import scaling
 from qlab.llm.activations import batches_of, watch
-from qlab.nets.plain import plain_copy
 from qlab.quant.layout import as_float
 
 
@@ -63,14 +62,14 @@ def smooth(model: nn.Module, batches, alpha: float = 0.5, pairs: Iterable | None
     factors([1.0], [1.0], alpha)
     pairs = scaling.checked(model, scaling.pairs(model) if pairs is None else pairs)
     high = input_amax(model, batches, {pair.readers[0] for pair in pairs})
-    smoothed = plain_copy(model)
-    for pair in pairs:
-        source, readers = smoothed.get_submodule(pair.source), [smoothed.get_submodule(name) for name in pair.readers]
-        w = torch.stack([reader.weight.detach().abs().amax(0) for reader in readers]).amax(0)
-        x, w = (scaling.by_channel(pair.columns, values, len(source.weight), "amax") for values in (high[pair.readers[0]], w))
-        scaling.fold(smoothed, pair, factors(x, w, alpha))
-    scaling.check_same(model, smoothed, batches)
-    return smoothed
+
+    def of_pair(smoothed, pair):
+        w = torch.stack([smoothed.get_submodule(name).weight.abs().amax(0) for name in pair.readers]).amax(0)
+        channels = len(smoothed.get_submodule(pair.source).weight)
+        x, w = (scaling.by_channel(pair.columns, values, channels, "amax") for values in (high[pair.readers[0]], w))
+        return factors(x, w, alpha)
+
+    return scaling.folded(model, pairs, of_pair, batches)
 
 
 def input_amax(model: nn.Module, batches, names) -> dict[str, torch.Tensor]:
