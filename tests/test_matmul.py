@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import nn
 from torch.nn.utils import prune
 
@@ -312,6 +313,14 @@ def test_rows_of_the_smallest_and_largest_numbers_are_those_of_the_linear_quanti
     codes, scale = layers.quantize_rows(x)
     q = linear.quantize(x, 8, "symmetric", axis=0)
     assert torch.equal(codes.int(), q.codes.int()) and torch.equal(scale, q.scale.reshape(-1))
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_rows_of_any_floats_have_numpys_codes_and_need_no_saturation(x):
+    codes, scale = layers.quantize_rows(torch.from_numpy(x))
+    peak = np.abs(x).max(1)
+    expected = np.where(peak == 0, np.float32(1), np.maximum(peak / np.float32(127), np.finfo(np.float32).tiny))
+    assert np.array_equal(scale.numpy(), expected) and np.array_equal(codes.numpy(), np.rint(x / expected[:, None]).clip(-127, 127))
 
 
 @pytest.mark.parametrize("x, scale, zero_point, sentence", [

@@ -166,11 +166,12 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             [   0,    0]], dtype=torch.int8), tensor([0.0157, 1.0000,    nan]))
     """
     x = x.float()
-    peak = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])  # NaN if one is NaN
+    peak = torch.maximum(x.amax(1), -x.amin(1)) if x.shape[1] else x.new_zeros(x.shape[0])  # NaN if one is NaN
+    finite = peak.isfinite()
     scale = torch.where(peak == 0, 1.0, (peak / 127).clamp(min=torch.finfo(torch.float32).tiny))
-    scale.masked_fill_(~peak.isfinite(), math.nan)
-    codes = (x / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-    return codes.mul_(peak.isfinite().to(torch.int8)[:, None]), scale  # NaN has become some integer, and which depends on the machine
+    scale.masked_fill_(~finite, math.nan)
+    codes = (x / scale[:, None]).round_().to(torch.int8)  # from -127 to 127 without a clamp: the quotient is 127 and a rounding at most
+    return codes.mul_(finite[:, None]), scale  # NaN has become some integer, and which depends on the machine
 
 
 def quantize_static(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
