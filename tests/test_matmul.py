@@ -315,7 +315,8 @@ def test_rows_of_the_smallest_and_largest_numbers_are_those_of_the_linear_quanti
     assert torch.equal(codes.int(), q.codes.int()) and torch.equal(scale, q.scale.reshape(-1))
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+@given(arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)),
+              elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_rows_of_any_floats_have_numpys_codes_and_need_no_saturation(x):
     codes, scale = layers.quantize_rows(torch.from_numpy(x))
     peak = np.abs(x).max(1)
