@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from qlab.errors import first_line
 from qlab.matmul import onnx_file, onnxruntime
 from qlab.matmul.device import why_not_onnxruntime
 from qlab.matmul.packed import PackedWeights, pack_rows
@@ -60,7 +61,7 @@ def why_not_exact(bits: int, accuracy_level: int) -> str:
         y = _session(codes, np.ones((3, 2), np.float32), np.zeros((3, math.ceil(2 * bits / 8)), np.uint8), bits, 32, accuracy_level,
                      1).run(None, {"x": x})[0]
     except Exception as error:  # whatever it says, there are other backends
-        return f"this ONNX Runtime does not multiply {bits}-bit weights ({str(error).splitlines()[0]})"
+        return f"this ONNX Runtime does not multiply {bits}-bit weights ({first_line(error)})"
     return "" if np.array_equal(y, x @ w.T) else f"ONNX Runtime's sums of {bits}-bit weights overflow on this CPU at accuracy level 4"
 
 
