@@ -94,7 +94,11 @@ def test_torch_s_own_casts_agree():
 
 
 def test_nf4_is_what_bitsandbytes_has():
-    """Codes and scales that bitsandbytes 0.50.2 gave: quantize_4bit(x, blocksize=64, quant_type="nf4", compress_statistics=False)."""
+    """The bytes of get_4bit_type("nf4") of bitsandbytes 0.50.2; the codes and scales that it gave with quantize_4bit(x, blocksize=64,
+    quant_type="nf4", compress_statistics=False)."""
+    table = bytes.fromhex("000080bfb13932bf306b06bfa032cabe4da291be3f353dbe7178babd00000000"
+                          "fffaa23de3ca243edd047c3e3a03ad3eb8a4e13eab07103fb313393f0000803f")
+    assert normal_float.NF4.numpy().astype("<f4").tobytes() == table
     x = (torch.arange(128) * 37 % 101 - 50) / 16
     x[64:] = x[64:] ** 3
     theirs = bytes.fromhex("04c16e29f3b05d17e29f3c05d18e2af4c16e18e3b05d17e29f3b05d18e2af4c1"
@@ -429,6 +433,7 @@ def test_pictures_show_the_levels_and_their_codes():
     (lambda: formats.quantize(torch.ones(144), "nf4"), "nf4 has groups of 64, which do not divide the 144 elements of the tensor: give "
                                                        "a group_size that does, 48 for example"),
     (lambda: formats.quantize(torch.ones(8, 50), "mxfp4", axis=0), "the 50 elements of each channel: give a group_size that does, 25"),
+    (lambda: formats.quantize(torch.ones(37), "nvfp4"), "give a group_size that does, 37 for example"),
     (lambda: formats.quantize([1.0, math.nan], "e4m3"), "x holds NaN or infinity"),
     (lambda: formats.quantize([math.inf], "mxfp4"), "x holds NaN or infinity"),
     (lambda: formats.quantize(X, "mxfp4", scale=1), "mxfp4 has scales of its own"),

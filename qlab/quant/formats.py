@@ -102,7 +102,7 @@ def _own_group(x: torch.Tensor, format: str, axis: int | None) -> int | None:
     if size is None or others < size:
         return None
     if others % size:
-        fits = max(n for n in range(1, size) if others % n == 0)
+        fits = max((n for n in range(2, size) if others % n == 0), default=others)
         raise ValueError(f"{format} has groups of {size}, which do not divide the {others} elements of "
                          f"{'the tensor' if axis is None else 'each channel'}: give a group_size that does, {fits} for example.")
     return size
