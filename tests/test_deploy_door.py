@@ -141,6 +141,31 @@ def test_images_of_any_size_that_float32_holds(factor, tmp_path):
     assert qlab.deploy.export(small(), X * factor, tmp_path / "net.tflite").decibels > 25
 
 
+@pytest.mark.parametrize("setting", ["float64", "bfloat16", "autocast", "inference", "meta"])
+@pytest.mark.parametrize("name", ["net.tflite", "net.onnx"])
+def test_whatever_the_caller_has_set_the_file_is_the_same(setting, name, tmp_path, request):
+    net, made = small(), tmp_path / "there"
+    made.mkdir()
+    wanted = qlab.deploy.export(net, X, tmp_path / name)
+    contexts = {"autocast": torch.autocast("cpu", torch.bfloat16), "inference": torch.inference_mode(), "meta": torch.device("meta")}
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    if setting in contexts:
+        with contexts[setting]:
+            done = qlab.deploy.export(net, X, made / name)
+    else:
+        torch.set_default_dtype(getattr(torch, setting))
+        done = qlab.deploy.export(net, X, made / name)
+        assert torch.get_default_dtype() == getattr(torch, setting)
+    assert done.sha256 == wanted.sha256 and done.decibels == pytest.approx(wanted.decibels)
+
+
+@pytest.mark.parametrize("stem", ["my-net v2", "8bit", "réseau", "_"])
+def test_c_names_are_made_of_any_file_s(stem, tmp_path):
+    done = qlab.deploy.export(small(), X, tmp_path / f"{stem}.c")
+    assert done.codes == 1 and f"its names in C begin with {done.network}" in done.notes
+    assert listing(tmp_path) == sorted([f"{stem}.c", f"{stem}.h", f"{stem}.c.json"])
+
+
 # Networks as people have them
 
 
@@ -372,6 +397,8 @@ def test_wrong_places_are_refused_in_one_sentence(tmp_path):
             (tmp_path / "net.tflite", "onnx", ValueError, "and a file for onnx ends in .onnx.$"),
             (tmp_path / "net.txt", "c", ValueError, "and a file for c ends in .c.$"),
             (tmp_path / "net.c", "coreml", ValueError, "to is 'coreml', and must be one of tflite, c, onnx, pytorch.$"),
+            (tmp_path / ("n" * 252 + ".c"), None, OSError, r"^cannot write '.*nnn.c' \(File name too long\): name another place.$"),
+            (f"{tmp_path}/a\0.c", None, OSError, r"^cannot write '.*a.x00.c' \(it holds a zero\): name another place.$"),
             (5, None, TypeError, "path is a int, and must be the name of a file")):
         with pytest.raises(error, match=said):
             qlab.deploy.export(small(), X, path, to)

@@ -9,12 +9,14 @@
 The network given is never changed, and no file is written that did not run. What was done to the copy, the result tells.
 """
 
+import contextlib
 import importlib
 import inspect
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -69,6 +71,22 @@ class Exported(files.Description):
         return "\n".join([*lines, *self.notes])
 
 
+@contextlib.contextmanager
+def _as_torch_starts() -> Iterator[None]:
+    """float32 and the CPU unless something else is said, no autocast, no inference mode: whatever the caller has set."""
+    before = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, before)
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        yield
+
+
+@_as_torch_starts()
 def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str | os.PathLike, to: str | None = None,
            **options) -> Exported:
     """Write the network for a runtime, with its description beside it, after running the file on the calibration images.
@@ -77,7 +95,7 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
     calibration: training images (n, ...), floats scaled as the network was trained: a tensor, an array, (images, labels), or a DataLoader,
     Dataset, list or generator of images, of batches or of (batch, labels), of which the first 1,024 images are read; labels are left
     out. path: its ending names the runtime, or to does: tflite, c, onnx or pytorch. options: of ptq.quantize for tflite and c (ranges,
-    equalize, ...), and of the runtime's own export (name, softmax, kind, ...).
+    equalize, ...), and of the runtime's own export (name, softmax, kind, ...); a C file that is told no name gets one of its path's.
 
     Raises TypeError or ValueError, in one sentence, for what does not fit or cannot be quantized, ImportError with what to install,
     OSError where nothing can be written; then nothing is.
@@ -94,6 +112,9 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
     if network is model and runtime not in INTEGER:
         raise TypeError(f"model is a {type(model).__name__}, and must be the float network: {runtime} brings its own quantizer.")
     quantizing, writing = _sorted(options, runtime, module, network)
+    if runtime == "c" and writing.get("name") is None:
+        writing["name"] = _c_name(path.stem)
+        notes += [f"its names in C begin with {writing['name']}"] * (writing["name"] != path.stem)
     floats = network.model if isinstance(network, Quantized) else network
     images = images_for(_decoded(network) if isinstance(network, IntegerNetwork) else floats, calibration, notes)
     shape = tuple(images.shape[1:])
@@ -137,11 +158,29 @@ def _path(path) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is a {type(path).__name__}, and must be the name of a file, such as 'net.tflite'.")
     path = Path(path)
-    if path.is_dir():
+    try:
+        if "\0" in str(path):
+            raise OSError("it holds a zero")
+        folder = path.is_dir()
+        if not folder:
+            files.beside(path).exists()                                                     # the longer of the two names
+    except OSError as error:
+        raise OSError(f"cannot write {str(path)!r} ({error.strerror or error}): name another place.") from None
+    if folder:
         raise ValueError(f"path is {path}, a folder, and must be the name of a file, such as {path / 'net.tflite'}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
     return path
+
+
+def _c_name(stem: str) -> str:
+    """The stem, or a name for C like it.
+
+    >>> _c_name("ds_cnn"), _c_name("my-net v2"), _c_name("8bit")
+    ('ds_cnn', 'my_net_v2', 'net_8bit')
+    """
+    name = re.sub(r"[^A-Za-z0-9_]", "_", stem)
+    return name if name[0].isalpha() else f"net_{name.lstrip('_')}"
 
 
 def _runtime(path: Path, to: str | None) -> str:
