@@ -97,6 +97,9 @@ def test_a_language_model_with_eight_and_four_bits():
     model, text = gpt(0, torch.float32), tokens()
     before = copy.deepcopy(model.state_dict())
     w8, w4 = (quantize_weights(model, lambda w, bits=bits: linear.quantize(w, bits, "symmetric", axis=0)).model for bits in (8, 4))
+    # Weights and activations in either order.
+    assert torch.equal(quantize_weights(activations.quantize(model, 4), lambda w: linear.quantize(w, 8, "symmetric", axis=0)).model(text),
+                       activations.quantize(w8, 4)(text))
     errors = []
     for weights, bits in ((w8, 8), (w8, 4), (w4, 4)):
         quantized = activations.quantize(weights, bits)
@@ -178,6 +181,7 @@ def test_bad_input_is_one_sentence():
     refused("batches holds no tokens", 4, "static", torch.zeros(0, 32))
     refused("0 reads NaN or infinity", 4, "static", x.log())
     refused("returns a Tensor, and must return a QTensor", lambda x: x, error=TypeError)
+    refused("model is a str, and must be a torch.nn.Module", of="gpt", error=TypeError)
     refused("the text is 33 tokens long", 4, "static", tokens(1, 33), of=gpt())
 
     class Partly(nn.Module):

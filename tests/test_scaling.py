@@ -223,6 +223,22 @@ def test_a_scaled_model_computes_the_same_and_loses_less_where_there_are_outlier
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_layer_that_calibration_does_not_reach_is_rounded_to_nearest():
+    class Expert(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.used, self.unused = nn.RMSNorm(16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.used(self.norm(x))
+
+    model, x = Expert(), loud(16)
+    q = awq.quantize(model, x, 3, 8, clipped=True, pairs=[("norm", ["used"])])
+    assert q.tensors["unused"].equal(quantize(model, 3, 8).tensors["unused"])
+    scaled = awq.scale(model, x, lambda w: linear.quantize(w, 3, "symmetric", axis=0, group_size=8), [("norm", ["used"])]).model
+    assert q.tensors["used"].equal(awq.clip(scaled.used.weight, awq.moments(scaled, x, ["used"])["used"].gram, 3, 8))
+
+
 @given(arrays(np.float64, (3, 8), elements=st.floats(-4, 4, width=32)), st.sampled_from([None, 4]), st.sampled_from(linear.SCHEMES),
        st.integers(2, 4))
 @settings(max_examples=25)
@@ -302,3 +318,4 @@ def test_bad_numbers_are_one_sentence():
     huge = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).half()
     pair = scaling.checked(huge, [("0", ["1"])])[0]
     refused("beyond the largest torch.float16", scaling.fold, huge, pair, torch.full((4,), 1e-7, dtype=torch.float64))
+    refused("model is a str, and must be a torch.nn.Module", awq.quantize, "gpt", tokens(), error=TypeError)

@@ -98,10 +98,11 @@ def quantize(model: nn.Module, how: int | str | Callable[[torch.Tensor], QTensor
              ranges: str = "minmax", skip: tuple[str, ...] = ()) -> nn.Module:
     """A copy whose linear layers read quantized inputs; `remove` takes that off again. Names and weights are the model's.
 
-    how: bits from 2 to 16; or a format of qlab.quant.formats (mxfp4, nvfp4, e4m3, ...), each token or block of a token with its scale; or
-    any function from x (tokens, channels) to a QTensor. per, for bits: static, tensor or token. batches, for static: what the model is
-    called with, a tensor (n, ...) or several of them; ranges: what s covers of the values seen, minmax all of them, percentile 99.9 %, mse
-    what has the least squared error. skip: names of layers that read what they did. Gradients pass bits straight through, and no other how.
+    how: bits from 2 to 16; or a format of qlab.quant.formats (mxfp4, nvfp4, e4m3, ...), each token or block of a token with its scale
+    (nvfp4's second one is of the call); or any function from x (tokens, channels) to a QTensor. per, for bits: static, tensor or token.
+    batches, for static: what the model is called with, a tensor (n, ...) or several of them; ranges: what s covers of the values seen,
+    minmax all of them, percentile 99.9 %, mse what has the least squared error. skip: names of layers that read what they did. Gradients
+    pass bits straight through, and no other how.
 
     Raises ValueError for a model without linear layers, a name in skip that is none, bits, format, per or ranges that there are not,
     channels that a format's blocks do not divide, no calibration tokens, a layer that calibration does not reach or that reads NaN there.
@@ -115,8 +116,9 @@ def quantize(model: nn.Module, how: int | str | Callable[[torch.Tensor], QTensor
     """
     if per not in PER:
         raise ValueError(f"per is {per!r}, and must be one of {', '.join(PER)}.")
+    linear_layers(model, skip)
     copied = remove(model)
-    layers = {name: layer for name, layer in linear_layers(copied, skip).items() if name not in skip}
+    layers = {name: layer for name, layer in linear_layers(copied).items() if name not in skip}
     if isinstance(how, str) or callable(how):
         if per != "token":
             raise ValueError(f"per is {per!r}, which is for bits: {how if isinstance(how, str) else 'a function'} has scales of its own.")
@@ -164,10 +166,12 @@ def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, nn.
     >>> list(linear_layers(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))))
     ['0', '2']
     """
-    found = {name: layer for name, layer in model.named_modules()
-             if isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
     if isinstance(skip, str):
         raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
+    found = {name: layer for name, layer in model.named_modules()
+             if isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)}
     if not found:
         raise ValueError(f"the model, a {type(model).__name__}, has no linear layers, and must have one at least.")
     if unknown := [name for name in skip if name not in found]:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from qlab.llm import scaling
-from qlab.llm.activations import batches_of, linear_layers, watch
+from qlab.llm.activations import batches_of, watch
 from qlab.llm.weights import choose, quantize_weights, round_to_nearest
 from qlab.nets.ptq import Quantized
 from qlab.quant import QTensor, linear
@@ -49,10 +49,10 @@ class Scaled(NamedTuple):
     found: dict[str, Found]
 
 
-def moments(model: nn.Module, batches, names: Iterable[str]) -> dict[str, Moments]:
-    """The moments of what linear layers of these names read; sums are taken in float64.
+def moments(model: nn.Module, batches, names: Iterable[str] | None = None) -> dict[str, Moments]:
+    """The moments of what linear layers of these names read, by default of all that are called; sums are taken in float64.
 
-    Raises ValueError as `activations.watch` does: no tokens, NaN, a layer that is not called.
+    Raises ValueError as `activations.watch` does: no tokens, NaN, one of the names that is not called.
 
     >>> moments(nn.Sequential(nn.Linear(2, 1)), torch.tensor([[1.0, -2.0], [3.0, 0.0]]), ["0"])["0"].gram.tolist()
     [[5.0, -1.0], [-1.0, 2.0]]
@@ -64,7 +64,7 @@ def moments(model: nn.Module, batches, names: Iterable[str]) -> dict[str, Moment
         count, mean, gram = sums.get(name, (0, 0, 0))
         sums[name] = count + len(x), mean + x.abs().sum(0), gram + x.T @ x
 
-    watch(model, batches, see, list(names))
+    watch(model, batches, see, names)
     return {name: Moments(mean / count, gram / count) for name, (count, mean, gram) in sums.items()}
 
 
@@ -181,9 +181,9 @@ def quantize(model: nn.Module, batches, bits: int | None = None, group_size: int
              steps: int = 20, skip: tuple[str, ...] = ()) -> Quantized:
     """A copy scaled by `scale`, its weights then rounded to nearest: see weights.quantize, which rounds them as they are.
 
-    clipped: each group's range is chosen by `clip` instead, in all linear layers but the queries and keys of a GPT: what a product of the
-    two loses is not what each of them loses (the authors' code leaves them, too). ranges is then of those two alone. Raises ValueError as
-    `scale` and `quantize_weights` do.
+    clipped: each group's range is chosen by `clip` instead, in all linear layers that calibration reaches, but the queries and keys
+    of a GPT: what a product of the two loses is not what each of them loses (the authors' code leaves them, too). ranges is then of those
+    alone. Raises ValueError as `scale` and `quantize_weights` do.
 
     >>> model = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 10, bias=False))
     >>> quantize(model, torch.randn(50, 64), 4, 32, scale_dtype=torch.float16, pairs=[("0", ["1"])]).tensors["1"].bits_per_weight
@@ -194,9 +194,9 @@ def quantize(model: nn.Module, batches, bits: int | None = None, group_size: int
     scaled = scale(model, batches, how, pairs, steps).model
     if not clipped:
         return quantize_weights(scaled, how, skip)
-    by_name, linears = dict.fromkeys(names, how), linear_layers(scaled)
-    read = moments(scaled, batches, [name for name in names if name in linears and name.split(".")[-1] not in ("query", "key")])
-    for name in read:
-        by_name[name] = partial(clip, gram=read[name].gram, bits=4 if bits is None else bits, group_size=group_size, scheme=scheme,
-                                scale_dtype=scale_dtype)
+    by_name = dict.fromkeys(names, how)
+    for name, read in moments(scaled, batches).items():
+        if name in by_name and name.split(".")[-1] not in ("query", "key"):
+            by_name[name] = partial(clip, gram=read.gram, bits=4 if bits is None else bits, group_size=group_size, scheme=scheme,
+                                    scale_dtype=scale_dtype)
     return quantize_weights(scaled, by_name, skip)
