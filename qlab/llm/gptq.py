@@ -46,7 +46,7 @@ def quantize_matrix(weight, hessian, bits: int | None = None, group_size: int | 
     products; the codes do not depend on it. A hessian (groups, in, in) is for as many equal parts of the rows, one after the other.
 
     An input that calibration never saw but at 0 (a diagonal of 0) gets weights of 0, before any grid is taken. A factor of the Hessian
-    changes nothing. The optimum is not promised: a weight that is rounded is never looked at again.
+    makes no difference. The optimum is not promised: a weight that is rounded is never looked at again.
 
     Raises ValueError for a Hessian that is not finite, symmetric and of that shape, or singular and not damped, for a damping below 0, a
     block below 1, and whatever round_to_nearest refuses.
@@ -80,7 +80,7 @@ def quantize_matrix(weight, hessian, bits: int | None = None, group_size: int | 
 def _solve(weight: torch.Tensor, hessian: torch.Tensor, start: QTensor, grids: Callable | None, order: bool, damping: float,
            block: int) -> QTensor:
     """Algorithm 1. start: the weight rounded to nearest, on grids that stay if `grids`, which makes one when it is reached, is None."""
-    out, n = weight.shape
+    (out, n), work = weight.shape, torch.promote_types(weight.dtype, torch.float32)
     size = start.group_size or n
     places = hessian.diagonal().argsort(descending=True, stable=True) if order else torch.arange(n, device=weight.device)
     upper = _upper(hessian[places][:, places], damping)
@@ -93,7 +93,7 @@ def _solve(weight: torch.Tensor, hessian: torch.Tensor, start: QTensor, grids: C
             group = place // size
             if group not in rounders:
                 if grids is not None:
-                    reached.append(grids(columns[c:c + size].T.to(weight.dtype).contiguous(), size))
+                    reached.append(grids(columns[c:c + size].T.to(work).contiguous(), size))
                 rounders[group] = _rounder(start, group) if grids is None else _rounder(reached[-1], 0)
             codes[:, place], value = rounders[group](columns[c])
             errors[c - i] = (columns[c] - value) / upper[c, c]

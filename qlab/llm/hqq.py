@@ -8,9 +8,9 @@ name, E, and a price for differing from E (half-quadratic splitting). Then each 
     E  <-  shrink(W - W_hat),    shrink(x) = sign(x) max(0, |x| - |x|**(p - 1) / beta)        large errors stay, small ones become 0
     z  <-  the mean of  q - (W - E) / s                                                       the least squares of what is left
 
-and beta, the price, grows a little each time. The scale stays that of the range. Errors are measured in steps of the grid here: so a weight
-and 1000 times that weight get the same codes, and beta = 10 keeps errors beyond 0.17 steps. (The authors' program measures them in units
-of the weights, of which hardly any is beyond 0.17: then no error is kept, and the zero-point is that of least squares.)
+and beta, the price, grows a little each time. The scale stays that of the range. Errors are measured in steps of the grid here: the unit
+of the weights makes no difference, and beta = 10 keeps errors beyond 0.17 steps. (The authors' program measures them in units of the
+weights, of which hardly any is beyond 0.17: then no error is kept, and the zero-point is that of least squares.)
 """
 
 from collections.abc import Callable
