@@ -22,7 +22,7 @@ import torch
 
 from qlab.matmul import int4_onnxruntime, int4_torch
 from qlab.matmul.device import why_not_triton
-from qlab.matmul.packed import PackedWeights
+from qlab.matmul.packed import PackedWeights, why_not_whole_bytes
 from qlab.quant.layout import as_tensor
 
 BACKENDS = ("auto", "reference", "onnxruntime", "torch", "triton")
@@ -113,8 +113,3 @@ def choose(device: str = "cpu", backend: str = "auto", accuracy_level: int = 4, 
     if not other and rows > MANY:
         other = f"with {rows} rows torch takes longer than decoding the weights once does"
     return ("reference", f"{why}, and {other}") if other else ("torch", why)
-
-
-def why_not_whole_bytes(bits: int, group_size: int) -> str:
-    """Why our kernel cannot read such groups, as a clause; "" if it can."""
-    return f"groups of {group_size} codes of {bits} bits do not end with a byte" if group_size * bits % 8 else ""

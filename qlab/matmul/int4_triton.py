@@ -13,8 +13,7 @@ Interpreted or compiled: as in `triton`.
 import torch
 
 from qlab.matmul import triton as int8
-from qlab.matmul.int4 import why_not_whole_bytes
-from qlab.matmul.packed import PackedWeights
+from qlab.matmul.packed import PackedWeights, why_not_whole_bytes
 
 import triton  # isort: skip  after `int8`, which decides whether it interprets
 import triton.language as tl  # isort: skip

@@ -196,6 +196,11 @@ def unpack_rows(packed: torch.Tensor, bits: int, k: int) -> torch.Tensor:
     return (packed[..., None] >> shifts & (2**bits - 1)).flatten(1)[:, :k]
 
 
+def why_not_whole_bytes(bits: int, group_size: int) -> str:
+    """Why a kernel cannot read such groups byte by byte, as a clause; "" if it can."""
+    return f"groups of {group_size} codes of {bits} bits do not end with a byte" if group_size * bits % 8 else ""
+
+
 def check_bits(bits) -> int:
     if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in BITS:
         raise ValueError(f"bits is {bits!r}, and must be 2, 4 or 8, to fill bytes.")
