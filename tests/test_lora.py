@@ -237,6 +237,19 @@ def test_the_same_seed_reads_the_same_text():
     assert runs[0][0] == pytest.approx(first.item(), rel=1e-5)
 
 
+def test_one_step_is_adamws():
+    """In its first step AdamW moves each number by the rate against the sign of its gradient; matrices decay before, gains do not."""
+    model, text = gpt(), tokens(1, 33)[0]
+    cross = nn.functional.cross_entropy(model(text[None, :-1]).flatten(0, 1), text[1:])
+    gradients = dict(zip(dict(model.named_parameters()), torch.autograd.grad(cross, model.parameters())))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert training.fit(model, text, 1, 0.01, batch_size=3, weight_decay=0.5) == [pytest.approx(cross.item())]
+    for name, p in model.named_parameters():
+        steep = gradients[name].abs() > 1e-4
+        wanted = before[name] * (1 - 0.01 * 0.5 * (p.ndim > 1)) - 0.01 * gradients[name].sign()
+        assert steep.any() and torch.allclose(p[steep], wanted[steep], atol=1e-4), name
+
+
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: training.fit(gpt(), torch.arange(32), 1, 1e-3), "the text has shape (32,), and must have one dimension, and more tokens"),
     (lambda: training.fit(gpt(), tokens(2, 40), 1, 1e-3), "the text has shape (2, 40)"),
