@@ -6,8 +6,9 @@
 alpha 0 makes the columns of the weights equally loud and 1 the channels of the activations; at 0.5 both share what is difficult:
 max|x[j] / s[j]| and max|s[j] W[:, j]| are then equal, sqrt(max|x[:, j]| max|W[:, j]|). The division is folded into the norm before.
 
-    smooth = smoothquant.smooth(model, calibration)                                         # the same function
-    w8a8 = activations.quantize(quantized weights of smooth, 8, per="static", batches=calibration)
+    smoothed = smoothquant.smooth(model, calibration)                                       # the same function
+    w8 = weights.quantize(smoothed, 8).model
+    w8a8 = activations.quantize(w8, 8, "static", calibration)
 """
 
 from collections.abc import Iterable
