@@ -164,8 +164,8 @@ def test_images_of_nan_and_infinity_stop_at_the_integer_network(exported, bad):
 def test_a_file_of_floats_takes_no_nan(kernels, tmp_path, monkeypatch):
     """Not one that qlab writes: what comes in through load is not encoded, so that it is looked at there."""
     source = tflite.Tensor("x", (1, 2), "float32", scale=(), zero_point=(), axis=None, nbytes=0)
-    monkeypatch.setattr(tflite, "_read", lambda path: (b"", True))
-    monkeypatch.setattr(tflite, "_parse", lambda path, content: [type("Model", (), {"inputs": [source], "outputs": [source]})])
+    monkeypatch.setattr(tflite, "read", lambda path: (b"", True))
+    monkeypatch.setattr(tflite, "parse", lambda path, content: [type("Model", (), {"inputs": [source], "outputs": [source]})])
     monkeypatch.setattr(tflite, "check_arena", lambda path, model: None)
     monkeypatch.setattr(tflite.tflite_runtime, "load", lambda *a: lambda codes: codes)
     infer = tflite.load(tmp_path / "float.tflite", kernels)
