@@ -203,6 +203,21 @@ def test_another_batch_or_a_text_read_in_part_is_refused(cache):
         MODEL(tokens(2, 1), cache)
 
 
+@pytest.mark.parametrize("other", [gpt(blocks=3), gpt(kv_heads=1), gpt(heads=2, kv_heads=2)])
+@pytest.mark.parametrize("kind", [Cache, lambda config: QuantizedCache(config, group_size=4)])
+def test_the_cache_of_another_model_is_refused(other, kind):
+    with pytest.raises(ValueError, match="the cache is for 2 blocks with 2 heads of 12 channels, and is given keys of block"):
+        other(tokens(2, 5), kind(MODEL.config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_other_dtypes_and_no_texts(dtype):
+    model = gpt(dtype=dtype).requires_grad_(False)
+    see = with_cache(model, 4, 4, group_size=4, window=3)
+    assert see(tokens(2, 9)).dtype == dtype and see(tokens(0, 9)).shape == (0, 9, 40)
+    torch.testing.assert_close(with_cache(model, None, 8, group_size=4)(tokens(2, 9)), model(tokens(2, 9)), rtol=0.05, atol=0.1)
+
+
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=re.escape("keys of shape (1, 1, 5, 12) must be")):
         encode(torch.zeros(1, 1, 5, 12), 4, 2, 1, what="keys")

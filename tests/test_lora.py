@@ -72,7 +72,7 @@ def test_a_group_of_zeros_costs_its_neighbours_nothing():
     (lambda: double(linear.quantize(torch.randn(64), 4, "symmetric", scale_dtype=torch.float16)), ValueError,
      "the scales of q are torch.float16, and must be torch.float32"),
     (lambda: double(formats.quantize(torch.randn(0), "e2m1")), ValueError, "q holds no weights"),
-    (lambda: nf4(torch.randn(10, 10)), ValueError, "group_size is 64, and must divide the 100 elements"),
+    (lambda: nf4(torch.randn(10, 10)), ValueError, "nf4 has groups of 64, which do not divide the 100 elements of the tensor"),
     (lambda: nf4(torch.tensor([math.nan] * 64)), ValueError, "NaN or infinity"),
 ])
 def test_what_cannot_be_quantized_twice_is_refused(make, kind, message):
@@ -176,6 +176,14 @@ def test_any_module_with_linear_layers():
     assert lora.plain(half)[0].weight.dtype == torch.float16
 
 
+def test_codes_go_where_the_layer_goes():
+    tuned = lora.prepare(nn.Sequential(nn.Linear(64, 32)), rank=4)
+    lora.merge(tuned)
+    tuned.to("meta")
+    layer = tuned[0]
+    assert layer.base.codes.codes.is_meta and layer.base.scales.codes.is_meta and layer.merged.is_meta and layer.a.is_meta
+
+
 def test_one_layer_under_two_names_stays_one():
     shared = nn.Linear(64, 64)
     tuned = lora.prepare(nn.Sequential(shared, nn.ReLU(), shared), rank=2)
@@ -206,7 +214,7 @@ def tied():
     (lambda: lora.prepare(nn.ReLU()), ValueError, "the model, a ReLU, has no"),
     (lambda: lora.prepare(None), TypeError, "model is a NoneType, and must be a torch.nn.Module"),
     (lambda: lora.prepare(tied()), ValueError, "every linear layer of the model shares its weight with an embedding"),
-    (lambda: lora.prepare(nn.Linear(10, 10), rank=2), ValueError, "the weight of the layer cannot be quantized: group_size is 64"),
+    (lambda: lora.prepare(nn.Linear(10, 10), rank=2), ValueError, "the weight of the layer cannot be quantized: nf4 has groups of 64"),
     (lambda: lora.prepare(nn.Linear(64, 10), base=lambda w: w), TypeError, "base returns a Tensor for the layer, and must return"),
     (lambda: lora.merge(gpt()), ValueError, "the model, a GPT, has no LoraLinear: prepare it first"),
     (lambda: lora.unmerge(gpt()), ValueError, "has no LoraLinear"),

@@ -57,8 +57,8 @@ class DoubleQuantized:
         return DoubleQuantized(self.codes.to(device), self.scales.to(device), self.mean.to(device))
 
 
-def nf4(weight: torch.Tensor, group_size: int = 64) -> DoubleQuantized:
-    """A weight (any shape, floats) in NF4, groups cut in memory order, and its scales in 8 bits.
+def nf4(weight: torch.Tensor, group_size: int | None = None) -> DoubleQuantized:
+    """A weight (any shape, floats) in NF4, groups of 64 cut in memory order, and its scales in 8 bits.
 
     Raises TypeError for weights that are not floating point; ValueError for NaN, infinity, no weights, a group size that does not divide.
 

@@ -18,6 +18,7 @@ cache holds them when it comes. So a text has the same logits read at once, in p
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch.nn.functional import pad
@@ -41,7 +42,7 @@ class Cache:
     """
 
     def __init__(self, config: Config):
-        self._held: list[tuple | None] = [None] * config.blocks
+        self._config, self._held = config, [None] * config.blocks
 
     @property
     def length(self) -> int:
@@ -53,7 +54,9 @@ class Cache:
 
     def append(self, block: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         """All keys and values of the block, with the new ones at the end; (batch, kv_heads, tokens, head_width) each. The third part, the
-        mask, is None: a token sees itself and those before it. Raises ValueError for another number of texts than before."""
+        mask, is None: a token sees itself and those before it. Raises ValueError for another number of texts than before, or the keys of
+        another model."""
+        _check_model(self._config, block, key)
         if self._held[block] is not None:
             old = self._held[block][0]
             _check_new(block, old.shape[2], self.length, len(old), len(key))
@@ -86,7 +89,7 @@ class QuantizedCache:
         self.bits, self.window = (key_bits, value_bits), window
         by_token = 1, group_size
         self.groups = (group_size, 1) if keys == "channel" else by_token, by_token          # (tokens, channels) that share a scale
-        self._held: list[tuple | None] = [None] * config.blocks                             # of keys and of values: Coded or None, floats
+        self._config, self._held = config, [None] * config.blocks                           # of keys and of values: Coded or None, floats
 
     @property
     def length(self) -> int:
@@ -101,7 +104,8 @@ class QuantizedCache:
 
         With several new tokens a key may be there twice, as it is decoded and as the float that it was: the mask, boolean, gives each new
         token the one that the cache held when its turn came. For one new token there is no mask. Raises ValueError for another number of
-        texts than before, and for keys or values that cannot be coded; the cache then holds what it held."""
+        texts than before, the keys of another model, and keys or values that cannot be coded; the cache then holds what it held."""
+        _check_model(self._config, block, key)
         held = self._held[block]
         if held is not None:
             _check_new(block, _tokens(*held[0]), self.length, len(held[0][1]), len(key))
@@ -244,12 +248,18 @@ def _check(config: Config, key_bits, value_bits, keys: str, group_size: int, win
         except ValueError:
             raise ValueError(f"{name} is {bits!r}, and must be a whole number from 1 to 8, or None for floats.") from None
     check_name("keys", keys, KEYS)
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+    if isinstance(group_size, bool) or not isinstance(group_size, Integral) or group_size < 1:
         raise ValueError(f"group_size is {group_size!r}, and must be a whole number of at least 1.")
     if (value_bits is not None or key_bits is not None and keys == "token") and config.head_width % group_size:
         raise ValueError(f"group_size is {group_size!r}, and must divide the {config.head_width} channels of a head.")
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+    if isinstance(window, bool) or not isinstance(window, Integral) or window < 0:
         raise ValueError(f"window is {window!r}, and must be a whole number of at least 0.")
+
+
+def _check_model(config: Config, block: int, key: torch.Tensor) -> None:
+    if block >= config.blocks or (key.shape[1], key.shape[3]) != (config.kv_heads, config.head_width):
+        raise ValueError(f"the cache is for {config.blocks} blocks with {config.kv_heads} heads of {config.head_width} channels, and is "
+                         f"given keys of block {block} with {key.shape[1]} heads of {key.shape[3]}: make it with this model's config.")
 
 
 def _check_new(block: int, tokens: int, length: int, old_texts: int, new_texts: int) -> None:

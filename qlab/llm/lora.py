@@ -14,7 +14,7 @@ A state dict of the copy holds A and B and what was never coded; W_hat is made a
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -89,7 +89,7 @@ def prepare(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: tuple
     LoraLinear(in_features=64, out_features=32, rank=4, alpha=16)
     """
     copied, layers = select(model, targets)
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
         raise ValueError(f"rank is {rank!r}, and must be a whole number of at least 1.")
     for name, layer in layers.items():
         if rank > min(layer.weight.shape):
@@ -105,7 +105,7 @@ def prepare(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: tuple
             raise type(error)(f"the weight of {name or 'the layer'} cannot be quantized: {error}") from None
         if not isinstance(q, (QTensor, DoubleQuantized)) or q.shape != layer.weight.shape:
             raise TypeError(f"base returns a {type(q).__name__} for {name or 'the layer'}, and must return a QTensor of its shape.")
-        return LoraLinear(q, layer.bias, rank, float(alpha), generator)
+        return LoraLinear(q, layer.bias, int(rank), float(alpha), generator)
 
     prepared = exchange(copied, layers, make).requires_grad_(False)
     for layer in _layers(prepared):
