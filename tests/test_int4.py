@@ -254,6 +254,15 @@ def test_weights_are_prepared_once_and_anew_when_they_change(backend, page, monk
         torch.set_num_threads(kept)
 
 
+def test_weights_on_another_device():
+    weights, _ = made(3, 2, 32, 4, "real")
+    there = weights.to("meta")
+    assert all(tensor.is_meta for tensor in there.tensors().values()) and there.shape == (3, 64) and there.bits == 4
+    assert not any(tensor.is_meta for tensor in weights.tensors().values())
+    with pytest.raises(ValueError, match="device is 'nowhere', and must be one that this machine has"):
+        weights.to("nowhere")
+
+
 def test_weights_made_in_inference_mode():
     with torch.inference_mode():
         weights = packed.pack(linear.quantize(torch.ones(3, 32), 4, "symmetric", axis=0))
@@ -283,7 +292,7 @@ def test_which_backend_is_taken(monkeypatch):
     assert int4.choose(weights=weights[4, 32]) == ("torch", "an ONNX file holds 0.0 GB of weights, and these are 0.0")
     monkeypatch.setattr(int4_onnxruntime, "why_not_onnxruntime", lambda: "ONNX Runtime is not installed")
     assert int4.choose() == ("torch", "ONNX Runtime is not installed")
-    assert int4.choose(rows=129) == ("reference", "ONNX Runtime is not installed, and with 129 rows torch takes longer than decoding the "
+    assert int4.choose(rows=1025) == ("reference", "ONNX Runtime is not installed, and with 1025 rows torch takes longer than decoding the "
                                                   "weights once does")
     assert int4.choose(accuracy_level=0) == ("reference", "ONNX Runtime is not installed, and torch multiplies in bfloat16")
     assert int4.choose(weights=weights[2, 32])[1].endswith("and torch multiplies packed weights of 4 bits, not of 2")

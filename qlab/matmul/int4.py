@@ -26,7 +26,7 @@ from qlab.matmul.packed import PackedWeights, why_not_whole_bytes
 from qlab.quant.layout import as_tensor
 
 BACKENDS = ("auto", "reference", "onnxruntime", "torch", "triton")
-MANY = 128  # rows of x from where on decoding the weights pays: measured with one thread of an AMD EPYC with AVX-512, at K = N = 4096
+MANY = 1024  # rows of x beyond which decoding the weights pays: with one thread of an AMD EPYC with AVX-512, at K = N = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -9,12 +9,13 @@ bits 4.625. So ONNX Runtime keeps its weights (MatMulNBits), and the kernel in `
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 import torch
 from torch.nn.functional import pad
 
+from qlab.errors import first_line
 from qlab.quant.layout import as_tensor
 from qlab.quant.qtensor import QTensor
 
@@ -62,6 +63,14 @@ class PackedWeights:
         4.5
         """
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    def to(self, device) -> "PackedWeights":
+        """The same weights on another device. Raises ValueError for what is no device, or none that this machine has."""
+        try:
+            return replace(self, _made={}, **{name: tensor.to(torch.device(device)) for name, tensor in self.tensors().items()})
+        except (TypeError, RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+            raise ValueError(f"device is {device!r}, and must be one that this machine has, 'cpu' for example "
+                             f"({first_line(error)}).") from None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         named = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point}
