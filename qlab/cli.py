@@ -97,20 +97,25 @@ def zoo(args: argparse.Namespace) -> int:
     from qlab.nets.models import MODELS
 
     for name in args.names:  # all of them before the first is trained
-        if name not in MODELS:
-            raise ValueError(f"there is no network {name}: choose among {', '.join(MODELS)}.")
+        if name not in (*MODELS, "gpt"):
+            raise ValueError(f"there is no network {name}: choose among {', '.join(MODELS)} and gpt.")
     if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"epochs is {args.epochs}, and must be 1 or more.")
-    from qlab.lab import zoo
+    from qlab.lab import language, zoo
 
     folder = Path(args.folder) if args.folder else zoo.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write to {folder}: name another folder with --folder.")
-    for name in args.names or MODELS:
-        run = zoo.train(name, seed=args.seed, epochs=args.epochs, folder=folder)
-        accuracy = f"{run['test_accuracy']:.2%} of {run['test_images']:,} test images"
-        print(f"{name}: {accuracy}, {run['epochs']} epochs, {run['minutes']} minutes", flush=True)
+    for name in args.names or (*MODELS, "gpt"):
+        if name == "gpt":
+            run = language.train(seed=args.seed, epochs=args.epochs, folder=folder)
+            print(f"gpt: {run['test_bits_per_byte'][0]:.4f} bits per byte of a novel that it has not read, {run['steps']} steps, "
+                  f"{run['minutes']} minutes", flush=True)
+        else:
+            run = zoo.train(name, seed=args.seed, epochs=args.epochs, folder=folder)
+            accuracy = f"{run['test_accuracy']:.2%} of {run['test_images']:,} test images"
+            print(f"{name}: {accuracy}, {run['epochs']} epochs, {run['minutes']} minutes", flush=True)
     return 0
 
 

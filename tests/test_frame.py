@@ -510,7 +510,7 @@ def test_no_notebooks_folder_is_one_sentence(tmp_path, monkeypatch, capsys):
 def test_an_unknown_network_is_one_sentence():
     run = command("zoo", "cnn", "vgg")
     assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == "qlab: there is no network vgg: choose among cnn, depthwise, resnet, lenet300, lenet5.\n"
+    assert run.stderr == "qlab: there is no network vgg: choose among cnn, depthwise, resnet, lenet300, lenet5 and gpt.\n"
 
 
 def test_zoo_refuses_what_would_fail_after_the_training(tmp_path, monkeypatch, capsys):
