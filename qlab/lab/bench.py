@@ -293,7 +293,7 @@ def _reach(control, most: int) -> list:
 
 TABLES = {"figures": bench_figures, "pages": bench_pages}  # each with columns of its own, and its own key in the record
 BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start,
-           "matmul": bench_matmul, "int4": bench_int4, "networks": bench_networks, "huffman": bench_huffman} | TABLES
+           "matmul": bench_matmul, "networks": bench_networks, "huffman": bench_huffman, "int4": bench_int4} | TABLES
 
 
 def main(arguments: list[str] | None = None) -> None:
