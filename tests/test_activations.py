@@ -145,6 +145,13 @@ def test_gradients_go_straight_through():
         assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], expected)                 # static: 0 beyond the last level
 
 
+def test_inputs_are_what_the_layers_read():
+    model, x = mlp().eval(), torch.randn(7, 32)
+    seen = activations.inputs(model, [x[:3], x[3:]])
+    assert torch.equal(seen["0"], x) and torch.allclose(seen["3"], model[0](x).relu(), atol=1e-6)
+    assert list(activations.inputs(model, x, ["3"])) == ["3"]
+
+
 def test_watch_leaves_modes_and_hooks_and_sees_every_call():
     model, seen = mlp(), []
     activations.watch(model, (torch.randn(n, 32) for n in (3, 0, 4)), lambda name, x: seen.append((name, tuple(x.shape), x.requires_grad)))

@@ -205,6 +205,17 @@ def _scales(model: nn.Module, batches, bits: int, ranges: str, names: list[str])
     return found
 
 
+def inputs(model: nn.Module, batches, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """All that each linear layer of these names reads, (tokens, channels): for a look at it, or a picture. Raises ValueError as `watch`.
+
+    >>> inputs(nn.Sequential(nn.Identity(), nn.Linear(2, 1)), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))["1"].shape
+    torch.Size([2, 2])
+    """
+    found = {}
+    watch(model, batches, lambda name, x: found.setdefault(name, []).append(x.flatten(0, -2)), names)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
 def check_plain(model: nn.Module) -> None:
     """Raises ValueError where `quantize` has put something in: it would see weights change for which it was not made."""
     if any(hook is _through_inputs for module in model.modules() for hook in module._forward_pre_hooks.values()):
