@@ -30,7 +30,11 @@ LEVELS = (0, 4)
 
 
 def why_not(bits: int, group_size: int, accuracy_level: int = 4, nbytes: int = 0) -> str:
-    """Why ONNX Runtime cannot multiply such weights here, as a clause; "" if it can. nbytes: of all of them."""
+    """Why ONNX Runtime cannot multiply such weights here, as a clause; "" if it can. nbytes: of all of them.
+
+    >>> why_not(4, 32), why_not(4, 10)
+    ('', 'ONNX Runtime takes 4-bit weights in groups of multiples of 16, not of 10')
+    """
     if why := why_not_onnxruntime():
         return why
     if not block(bits, group_size):
@@ -69,6 +73,10 @@ def matmul(x: torch.Tensor, weights: PackedWeights, accuracy_level: int = 4) -> 
     """float32 (M, K) by packed weights (N, K) to float32 (M, N), with as many threads as torch has; none of the sizes 0.
 
     Raises RuntimeError where ONNX Runtime cannot multiply these weights. The arguments are checked by `int4_matmul`.
+
+    >>> from qlab.matmul.packed import pack_codes
+    >>> matmul(torch.arange(32.0)[None], pack_codes(torch.full((1, 32), 9), torch.tensor([0.5])), accuracy_level=0)     # 496 * (9 - 8) * 0.5
+    tensor([[248.]])
     """
     if why := why_not(weights.bits, weights.group_size, accuracy_level, weights.nbytes):
         raise RuntimeError(f"{why}: use backend='reference'{', or pip install onnxruntime' if why_not_onnxruntime() else ''}.")

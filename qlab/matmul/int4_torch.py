@@ -17,7 +17,11 @@ GROUPS = (256, 128, 64, 32)
 
 
 def why_not(bits: int, group_size: int) -> str:
-    """Why torch cannot multiply such weights, as a clause; "" if it can."""
+    """Why torch cannot multiply such weights, as a clause; "" if it can.
+
+    >>> why_not(4, 32), why_not(2, 32)
+    ('', 'torch multiplies packed weights of 4 bits, not of 2')
+    """
     if not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
         return "this torch has no torch._weight_int4pack_mm_for_cpu"
     if bits != 4:
@@ -30,6 +34,10 @@ def matmul(x: torch.Tensor, weights: PackedWeights) -> torch.Tensor:
 
     With A[n, k] = scale (|code - 8| + |8 - zero_point|) the result is off by 2**-7 sum over k of |x[m, k]| A[n, k] at most: x, scale, zero,
     weight and result are each rounded to 8 bits. Raises RuntimeError where torch cannot multiply these weights.
+
+    >>> from qlab.matmul.packed import pack_codes
+    >>> matmul(torch.arange(32.0)[None], pack_codes(torch.full((1, 32), 9), torch.tensor([0.5])))     # 496 * (9 - 8) * 0.5
+    tensor([[248.]], dtype=torch.bfloat16)
     """
     if why := why_not(weights.bits, weights.group_size):
         raise RuntimeError(f"{why}: use backend='reference'.")

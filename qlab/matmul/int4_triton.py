@@ -65,6 +65,10 @@ def matmul(x: torch.Tensor, weights: PackedWeights) -> torch.Tensor:
 
     Raises RuntimeError for groups that do not end with a byte, and where no compiled kernel can run. The arguments are checked by
     `int4.int4_matmul`.
+
+    >>> from qlab.matmul.packed import pack_codes
+    >>> matmul(torch.arange(32.0)[None], pack_codes(torch.full((1, 32), 9), torch.tensor([0.5])))     # 496 * (9 - 8) * 0.5
+    tensor([[248.]])
     """
     if why := why_not_whole_bytes(weights.bits, weights.group_size):
         raise RuntimeError(f"{why}: use backend='reference'.")

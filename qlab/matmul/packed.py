@@ -87,7 +87,11 @@ class PackedWeights:
         return unpack_rows(self.codes, self.bits, k), zero_point
 
     def dequantize(self) -> torch.Tensor:
-        """The weights as float32 (N, K)."""
+        """The weights as float32 (N, K).
+
+        >>> pack_codes([[0, 15]], torch.tensor([0.5]), torch.tensor([3])).dequantize()
+        tensor([[-1.5000,  6.0000]])
+        """
         codes, zero_point = self.unpacked()
         w = codes.float().reshape(*self.scale.shape, self.group_size)
         return w.sub_(zero_point[..., None]).mul_(self.scale.float()[..., None]).reshape(self.shape)
