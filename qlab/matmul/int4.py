@@ -2,7 +2,7 @@
 
     y[m, n]  =  sum over k of  x[m, k] scale[n, g] (code[n, k] - zero_point[n, g]),     g = k // group_size         (`packed`)
 
-Weights alone are quantized ("W4A16", Frantar et al. 2022, section 4): with few rows of x a product takes as long as its weights take to be
+Weights alone are quantized ("W4A16", Frantar et al. 2022): with few rows of x a product takes as long as its weights take to be
 read, and packed they are an eighth of float32.
 
     backend         computes with                                                      where

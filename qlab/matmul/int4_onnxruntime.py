@@ -75,7 +75,7 @@ def matmul(x: torch.Tensor, weights: PackedWeights, accuracy_level: int = 4) -> 
     Raises RuntimeError where ONNX Runtime cannot multiply these weights. The arguments are checked by `int4_matmul`.
 
     >>> from qlab.matmul.packed import pack_codes
-    >>> matmul(torch.arange(32.0)[None], pack_codes(torch.full((1, 32), 9), torch.tensor([0.5])), accuracy_level=0)     # 496 * (9 - 8) * 0.5
+    >>> matmul(torch.arange(32.0)[None], pack_codes(torch.full((1, 32), 9), torch.tensor([0.5])), accuracy_level=0)
     tensor([[248.]])
     """
     if why := why_not(weights.bits, weights.group_size, accuracy_level, weights.nbytes):

@@ -4,8 +4,8 @@
 
 A program computes one tile of y. It walks along K a group at a time, or a part of one: it reads a tile of bytes, and for each of the
 2, 4 or 1 codes in a byte shifts it down, subtracts the zero-point and multiplies by the columns of x that these codes belong to, every
-second one for 4 bits: nothing is put together again. A code less its zero-point is at most 255 in size and exact in bfloat16, too, so
-only x is rounded, not the weights; each group's sum is scaled in float32.
+second one for 4 bits: nothing is put together again. A code less its zero-point is at most 255 in size and exact in bfloat16, too, so no
+weight is rounded (where zero-points are real numbers, the difference is); each group's sum is scaled in float32.
 
 Interpreted or compiled: as in `triton`.
 """
