@@ -78,8 +78,7 @@ def stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     >>> stored_scale(torch.tensor([0.1, 1e-9], dtype=torch.float64), torch.float16)
     tensor([1.0004e-01, 5.9605e-08], dtype=torch.float16)
     """
-    info, normal = torch.finfo(dtype), torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny
-    scale = scale.clamp(min=info.tiny * info.eps if dtype == torch.float16 else normal)
+    scale = scale.clamp(min=torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny)
     stored = scale.to(dtype)
     if dtype.itemsize == 2:
         stored = torch.where(stored.double() < scale, (stored.view(torch.int16) + 1).view(dtype), stored)
