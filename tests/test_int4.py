@@ -82,7 +82,8 @@ def test_other_dtypes_and_ternary_weights():
     for half in (torch.float16, torch.bfloat16):
         q = linear.quantize(w.to(half), 4, "symmetric", axis=0)
         assert torch.equal(packed.pack(q).dequantize().to(half), q.dequantize())
-    assert packed.pack_codes(np.array([[3, 1]], np.uint8), np.array([0.5], np.float32)).dequantize().tolist() == [[-2.5, -3.5]]
+    for kind in (np.uint8, np.int8, np.uint16, np.int32, np.uint64):
+        assert packed.pack_codes(np.array([[3, 1]], kind), np.array([0.5], np.float32)).dequantize().tolist() == [[-2.5, -3.5]]
 
 
 @pytest.mark.parametrize("bits, scheme, group_size, expected", [  # a code, and its share of a float16 scale and of a packed zero-point
@@ -342,7 +343,7 @@ def test_a_layer_computes_with_its_decoded_weights(bits, group_size, scheme, bia
     q = linear.quantize(linear_layer.weight.detach(), bits, scheme, axis=0, group_size=group_size, scale_dtype=torch.float16)
     expected = torch.nn.functional.linear(x.double(), q.dequantize().double(), linear_layer.bias.double() if bias else None)
     assert torch.allclose(layer(x).double(), expected, atol=1e-6, rtol=1e-5)
-    assert layer(x.half()).dtype == torch.float16 and layer(x[0, 0]).shape == (20,)
+    assert layer(x.half()).dtype == torch.float16 and torch.allclose(layer(x[0, 0].tolist()), layer(x)[0, 0], atol=1e-6)
     fast = Int4Linear.from_float(linear_layer, bits, group_size, scheme)
     assert (fast(x) - layer(x)).abs().max() < 0.02 * layer(x).abs().max()
     again = Int4Linear.from_quantized(q, linear_layer.bias, "reference")
@@ -427,11 +428,17 @@ def test_layers_of_a_model_are_put_in_by_name():
     decoded.first.weight.data = quantized["first"].dequantize()
     assert torch.allclose(net(x), decoded(x), atol=1e-6, rtol=1e-5)
     for names, told in ((["first", "nowhere"], "'nowhere' is no layer inside this model: choose among 'first', 'last', 'hooked', 'again'."),
-                        ([""], "'' is no layer inside this model")):
+                        ([""], "'' is the model itself, which cannot be replaced in place: use Int4Linear.from_quantized")):
         fresh = Net()
         with pytest.raises(ValueError, match=told):
             pack_linears_(fresh, {name: quantized["first"] for name in names})
         assert type(fresh.first) is nn.Linear
+    for arguments, told in (((None, {}), "model is a NoneType, and must be a torch.nn.Module"), ((Net(), [1]), "tensors must be QTensors"),
+                            ((Net(), {"first": torch.ones(32, 32)}), "tensors must be QTensors by the names of layers")):
+        with pytest.raises(TypeError, match=told):
+            pack_linears_(*arguments)
+    with pytest.raises(ValueError, match="backend is 'fast', and must be one of"):
+        pack_linears_(Net(), quantized, "fast")
     with pytest.raises(ValueError, match=r"the weight for 'first' has shape \(1, 32\), and must have \(32, 32\)"):
         pack_linears_(Net(), {"first": linear.quantize(torch.ones(1, 32), 4, "symmetric")})
 
@@ -491,6 +498,7 @@ CODES, SCALE = np.ones((2, 6), np.int64), np.ones((2, 3), np.float32)
     (lambda: Int4Linear.from_float(nn.Linear(32, 10, device="meta")), ValueError, "they are on the meta device, without values"),
     (lambda: Int4Linear.from_float(nn.utils.parametrizations.weight_norm(nn.Linear(32, 2))), ValueError, "made anew in each forward"),
     (lambda: Int4Linear.from_float(nn.Linear(32, 2), backend="fast"), ValueError, "backend is 'fast', and must be one of"),
+    (lambda: Int4Linear.from_quantized(Q, [1, 1, 1, 1]), TypeError, "bias holds torch.int64, and must hold float16, bfloat16, float32"),
     (lambda: Int4Linear.from_quantized(Q, torch.ones(3)), ValueError, r"bias has shape \(3,\), and must be \(4,\)"),
 ])
 def test_bad_input(call, error, told):

@@ -14,6 +14,7 @@ from qlab.matmul import int4, swap
 from qlab.matmul.layers import why_other
 from qlab.matmul.packed import PackedWeights, pack
 from qlab.quant import linear, settled
+from qlab.quant.layout import as_float
 from qlab.quant.qtensor import QTensor
 
 PARTS = ("codes", "scale", "zero_point")
@@ -70,16 +71,16 @@ class Int4Linear(settled.Settled):
     def from_quantized(cls, q: QTensor, bias: torch.Tensor | None = None, backend: str = "auto", accuracy_level: int = 4) -> "Int4Linear":
         """The layer of a quantized weight (out_features, in_features), whatever method made it, and a bias (out_features,).
 
-        Raises what `packed.pack` does, and ValueError for a bias of another shape.
+        Raises what `packed.pack` does, TypeError for a bias that is not floating point, and ValueError for one of another shape.
 
         >>> q = linear.quantize(torch.tensor([[7.0, -3.0]]), 4, "symmetric", axis=0)
         >>> Int4Linear.from_quantized(q, torch.tensor([1.0]), "reference")(torch.tensor([1.0, 2.0]))
         tensor([2.])
         """
-        weights = pack(q)
+        weights, bias = pack(q), None if bias is None else as_float(bias, "bias")
         if bias is not None and bias.shape != (weights.shape[0],):
             raise ValueError(f"bias has shape {tuple(bias.shape)}, and must be ({weights.shape[0]},), a number for each row of weights.")
-        return cls(weights, None if bias is None else bias.detach().clone(), backend, accuracy_level)
+        return cls(weights, None if bias is None else bias.clone(), backend, accuracy_level)
 
     @property
     def weights(self) -> PackedWeights:
@@ -101,7 +102,7 @@ class Int4Linear(settled.Settled):
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = int4.int4_matmul(x, self.weights, self.backend, self.accuracy_level)
-        return y if self.bias is None else (y.float() + self.bias.float()).to(x.dtype)
+        return y if self.bias is None else (y.float() + self.bias.float()).to(y.dtype)
 
     def extra_repr(self) -> str:
         return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, bits={self.bits}, "
@@ -111,8 +112,9 @@ class Int4Linear(settled.Settled):
 def pack_linears_(model: nn.Module, tensors: Mapping[str, QTensor], backend: str = "auto", accuracy_level: int = 4) -> dict[str, str]:
     """Puts an Int4Linear with these weights in the place of each linear layer that tensors names, in place; what was left, and why.
 
-    tensors: the weight of each layer, by the layer's name. A layer is left if it is no nn.Linear, or its weight cannot be packed. Raises
-    ValueError, before anything is changed, for a name that is no part of the model, the model itself, and a weight of another shape.
+    tensors: the weight of each layer, by the layer's name. A layer is left if it is no nn.Linear, or its weight cannot be packed. Raises,
+    before anything is changed, TypeError for what is no module and for weights that are no QTensors by name; ValueError for a name that is
+    no part of the model, the model itself, a weight of another shape, and an unknown backend or level.
 
     >>> model = nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 2))
     >>> pack_linears_(model, {"0": linear.quantize(model[0].weight.detach(), 4, "symmetric", axis=0, group_size=32)})
@@ -120,10 +122,17 @@ def pack_linears_(model: nn.Module, tensors: Mapping[str, QTensor], backend: str
     >>> model[0]
     Int4Linear(in_features=64, out_features=10, bias=True, bits=4, group_size=32)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+    if not isinstance(tensors, Mapping) or not all(isinstance(q, QTensor) for q in tensors.values()):
+        raise TypeError("tensors must be QTensors by the names of layers, as a quantized network's tensors are.")
+    int4.choose("cpu", backend, accuracy_level)
     modules, made, left = dict(model.named_modules(remove_duplicate=False)), {}, {}
     for name, q in tensors.items():
         layer = modules.get(name)
-        if not name or layer is None:
+        if not name:
+            raise ValueError("'' is the model itself, which cannot be replaced in place: use Int4Linear.from_quantized.")
+        if layer is None:
             inside = ", ".join(repr(n) for n, m in modules.items() if n and isinstance(m, nn.Linear))
             raise ValueError(f"{name!r} is no layer inside this model: choose among {inside or 'none, for it has none'}.")
         if type(layer) is not nn.Linear:

@@ -223,7 +223,8 @@ def check_bits(bits) -> int:
 def _check_integers(x: torch.Tensor, name: str, bits: int) -> None:
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} holds {x.dtype}, and must hold integers.")
-    low, high = (int(end) for end in x.aminmax()) if x.numel() else (0, 0)  # int: a uint8 is compared with 256 as with 0
+    known = x if x.dtype.is_signed or x.dtype == torch.uint8 else x.long()  # of wider unsigned integers torch finds no largest
+    low, high = (int(end) for end in known.aminmax()) if x.numel() else (0, 0)  # int: a uint8 is compared with 256 as with 0
     if low < 0 or high >= 2**bits:
         raise ValueError(f"{name} goes from {low} to {high}, and must be from 0 to {2**bits - 1} to fit in {bits} bits.")
 
