@@ -5,7 +5,7 @@ last, a missing dimension. Whether images fit, the network itself is asked.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -87,8 +87,9 @@ def _parts(calibration, notes: list[str]) -> tuple[list, bool]:
             labels |= len(batch) > 1
             batch = batch[0]
         if not _is_array(batch):
+            named = [key for key, value in batch.items() if _is_array(value) and value.ndim > 1] if isinstance(batch, Mapping) else []
             raise TypeError(f"calibration holds a {type(batch).__name__}, and must hold images: tensors or arrays, alone or before their "
-                            "labels.")
+                            "labels" + (f", such as (batch[{named[0]!r}] for batch in ...)." if named else "."))
         parts.append(batch)
         count += len(batch) if np.ndim(batch) else 1
     notes += ["labels left out"] * labels + [f"calibrated with the first {count:,} images"] * left
