@@ -4,7 +4,8 @@
     c_hat  =  mean + d * e4m3[code]               8 bits; d: float32, one for each 256 c                 8 / 64 + 32 / (64 * 256) = 0.127
 
 Scales are positive; without their mean they lie around 0, and a number format with a sign serves them. NF4 (qlab.quant.normal_float) has
-4 + 0.127 = 4.127 bits a weight then, where it had 4.5: of 65 billion weights, 3 GB.
+4 + 0.127 = 4.127 bits a weight then, where it had 4.5: of 65 billion weights, 3 GB. The paper has 8-bit floats for the scales, and so has
+this page; bitsandbytes spaces its 256 numbers otherwise.
 """
 
 from dataclasses import dataclass, replace

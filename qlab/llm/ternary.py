@@ -4,8 +4,8 @@
     dL/dw  =  dL/dw_hat                                     straight through: as if w_hat were w
 
 The optimiser moves float weights behind the ternary ones, until one crosses half of gamma and its code changes. The gradient passes the
-clip, too: beyond 1.5 gamma, where 23 % of normally distributed weights lie, it would else be 0, and they could not come back. gamma is
-a constant for the gradient. Activations, if wanted, are 8 bits a token.
+clip, too, as in the paper's code: it would else be 0 beyond 1.5 gamma, where 23 % of normally distributed weights lie. gamma is a
+constant for the gradient. Activations, if wanted, are 8 bits a token.
 
     trained = ternary.prepare(model)                        # a copy with a BitLinear for each linear layer
     training.fit(trained, tokens, steps=150, max_lr=1e-3)
