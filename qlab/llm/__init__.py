@@ -1,1 +1,2 @@
-"""A language model made small: the model, what it reads and writes, and the methods that take its weights and activations below eight bits."""
+"""A language model made small: the model, what it reads and writes, and the methods that take its weights and activations below
+eight bits."""

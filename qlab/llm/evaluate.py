@@ -18,7 +18,7 @@ Z95 = 1.959963984540054
 
 
 class Text(NamedTuple):
-    """tokens: int64 (blocks, length + 1), the last of a block is the first of the next; nbytes: int64 (blocks,), of the tokens predicted."""
+    """tokens: int64 (blocks, length + 1), the last of a block is the first of the next; nbytes: int64 (blocks,), of what is predicted."""
 
     tokens: torch.Tensor
     nbytes: torch.Tensor

@@ -28,8 +28,8 @@ def generate(model: GPT, tokens: list[int], count: int, temperature: float = 0.0
     if count < 0:
         raise ValueError(f"count is {count}, and must be at least 0.")
     if len(tokens) + count > model.config.context:
-        raise ValueError(f"the prompt has {len(tokens)} tokens and {count} more are wanted; the model reads at most {model.config.context}: "
-                         "shorten one of them.")
+        raise ValueError(f"the prompt has {len(tokens)} tokens and {count} more are wanted; the model reads at most "
+                         f"{model.config.context}: shorten one of them.")
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}, and must be at least 0.")
     if top_k is not None and top_k < 1:

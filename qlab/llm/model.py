@@ -140,7 +140,8 @@ class GPT(nn.Module):
 def check_tokens(tokens: torch.Tensor, config: Config, before: int = 0) -> None:
     """Raises ValueError unless tokens are int64 (batch, length) of the vocabulary and fit into the context behind `before` others."""
     if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] == 0:
-        raise ValueError(f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, and must be int64 (batch, length), at least one of them.")
+        raise ValueError(f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, and must be int64 (batch, length), at least one of "
+                         "them.")
     if before + tokens.shape[1] > config.context:
         raise ValueError(f"the text is {before + tokens.shape[1]} tokens long, and the model reads at most {config.context}: cut it.")
     if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < config.vocabulary):

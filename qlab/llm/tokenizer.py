@@ -29,7 +29,8 @@ class Tokenizer:
         self.entries = [bytes([byte]) for byte in range(256)]
         for pair in self.merges:
             if len(pair) != 2 or not all(isinstance(entry, int) and 0 <= entry < len(self.entries) for entry in pair):
-                raise ValueError(f"the merge {pair} is number {len(self.entries) - 256}, and must be a pair of entries below {len(self.entries)}.")
+                raise ValueError(f"the merge {pair} is number {len(self.entries) - 256}, and must be a pair of entries below "
+                                 f"{len(self.entries)}.")
             self.entries.append(self.entries[pair[0]] + self.entries[pair[1]])
         self._rank = {pair: i for i, pair in enumerate(self.merges)}
         self._word = lru_cache(maxsize=2**16)(self._encode_word)
