@@ -12,11 +12,10 @@ The network given is never changed, and no file is written that did not run. Wha
 import contextlib
 import importlib
 import inspect
-import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qlab import saving
-from qlab.deploy import checks, files
+from qlab.deploy import checks, files, tried
 from qlab.deploy.images import images_for
 from qlab.errors import first_line
 from qlab.nets import integer, ptq
@@ -36,7 +35,6 @@ from qlab.nets.ptq import Quantized
 ENDINGS = {".tflite": "tflite", ".c": "c", ".onnx": "onnx", ".pt2": "pytorch"}
 RUNTIMES, INTEGER = tuple(ENDINGS.values()), ("tflite", "c")
 RUN_BY = {"tflite": "LiteRT", "c": "this machine", "onnx": "ONNX Runtime", "pytorch": "PyTorch"}
-CHECKED, MICRO = 128, 4                                                                     # calibration images that the file runs on
 FAINT = 10                                                                                  # decibels, below which notes say so
 
 
@@ -116,7 +114,7 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
         writing["name"] = _c_name(path.stem)
         notes += [f"its names in C begin with {writing['name']}"] * (writing["name"] != path.stem)
     floats = network.model if isinstance(network, Quantized) else network
-    images = images_for(_decoded(network) if isinstance(network, IntegerNetwork) else floats, calibration, notes)
+    images = images_for(tried.decoded(network) if isinstance(network, IntegerNetwork) else floats, calibration, notes)
     shape = tuple(images.shape[1:])
     if runtime in INTEGER or checks.readable(network):
         notes += _rewritten(network)
@@ -129,10 +127,10 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
         if runtime in INTEGER:
             about = module.export(ours, made, shape, **writing)
             truth = None if network is ours else floats
-            found = _run_codes(module, made, ours, images[:CHECKED], truth, bool(writing.get("softmax")), notes)
+            found = tried.run_codes(module, made, ours, images[:tried.CHECKED], truth, bool(writing.get("softmax")), notes)
         else:
             about = module.export(network, made, images, image_shape=shape, **writing)
-            found = _run_floats(module, made, images[:CHECKED], floats, writing.get("batch"))
+            found = tried.run_floats(module, made, images[:tried.CHECKED], floats, writing.get("batch"))
         contents = {path.parent / file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
     if found["decibels"] is not None and found["decibels"] < FAINT:
         notes.append(f"the file is far from the network: signal to noise {found['decibels']:.1f} dB, where 30 to 50 are usual")
@@ -263,70 +261,3 @@ def _rewritten(network) -> list[str]:
     turned = sum(isinstance(layer, nn.ConvTranspose2d) for layer in layers)
     told = [f"batch norms folded into the layers before them: {norms}", f"transposed convolutions written as convolutions: {turned}"]
     return [line for line, count in zip(told, (norms, turned)) if count]
-
-
-# How the file does
-
-
-def _decoded(network: IntegerNetwork) -> Callable:
-    return lambda images: network.decode(network(images))
-
-
-@torch.no_grad()
-def _outputs(network: Callable, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([network(batch.clone()) for batch in images.split(32)])
-
-
-def _run_codes(module, path: Path, ours: IntegerNetwork, images: torch.Tensor, floats: Callable | None, softmax: bool,
-               notes: list[str]) -> dict:
-    """The file on images against the integer network, code by code, and against the float network where there is one."""
-    codes = ours.encode(images)
-    try:
-        found = module.run(path, codes)
-    except FileNotFoundError as error:  # no C compiler
-        notes.append(f"not run: {error}")
-        return {"images": 0, "same": None, "decibels": None, "codes": None, "apart": None}
-    if path.suffix != ".c" and not softmax:
-        _run_micro(module, path, ours, codes[:MICRO], notes)
-    truth = None if floats is None else _outputs(floats, images)
-    if softmax:  # probabilities, in codes of their own
-        truth = None if truth is None else truth.softmax(1)
-        return _against((found.int() + 128) / 256, truth, len(images)) | {"codes": None, "apart": None}
-    difference = (found.int() - torch.cat([ours.run(batch) for batch in codes.split(32)]).int()).abs()
-    share, apart = (difference == 0).double().mean().item(), int(difference.max())
-    if apart and path.suffix == ".c":
-        raise ValueError(f"{path.name} computes other codes than the integer network, {1 - share:.2%} of them, and was not written.")
-    return _against(ours.decode(found), truth, len(images)) | {"codes": share, "apart": apart}
-
-
-def _run_micro(module, path: Path, ours: IntegerNetwork, codes: torch.Tensor, notes: list[str]) -> None:
-    """tflite-micro rounds as qlab does, and LiteRT's kernels otherwise: it is the exact check, where it is installed and has the memory."""
-    try:
-        found = module.run(path, codes, "micro")
-    except (ImportError, ValueError):
-        return
-    if not torch.equal(found, ours.run(codes)):
-        raise ValueError(f"{path.name} computes other codes in tflite-micro than the integer network, and was not written.")
-    notes.append(f"run by tflite-micro on {len(codes)} of them: all codes those of the integer network")
-
-
-def _run_floats(module, path: Path, images: torch.Tensor, floats: Callable, batch: int | None) -> dict:
-    """The file on images against the float network. batch: the only number of images that the file takes."""
-    if batch:
-        images = images[torch.arange(-(-len(images) // batch) * batch) % len(images)]
-    trust = {"trust": True} if "trust" in inspect.signature(module.load).parameters else {}  # it was written just now
-    runtime = module.load(path, **trust)
-    found = torch.cat([runtime(part) for part in images.split(batch or 32)])
-    return _against(found, _outputs(floats, images), len(images)) | {"codes": None, "apart": None}
-
-
-def _against(found: torch.Tensor, wanted: torch.Tensor | None, images: int) -> dict:
-    if wanted is None:
-        return {"images": images, "same": None, "decibels": None}
-    for outputs, whose in ((wanted, "the network"), (found, "the file")):
-        if not outputs.isfinite().all():
-            raise ValueError(f"{whose} gives NaN or infinity for calibration images, and nothing was written.")
-    noise, signal = ((part.double() ** 2).sum().item() for part in (found - wanted, wanted))
-    decibels = (10 * math.log10(signal / noise) if signal else -math.inf) if noise else math.inf
-    classes = wanted.dim() == 2 and wanted.shape[1] > 1
-    return {"images": images, "same": int((found.argmax(1) == wanted.argmax(1)).sum()) if classes else None, "decibels": decibels}
