@@ -35,7 +35,7 @@ TABLE, ROW = (512, 1024, 2048, 4096), (1, 4096, 4096)  # squares, and beside the
 TALL = ((65536, 1024, 64), (16384, 4096, 128), (64, 4096, 16384))  # (M, K, N): tall and skinny, and its transpose
 LAYERS = {"query, key, value": (4096, 12288), "attention output": (4096, 4096), "gate and up": (4096, 22016), "down": (11008, 4096)}
 BATCHES = (1, 16, 256, 4096)  # tokens, through the layers (K, N) of a transformer of 7 billion parameters (Touvron et al. 2023, Llama 2 7B)
-SHORT = 0.05  # seconds: a call that takes less is spoiled by the threads of the call before it
+SHORT, PAUSE = 0.15, 0.02  # seconds: a call that takes less is spoiled by the threads of the call before it, unless it waits for them
 ROTATED_BYTES = 2**28  # of operands in turn: several times a last-level cache
 
 
@@ -142,8 +142,8 @@ def time_cuda(calls: dict[str, list[Callable]], rounds: int = 15) -> dict[str, f
 def time_cpu(calls: dict[str, list[Callable]], seconds: float = 2.0) -> dict[str, float]:
     """Median milliseconds a call, contenders in turn, at most about this many seconds each, once at least.
 
-    A short call runs once untimed in each turn: the threads of the contender before, where they are another library's, look for more work
-    for some milliseconds after it, and would keep a core from this one.
+    A short call runs once untimed in each turn, after a pause: threads that the contender before woke, of torch or of another library, look
+    for more work for some milliseconds after it, and two of them may have come to lie on one core, where they would stay without one.
     """
     times, spent = {name: [] for name in calls}, dict.fromkeys(calls, 0.0)
     for i in range(21):
@@ -151,6 +151,7 @@ def time_cpu(calls: dict[str, list[Callable]], seconds: float = 2.0) -> dict[str
             if i and (spent[name] > seconds or len(times[name]) > 20):
                 continue
             if times[name] and times[name][-1] < 1000 * SHORT:
+                time.sleep(PAUSE)
                 several[(i - 1) % len(several)]()
             started = time.perf_counter()
             several[i % len(several)]()
