@@ -206,7 +206,6 @@ class Net(nn.Module):
     (lambda m, x: m.d(m.a(x).add_(m.one(x))), "a", "add_ adds 3 channels to 1"),
     (lambda m, x: m.d(torch.cat([m.a(x) + m.b(x), m.c(x)], 1)[:, :3]), "b", "they reach cat .cat., which ties them to others"),
     (lambda m, x: m.d(m.a(x) + torch.cat([m.b(x), m.c(x)], 1)[:, :3]), "a", "a sum ties them to getitem"),
-    (lambda m, x: m.d(m.a(x) - m.b(x)), "a", "they reach sub .sub., which ties them to others"),
     (lambda m, x: m.d(m.a(x) + m.scale), "a", "a sum ties them to scale, which the model's forward reads"),
     (lambda m, x: m.d(m.a(x) + m.bn.running_mean[:, None, None]), "a", "a sum ties them to"),
     (lambda m, x: m.d(m.a(x) + torch.ones(3, 1, 1)), "a", "a sum ties them to _tensor_constant0"),
