@@ -372,13 +372,13 @@ def test_a_control_must_have_a_value():
 
 
 def test_the_benchmark_drives_every_control_and_puts_it_back():
-    from qlab.lab import bench
+    from qlab.lab import page_bench
 
     seen = []
     fig, _ = widgets.figure(3, 2)
     demo = widgets.Live(fig, lambda **values: seen.append(tuple(values.values())), bits=ipywidgets.IntSlider(4, 1, 8),
                         scheme=ipywidgets.Dropdown(options=[("A", "a"), ("B", "b")]), on=ipywidgets.Checkbox(True))
-    (row,) = bench.live_steps(lives=[demo])
+    (row,) = page_bench.live_steps(lives=[demo])
     assert row["controls"] == ["bits", "scheme", "on"]
     assert {bits for bits, _, _ in seen} == set(range(1, 9)) and {scheme for _, scheme, _ in seen} == {"a", "b"}
     assert {on for _, _, on in seen} == {True, False} and demo.values == {"bits": 4, "scheme": "a", "on": True}

@@ -6,9 +6,6 @@ is their ratio. Nothing here is a test: a slow machine gives other times, and th
 
 import argparse
 import copy
-import functools
-import gc
-import json
 import os
 import socket
 import statistics
@@ -21,16 +18,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import torch
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
-from nbclient import NotebookClient
 from rich.console import Console
 from rich.table import Table
 
-from qlab.lab import data, int4_bench, machine, matmul_bench, notebooks, quiet, widgets, zoo
+from qlab.lab import data, int4_bench, machine, matmul_bench, page_bench, quiet, zoo
 from qlab.matmul import int4, product
 from qlab.nets import huffman, integer, ptq
 from qlab.quant import kmeans, linear
@@ -233,65 +226,7 @@ def bench_huffman(n: int = 1_000_000) -> list[dict]:
     ]
 
 
-def bench_figures() -> list[dict]:
-    """Every live figure of the course, driven through what its controls reach: milliseconds of CPU in the kernel a step, all threads."""
-    return [{"page": page, **row} for page, (_, figures) in _pages().items() for row in figures]
-
-
-def bench_pages() -> list[dict]:
-    """Run All of every notebook, the kernel's start included: seconds, and seconds of CPU, those of its child processes too."""
-    return [{"page": page, **seconds} for page, (seconds, _) in _pages().items()]
-
-
-@functools.cache  # both tables come from one run
-def _pages() -> dict[str, tuple[dict, list[dict]]]:
-    return {path.stem: _page(path) for path in sorted(notebooks.FOLDER.glob("*.ipynb"))}
-
-
-def _page(path: Path) -> tuple[dict, list[dict]]:
-    """A notebook's seconds and its live figures, measured in its own kernel after its last cell."""
-    measuring = "import json, os; cpu_s = sum(os.times()[:4])\nfrom qlab.lab import bench; print(json.dumps([cpu_s, bench.live_steps()]))"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(measuring))
-    ended = []
-    client = NotebookClient(notebook, km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
-                            timeout=900, resources={"metadata": {"path": str(path.parent)}}, extra_arguments=["--log-level=ERROR"],
-                            on_cell_executed=lambda **_: ended.append(time.perf_counter()))
-    started = time.perf_counter()
-    client.execute()
-    cpu_s, figures = json.loads(next(output.text for output in notebook.cells[-1].outputs if output.get("name") == "stdout"))
-    return {"cpu_s": round(cpu_s, 1), "wall_s": round(ended[-2] - started, 1)}, figures
-
-
-def live_steps(most: int = 25, lives: list[widgets.Live] | None = None) -> list[dict]:
-    """Every Live of this process, or those given, driven twice through all options and most places of each slider: ms of CPU a step."""
-    rows = []
-    gc.collect()  # what the cells before have left is no part of a step
-    for live in lives or [thing for thing in gc.get_objects() if type(thing) is widgets.Live]:  # isinstance would wake lazy objects
-        steps = []
-        for name, control in 2 * list(live.controls.items()):
-            kept = control.value
-            for value in [*_reach(control, most), kept]:
-                if value != control.value:
-                    started = time.process_time()
-                    control.value = value
-                    steps.append((1000 * (time.process_time() - started), f"{name} = {value}"))
-        ms, where = max(steps)
-        rows.append({"controls": list(live.controls), "steps": len(steps), "median_ms": round(statistics.median(s for s, _ in steps), 1),
-                     "worst_ms": round(ms, 1), "at": where})
-    return rows
-
-
-def _reach(control, most: int) -> list:
-    if hasattr(control, "options"):
-        return [option[1] if isinstance(option, tuple) else option for option in control.options]
-    if isinstance(control, widgets.SLIDERS):
-        places = round((control.max - control.min) / control.step)
-        return [type(control.value)(control.min + control.step * i) for i in range(0, places + 1, max(1, places // (most - 1)))]
-    return [not control.value] if isinstance(control.value, bool) else []
-
-
-TABLES = {"figures": bench_figures, "pages": bench_pages}  # each with columns of its own, and its own key in the record
+TABLES = {"figures": page_bench.figures, "pages": page_bench.pages}  # each with columns of its own, and its own key in the record
 BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start,
            "matmul": bench_matmul, "networks": bench_networks, "huffman": bench_huffman, "int4": bench_int4} | TABLES
 
