@@ -34,15 +34,20 @@ class Split(NamedTuple):
     labels: torch.Tensor
 
 
-@lru_cache(maxsize=8)
-def _read(name: str, folder: Path) -> np.ndarray:
-    path = folder / name
+def packaged(path: Path, sha256: str) -> bytes:
+    """The content of a file of the package. Raises FileNotFoundError for a missing one, ValueError for another content than sha256 says."""
     try:
-        packed = path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path} ({error.strerror}): reinstall qlab, or restore the file with git checkout.") from None
-    if hashlib.sha256(packed).hexdigest() != SHA256[name]:
-        raise ValueError(f"{path} is damaged ({len(packed)} bytes, wrong sha256): reinstall qlab, or restore the file with git checkout.")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged ({len(content)} bytes, wrong sha256): reinstall qlab, or restore the file with git checkout.")
+    return content
+
+
+@lru_cache(maxsize=8)
+def _read(name: str, folder: Path) -> np.ndarray:
+    packed = packaged(folder / name, SHA256[name])
     raw = gzip.decompress(packed)
     dims = raw[3]  # IDX: two zero bytes, the type (8: uint8), the number of dimensions, then each as a big-endian int32
     shape = np.frombuffer(raw, ">i4", dims, offset=4)

@@ -16,12 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from qlab import saving
 from qlab.lab import text
-from qlab.lab.zoo import FOLDER
+from qlab.lab.zoo import FOLDER, read_checkpoint, read_record
 from qlab.llm import evaluate, outliers, tokenizer
 from qlab.llm.model import GPT, Config
 from qlab.llm.training import fit
@@ -29,7 +28,6 @@ from qlab.llm.training import fit
 NAMES = ("gpt", "gpt-planted")
 CONFIG = Config(vocabulary=text.ENTRIES, width=256, blocks=3, heads=4, kv_heads=4, hidden=512, context=256)
 RECIPE = {"steps": 2000, "batch_size": 16, "max_lr": 2e-3, "warmup": 100, "weight_decay": 0.1, "betas": (0.9, 0.95)}
-_REMEDY = "restore it with git checkout, or train it with qlab zoo gpt"
 
 
 def load(name: str = "gpt", folder: Path = FOLDER) -> GPT:
@@ -43,15 +41,9 @@ def load(name: str = "gpt", folder: Path = FOLDER) -> GPT:
     """
     if name not in NAMES:
         raise ValueError(f"name is {name!r}, and must be one of {', '.join(NAMES)}.")
-    entry, path = record(folder), folder / "gpt.safetensors"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY}.") from None
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): {_REMEDY}.")
+    entry = record(folder)
     model = GPT(Config(**entry["config"]))
-    model.load_state_dict({name: weight.float() for name, weight in load_bytes(content).items()})
+    model.load_state_dict({key: weight.float() for key, weight in read_checkpoint("gpt", entry, folder).items()})
     model.eval().requires_grad_(False)
     return model if name == "gpt" else outliers.plant(model)
 
@@ -62,11 +54,7 @@ def record(folder: Path = FOLDER) -> dict:
     >>> record()["config"]["width"]
     256
     """
-    path = folder / "gpt.json"
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY}.") from None
+    return read_record("gpt", folder)
 
 
 def initial(config: Config, seed: int) -> GPT:

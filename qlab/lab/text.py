@@ -9,11 +9,11 @@ The parts are whole books, or runs of a book, so nothing that is tested has been
 line: the editions' line breaks are not the author's.
 """
 
-import hashlib
 import lzma
 from functools import lru_cache
 from pathlib import Path
 
+from qlab.lab.data import packaged
 from qlab.llm import tokenizer
 from qlab.llm.evaluate import Text, blocks
 
@@ -28,7 +28,6 @@ SHA256 = {
 }
 PARTS = ("train", "calibration", "validation", "test")
 ENTRIES = 1024
-_RESTORE = "reinstall qlab, or restore the file with git checkout"
 
 
 @lru_cache
@@ -43,13 +42,7 @@ def book(name: str) -> str:
     """
     if name not in SHA256:
         raise ValueError(f"name is {name!r}, and must be one of {', '.join(SHA256)}.")
-    path = FOLDER / f"{name}.txt.xz"
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_RESTORE}.") from None
-    if hashlib.sha256(packed).hexdigest() != SHA256[name]:
-        raise ValueError(f"{path} is damaged ({len(packed)} bytes, wrong sha256): {_RESTORE}.")
+    packed = packaged(FOLDER / f"{name}.txt.xz", SHA256[name])
     paragraphs = lzma.decompress(packed).decode().split("\n\n")
     return "".join(" ".join(paragraph.split()) + "\n" for paragraph in paragraphs if paragraph.strip())
 
@@ -81,7 +74,7 @@ def bpe() -> tokenizer.Tokenizer:
     try:
         return tokenizer.load(path.read_text())
     except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_RESTORE}.") from None
+        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): reinstall qlab, or restore the file with git checkout.") from None
 
 
 @lru_cache

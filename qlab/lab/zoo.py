@@ -61,15 +61,9 @@ def load(name: str, folder: Path = FOLDER, as_trained: bool = False) -> nn.Modul
     >>> sum(p.numel() for p in load("cnn").parameters())
     93322
     """
-    entry, path = record(name, folder), folder / f"{name}.safetensors"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): {_REMEDY} {name}.")
+    entry = record(name, folder)
     model = MODELS[name]()
-    model.load_state_dict(load_bytes(content))
+    model.load_state_dict(read_checkpoint(name, entry, folder))
     model.eval().requires_grad_(False)
     return model if as_trained else dead.zero(model, {layer: _mask(model, layer, **found) for layer, found in entry["dead"].items()})
 
@@ -97,11 +91,28 @@ def record(name: str, folder: Path = FOLDER) -> dict:
     >>> record("cnn")["parameters"]
     93322
     """
-    path = folder / f"{_known(name)}.json"
+    return read_record(_known(name), folder)
+
+
+def read_record(name: str, folder: Path) -> dict:
+    """folder/NAME.json. Raises FileNotFoundError where there is none."""
+    path = folder / f"{name}.json"
     try:
         return json.loads(path.read_text())
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
+
+
+def read_checkpoint(name: str, entry: dict, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of folder/NAME.safetensors. Raises FileNotFoundError for a missing file, ValueError for another than its record names."""
+    path = folder / f"{name}.safetensors"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): {_REMEDY} {name}.")
+    return load_bytes(content)
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

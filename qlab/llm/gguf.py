@@ -86,9 +86,10 @@ def read(path: str | os.PathLike) -> File:
     one that is cut off or damaged. A tensor of a type that this page does not decode raises only when it is asked for.
 
     >>> import struct, tempfile
+    >>> from qlab import saving
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "answer.gguf")
-    ...     _ = path.write_bytes(b"GGUF" + struct.pack("<IQQ Q6sII", 3, 0, 1, 6, b"answer", 4, 42))     # 4: uint32
+    ...     saving.write({path: b"GGUF" + struct.pack("<IQQ Q6sII", 3, 0, 1, 6, b"answer", 4, 42)})    # 4: uint32
     ...     read(path).metadata
     {'answer': 42}
     """

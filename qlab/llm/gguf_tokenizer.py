@@ -14,7 +14,7 @@ import unicodedata
 from functools import cache
 
 from qlab.llm.gguf import File, shown
-from qlab.llm.tokenizer import Tokenizer
+from qlab.llm.tokenizer import Tokenizer, bytes_of
 
 NORMAL, USER_DEFINED = 1, 4  # of tokenizer.ggml.token_type; the others are 2 unknown, 3 control, 5 unused, 6 byte
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's white space; Python's \s has four more
@@ -87,11 +87,7 @@ class FileTokenizer:
 
     def bytes(self, tokens) -> bytes:
         """The bytes of entries' numbers."""
-        tokens = [int(token) for token in tokens]
-        for token in tokens:
-            if not 0 <= token < len(self.entries):
-                raise ValueError(f"token {token} is not of this vocabulary: it must be from 0 to {len(self.entries) - 1}.")
-        return b"".join(self.entries[token] for token in tokens)
+        return bytes_of(self.entries, tokens)
 
     def _plain(self, text: str) -> list[int]:
         try:

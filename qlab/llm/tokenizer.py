@@ -48,11 +48,7 @@ class Tokenizer:
 
     def bytes(self, tokens) -> bytes:
         """The bytes of entries' numbers, a list or a tensor of one dimension."""
-        tokens = [int(token) for token in tokens]
-        for token in tokens:
-            if not 0 <= token < len(self.entries):
-                raise ValueError(f"token {token} is not of this vocabulary: it must be from 0 to {len(self.entries) - 1}.")
-        return b"".join(self.entries[token] for token in tokens)
+        return bytes_of(self.entries, tokens)
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
         entries = list(word.encode())
@@ -110,6 +106,19 @@ def learn(text: str, size: int) -> Tokenizer:
         del pairs[best]
         merges.append(best)
     return Tokenizer(merges)
+
+
+def bytes_of(entries: list[bytes], tokens) -> bytes:
+    """The bytes of tokens, numbers of entries, one after the other. Raises ValueError for a number that no entry has.
+
+    >>> bytes_of([b"a", b"bc"], [1, 0])
+    b'bca'
+    """
+    tokens = [int(token) for token in tokens]
+    for token in tokens:
+        if not 0 <= token < len(entries):
+            raise ValueError(f"token {token} is not of this vocabulary: it must be from 0 to {len(entries) - 1}.")
+    return b"".join(entries[token] for token in tokens)
 
 
 def _join(entries: list[int], pair: tuple[int, int], new: int) -> list[int]:
