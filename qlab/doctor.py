@@ -30,6 +30,19 @@ def _network(name: str) -> str:
     return f"{zoo.record(name)['test_accuracy']:.2%} on the test images, says its record"
 
 
+def _novels() -> str:
+    from qlab.lab import text
+
+    return f"{sum(len(text.part(part)) for part in text.PARTS):,} characters of six novels"
+
+
+def _language_model() -> str:
+    from qlab.lab import language
+
+    language.load()
+    return f"{language.record()['test_bits_per_byte'][0]:.3f} bits per byte of the test part, says its record"
+
+
 def _sandbox() -> str:
     from qlab.grading.sandbox import bwrap
 
@@ -73,6 +86,7 @@ def health() -> list[tuple[str, str, bool]]:
     checks.append(("Fashion-MNIST", _data, ()))
     names, _ = attempt(_networks)  # None where torch is broken, and torch has its own line
     checks += [(f"network {name}", _network, (name,)) for name in names or ()]
+    checks += [("Austen's novels", _novels, ()), ("network gpt", _language_model, ())]
     rows = [("qlab", qlab.__version__, True), ("python", sys.version.split()[0], True)]
     for thing, check, args in checks:
         details, wrong = attempt(check, *args)

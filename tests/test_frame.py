@@ -554,6 +554,18 @@ def test_pytest_runs_everything_once_or_the_paths_given(tmp_path):
     assert cli.pytest_command(["--pdb"], tmp_path)[cli.pytest_command(["--pdb"], tmp_path).index("-n") + 1] == "0"
 
 
+def test_doctor_reads_the_novels_and_the_language_model(monkeypatch, capsys):
+    from qlab.lab import language
+
+    assert [works for thing, _, works in doctor.health() if thing in ("Austen's novels", "network gpt")] == [True, True]
+
+    def damaged():
+        raise ValueError("gpt is not the checkpoint of its record (wrong sha256)")
+
+    monkeypatch.setattr(language, "load", damaged)
+    assert ("network gpt", "gpt is not the checkpoint of its record (wrong sha256)", False) in doctor.health()
+
+
 def test_doctor_names_what_is_broken(monkeypatch, capsys):
     from qlab.lab import zoo
 
