@@ -42,6 +42,9 @@ def enable() -> list[str]:
     return settings
 
 
+SPEAKERS = ("asyncio", "tornado.application", "tornado.general")  # who logs what a callback raises: a loop, a handler, a kernel's stream
+
+
 def _jupyter_server_extension_points() -> list[dict]:
     return [{"module": "qlab.lab.jupyter"}]
 
@@ -55,7 +58,8 @@ def _load_jupyter_server_extension(app) -> None:
         app.config[exporter].preprocessors = [*settings["preprocessors"], *mine]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # kernels inherit it; the qlab command does the same, and says why
     released.trust(app.contents_manager)
-    logging.getLogger("asyncio").addFilter(_worth_telling)
+    for name in SPEAKERS:
+        logging.getLogger(name).addFilter(_worth_telling)
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
