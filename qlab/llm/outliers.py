@@ -146,3 +146,24 @@ def sinks(model: GPT, batches) -> torch.Tensor:
         for handle in hooks:
             handle.remove()
     return total / count
+
+
+class Without:
+    """A cache for one call of a model, in which no token behind `token` sees it: what the model loses where its attention sink is hidden.
+
+    >>> Without(0).append(0, *[torch.zeros(1, 1, 3, 4)] * 2)[2].int()
+    tensor([[1, 0, 0],
+            [0, 1, 0],
+            [0, 1, 1]], dtype=torch.int32)
+    """
+
+    length = 0
+
+    def __init__(self, token: int):
+        self.token = token
+
+    def append(self, block: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """key and value as they are, (texts, heads, length, width), and the mask (length, length), True where a row sees a column."""
+        mask = torch.ones(key.shape[2], key.shape[2], dtype=torch.bool).tril()
+        mask[self.token + 1:, self.token] = False
+        return key, value, mask

@@ -3,11 +3,13 @@
     python -m qlab.lab.experiments.language gpt             the course's own model; writes records/language_gpt.json
     python -m qlab.lab.experiments.language smollm2         SmolLM2-135M, if `qlab get smollm2` was called; language_smollm2.json
     python -m qlab.lab.experiments.language gpt weights     one part again; the others' results stay in the record
+    python -m qlab.lab.experiments.language gpt --missing   only the rows that the record does not have
 
     weights      every way to place 16, 8 or 4 levels, and what GPTQ, AWQ and HQQ make of them, with true bytes of the quantized layers
     activations  8 and 4 bits for what linear layers read: static, per token, smoothed, rotated; as the model is, and with planted outliers
     cache        keys and values of 8 to 2 bits, keys by token or by channel
-    outliers     how loud the loudest channel is, by layer; how much attention the first token gets
+    outliers     how loud the loudest channel is, by layer; how much attention the first token gets; one token hidden from all later ones
+    calibration  GPTQ at 3 bits and static ranges of 6, calibrated on Austen, on other passages, on Python
 
 The embedding, which is also the head, keeps its floats. Methods that look at data look at the calibration part (GPTQ, AWQ, SmoothQuant,
 static ranges); the result is of Persuasion. The nats of each block are kept, so that any two results can be compared block by block.
@@ -15,8 +17,10 @@ static ranges); the result is of Persuasion. The nats of each block are kept, so
 
 import argparse
 import base64
+import inspect
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,23 +30,26 @@ from torch import nn
 from qlab.lab import language, runs, text
 from qlab.llm import activations, awq, evaluate, gptq, hqq, kv_cache, outliers, rotate, scaling, smoothquant, weights
 from qlab.llm.evaluate import Scores, Text
+from qlab.quant import kmeans, ternary
 
-Rows = Iterator[tuple[str, dict]]
+Rows = Iterator[tuple[str, Callable[[], dict]]]  # a row's name, and what measures it
 
 
 class Subject(NamedTuple):
-    """A model, the text it is measured on, the tokens that methods may look at, and the rows of groups that its widths allow."""
+    """A model, the text it is measured on, the tokens that methods may look at, the group sizes its widths allow, its tokenizer."""
 
     name: str
     model: nn.Module
     test: Text
     calibration: torch.Tensor
     groups: tuple[int, ...]
+    tokenizer: object
 
 
 def gpt() -> Subject:
     """The course's model: 128 blocks of 256 tokens spread over the test part, 64 of the calibration part."""
-    return Subject("gpt", language.load(), text.sample("test", count=128), text.sample("calibration", count=64).tokens[:, :-1], (32, 64))
+    calibration = text.sample("calibration", count=64).tokens[:, :-1]
+    return Subject("gpt", language.load(), text.sample("test", count=128), calibration, (32, 64), text.bpe())
 
 
 def planted() -> Subject:
@@ -58,7 +65,7 @@ def smollm2() -> Subject:
     parts = {name: tokenizer.encode(text.part(name)) for name in ("test", "calibration")}
     sizes = [len(tokenizer.bytes([token])) for token in range(model.config.vocabulary)]
     test, calibration = (evaluate.blocks(parts[name], sizes, 128, 24) for name in parts)
-    return Subject("smollm2", model, test, calibration.tokens[:, :-1], (64,))
+    return Subject("smollm2", model, test, calibration.tokens[:, :-1], (64,), tokenizer)
 
 
 def measured(subject: Subject, model: Callable, **more) -> dict:
@@ -66,7 +73,7 @@ def measured(subject: Subject, model: Callable, **more) -> dict:
     started = time.process_time()
     scores = evaluate.score(model, subject.test, batch=4)
     return {"bits_per_byte": evaluate.bits_per_byte(scores).value, **more, "scoring_cpu_s": round(time.process_time() - started, 1),
-            "nats": _kept(scores.nats, "<f4")}
+            "nats": kept(scores.nats, "<f4")}
 
 
 def scores_of(record: dict, row: dict) -> Scores:
@@ -76,7 +83,7 @@ def scores_of(record: dict, row: dict) -> Scores:
     return Scores(nats.double(), nbytes.long(), torch.full((len(nats),), record["tokens_of_a_block"]))
 
 
-def _kept(x: torch.Tensor, dtype: str) -> str:
+def kept(x: torch.Tensor, dtype: str) -> str:
     return base64.b64encode(x.numpy().astype(dtype).tobytes()).decode()
 
 
@@ -91,9 +98,13 @@ def quantized(subject: Subject, method: Callable, *args, **options) -> dict:
 
 
 def weight_rows(subject: Subject) -> Rows:
-    """By bits: rounding to nearest on every grid, then GPTQ, AWQ and HQQ on the same grids; the formats; ternary."""
-    seen, half = subject.calibration, torch.float16
-    yield "float32", measured(subject, subject.model)
+    """By bits: rounding to nearest on every grid, then GPTQ, AWQ and HQQ on the same grids; the formats; ternary.
+
+    Of a large model the dear methods that only repeat what others show are left out: GPTQ in the order of the Hessian's diagonal and AWQ at
+    2 bits and on ranges by error, both on minmax ranges.
+    """
+    seen, half, small = subject.calibration, torch.float16, subject.name != "smollm2"
+    yield "float32", partial(measured, subject, subject.model)
     for bits in (8, 4, 3, 2):
         grids = {"row": {}, "row, mse": {"ranges": "mse"}}
         for size in subject.groups:
@@ -102,20 +113,25 @@ def weight_rows(subject: Subject) -> Rows:
                       f"groups of {size}, minmax": {"group_size": size, "scheme": "minmax"}}
         for name, grid in grids.items() if bits < 8 else [("row", {})]:
             options = {"bits": bits, "scale_dtype": half, **grid}
-            yield f"{bits} bits, {name}", quantized(subject, weights.quantize, **options)
+            again = "groups" in name and (small or (bits > 2 and "minmax" not in name and "mse" not in name))
+            yield f"{bits} bits, {name}", partial(quantized, subject, weights.quantize, **options)
             if bits == 8:
                 continue
-            yield f"{bits} bits, {name}, gptq", quantized(subject, gptq.quantize, seen, **options)
-            if "groups" in name and subject.name != "gpt-planted":
-                yield f"{bits} bits, {name}, gptq ordered", quantized(subject, gptq.quantize, seen, order=True, **options)
-            if "groups" in name and "minmax" not in name:
-                yield f"{bits} bits, {name}, awq", quantized(subject, awq.quantize, seen, **options)
+            if small or "minmax" not in name:
+                yield f"{bits} bits, {name}, gptq", partial(quantized, subject, gptq.quantize, seen, **options)
+            if again and subject.name != "gpt-planted":
+                yield f"{bits} bits, {name}, gptq ordered", partial(quantized, subject, gptq.quantize, seen, order=True, **options)
+            if again:
+                yield f"{bits} bits, {name}, awq", partial(quantized, subject, awq.quantize, seen, **options)
         if bits < 8:
             size = subject.groups[-1]
-            yield f"{bits} bits, groups of {size}, hqq", quantized(subject, hqq.quantize, bits, size, half)
+            yield f"{bits} bits, groups of {size}, hqq", partial(quantized, subject, hqq.quantize, bits, size, half)
     for name in ("nf4", "mxfp4", "nvfp4", "e4m3", "mxfp6_e2m3"):
-        yield name, quantized(subject, weights.quantize, scheme=name)
-    yield "ternary", quantized(subject, weights.quantize, scheme="ternary")
+        yield name, partial(quantized, subject, weights.quantize, scheme=name)
+    yield "ternary", partial(quantized, subject, weights.quantize, scheme="ternary")
+    yield "ternary, one gamma", partial(quantized, subject, weights.quantize_weights, ternary.quantize)
+    for bits in (4, 3, 2, 1):
+        yield f"k-means, {bits} bits", partial(quantized, subject, weights.quantize_weights, partial(kmeans.quantize, bits=bits))
 
 
 def activation_rows(subject: Subject) -> Rows:
@@ -127,13 +143,16 @@ def activation_rows(subject: Subject) -> Rows:
         "smoothed everywhere": lambda: smoothquant.smooth(subject.model, subject.calibration, 0.5, all_places),
         "rotated": lambda: rotate.rotate(subject.model),
     }
+
+    def row(model, weight_bits, bits, per):
+        few = weights.quantize(model, weight_bits, ranges="max" if weight_bits == 8 else "mse").model
+        return measured(subject, activations.quantize(few, bits, per, subject.calibration if per == "static" else None))
+
     for name, make in made.items():
         model = make()
-        yield f"{name}, float32", measured(subject, model)
+        yield f"{name}, float32", partial(measured, subject, model)
         for weight_bits, bits, per in ((8, 8, "static"), (8, 8, "tensor"), (8, 8, "token"), (8, 4, "token"), (4, 4, "token")):
-            few = weights.quantize(model, weight_bits, ranges="max" if weight_bits == 8 else "mse").model
-            yield f"{name}, W{weight_bits}A{bits} {per}", measured(
-                subject, activations.quantize(few, bits, per, subject.calibration if per == "static" else None))
+            yield f"{name}, W{weight_bits}A{bits} {per}", partial(row, model, weight_bits, bits, per)
 
 
 def cache_rows(subject: Subject) -> Rows:
@@ -142,38 +161,62 @@ def cache_rows(subject: Subject) -> Rows:
         for keys in kv_cache.KEYS:
             model = kv_cache.with_cache(subject.model, bits, bits, keys, window=0)
             nbytes = kv_cache.cache_nbytes(subject.model.config, subject.test.tokens.shape[1] - 1, bits, bits, keys, window=0)
-            yield f"{bits} bits, keys by {keys}", measured(subject, model, nbytes=nbytes)
+            yield f"{bits} bits, keys by {keys}", partial(measured, subject, model, nbytes=nbytes)
 
 
 def outlier_rows(subject: Subject) -> Rows:
-    """What each layer reads: the loudest channel, how many times the median's, kurtosis, where in the text; attention on token 0."""
+    """What each layer reads: the loudest channel, how many times the median's, kurtosis, where in the text; attention on token 0; the cost
+    of hiding a token from all later ones: the first, its neighbour, and one among others."""
     for found in outliers.measure(subject.model, subject.calibration):
-        yield found.layers[0], {"ratio": round(found.ratio, 3), "kurtosis": round(found.kurtosis, 2), "channel": found.channel,
-                                "position": found.position}
-    yield "attention on the first token", {"by_block": outliers.sinks(subject.model, subject.calibration).mean(1).tolist()}
+        yield found.layers[0], partial(dict, ratio=round(found.ratio, 3), kurtosis=round(found.kurtosis, 2), channel=found.channel,
+                                       position=found.position)
+    yield "attention on the first token", lambda: {"by_block": outliers.sinks(subject.model, subject.calibration).mean(1).tolist()}
+    for hidden in (0, 1, 8):
+        yield f"without token {hidden}", partial(measured, subject, partial(_without, subject.model, hidden))
 
 
-PARTS = {"weights": weight_rows, "activations": activation_rows, "cache": cache_rows, "outliers": outlier_rows}
+def _without(model: nn.Module, token: int, tokens: torch.Tensor) -> torch.Tensor:
+    return model(tokens, outliers.Without(token))
+
+
+def calibration_rows(subject: Subject) -> Rows:
+    """One half of the calibration blocks, the other half, and as many tokens of Python (the standard library's argparse): what GPTQ makes
+    of 3 bits in groups of 64, and static ranges of 6 bits of activations."""
+    austen = subject.calibration
+    half, length = len(austen) // 2, austen.shape[1]
+    python = torch.tensor(subject.tokenizer.encode(inspect.getsource(argparse))[:half * length]).view(half, length)
+    options, few = {"bits": 3, "group_size": 64, "scale_dtype": torch.float16}, weights.quantize(subject.model, 8).model
+    yield "3 bits, no text", partial(quantized, subject, weights.quantize, **options)
+    for name, seen in {"Austen": austen[0:2 * half:2], "other passages": austen[1:2 * half:2], "Python": python}.items():
+        yield f"3 bits, gptq on {name}", partial(quantized, subject, gptq.quantize, seen, **options)
+        for ranges in ("minmax", "mse"):
+            yield f"W8A6 static on {name}, {ranges}", lambda seen=seen, ranges=ranges: measured(
+                subject, activations.quantize(few, 6, "static", seen, ranges))
+
+
+PARTS = {"weights": weight_rows, "activations": activation_rows, "cache": cache_rows, "outliers": outlier_rows,
+         "calibration": calibration_rows}
 SUBJECTS = {"gpt": (gpt, planted), "smollm2": (smollm2,)}
 
 
-def run(name: str, parts: tuple[str, ...] = tuple(PARTS)) -> dict:
-    """Measure the parts on the subject (and its planted twin), and write the record after each part."""
+def run(name: str, parts: tuple[str, ...] = tuple(PARTS), missing: bool = False) -> dict:
+    """Measure the parts on the subject (and its planted twin), and write the record after each row; missing: only rows it does not have."""
     try:
         record = runs.raw(f"language_{name}")
     except FileNotFoundError:
         record = {}
     for make in SUBJECTS[name]:
         subject = make()
-        record |= {"nbytes_of_blocks": _kept(subject.test.nbytes, "<i4"), "tokens_of_a_block": subject.test.tokens.shape[1] - 1}
+        record |= {"nbytes_of_blocks": kept(subject.test.nbytes, "<i4"), "tokens_of_a_block": subject.test.tokens.shape[1] - 1}
         for part in parts:
-            rows = {}
-            for key, row in PARTS[part](subject):
-                rows[key] = row
-                print(subject.name, part, key, {k: v for k, v in row.items() if k != "nats"}, flush=True)
-            record.setdefault(subject.name, {})[part] = rows
-            content = {key: value for key, value in record.items() if key not in ("command", "environment")}
-            record = runs.write(f"language_{name}", f"python -m qlab.lab.experiments.language {name}", **content)
+            before, rows = record.get(subject.name, {}).get(part, {}), {}
+            for key, measure in PARTS[part](subject):
+                rows[key] = before[key] if missing and key in before else measure()
+                print(subject.name, part, key, {k: v for k, v in rows[key].items() if k != "nats"}, flush=True)
+                record.setdefault(subject.name, {})[part] = before | rows
+                content = {key: value for key, value in record.items() if key not in ("command", "environment")}
+                record = runs.write(f"language_{name}", f"python -m qlab.lab.experiments.language {name}", **content)
+            record[subject.name][part] = rows
     return record
 
 
@@ -181,5 +224,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A language model below eight bits: the runs behind notebooks 15 and 16.")
     parser.add_argument("model", choices=SUBJECTS)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--missing", action="store_true", help="only the rows that the record does not have")
     given = parser.parse_args()
-    run(given.model, tuple(given.parts) or tuple(PARTS))
+    run(given.model, tuple(given.parts) or tuple(PARTS), given.missing)
