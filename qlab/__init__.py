@@ -4,6 +4,7 @@
     qlab.nets      networks made small
     qlab.matmul    INT8 arithmetic and the roofline
     qlab.llm       a language model made small
+    qlab.search    bits and roundings chosen by the machine
     qlab.deploy    out of the notebook: TensorFlow Lite, C, ONNX Runtime, PyTorch
     qlab.lab       data, trained networks, measurements, plots and widgets
     qlab.grading   exercises and the grader
@@ -14,7 +15,7 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["quant", "nets", "matmul", "llm", "deploy", "lab", "grading"]
+__all__ = ["quant", "nets", "matmul", "llm", "search", "deploy", "lab", "grading"]
 
 
 def __getattr__(name):

@@ -615,8 +615,9 @@ MAY_IMPORT = {
     "nets": {"nets", "quant"},
     "matmul": {"matmul", "quant"},
     "llm": {"llm", "matmul", "nets", "quant"},
+    "search": {"search", "llm", "matmul", "nets", "quant"},
     "deploy": {"deploy", "nets", "quant"},
-    "lab": {"lab", "deploy", "llm", "matmul", "nets", "quant"},
+    "lab": {"lab", "deploy", "llm", "matmul", "nets", "quant", "search"},
     "grading": {"grading"},
 }
 
