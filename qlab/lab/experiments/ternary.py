@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from qlab.lab import language, runs, text
-from qlab.lab.experiments.language import Subject, kept, gpt, measured
+from qlab.lab.experiments.language import Subject, gpt, kept, measured
 from qlab.llm import evaluate, ternary, training
 from qlab.llm.generate import generate
 
