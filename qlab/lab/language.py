@@ -72,8 +72,10 @@ def train(seed: int = 0, epochs: int | None = None, folder: Path = FOLDER) -> di
     """Learn the vocabulary, train the model on the training part, write checkpoint and record to folder; return the record.
 
     The same seed, machine and number of threads give the same weights. epochs replaces the recipe's number of steps: as many as read the
-    training part so often.
+    training part so often. Raises ValueError for fewer than one.
     """
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs is {epochs}, and must be at least 1.")
     recipe, started = dict(RECIPE), time.time()
     if epochs is not None:
         recipe["steps"] = epochs * len(text.tokens("train")) // (recipe["batch_size"] * CONFIG.context)

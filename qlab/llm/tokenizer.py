@@ -91,9 +91,10 @@ def learn(text: str, size: int) -> Tokenizer:
             places.setdefault(pair, set()).add(number)
     merges = []
     while 256 + len(merges) < size:
-        best = max(pairs, key=lambda pair: (pairs[pair], -pair[0], -pair[1]), default=None)
-        if best is None or pairs[best] < 1:
+        most = max(pairs.values(), default=0)
+        if most < 1:
             raise ValueError(f"the text has pairs for {256 + len(merges)} entries, and size is {size}: take more text or fewer entries.")
+        best = min(pair for pair, count in pairs.items() if count == most)
         for number in places.pop(best):  # only the words that hold the pair change
             entries, count = words[number]
             for pair in zip(entries, entries[1:]):
