@@ -119,3 +119,25 @@ def test_bad_input_is_one_sentence():
     refused("the layer reads NaN or infinity", outliers.measure, nn.Linear(2, 2), torch.tensor([[1.0, float("nan")]]))
     refused("a text is 1 token long, and must have at least 2", outliers.sinks, gpt(), tokens(3, 1))
     refused("the model is a Linear, and must be a GPT", outliers.sinks, nn.Linear(4, 4), tokens())
+
+
+@torch.no_grad()
+def test_a_text_without_its_first_token_is_one_that_begins_at_the_second():
+    """Positions count by their difference alone, so nothing else can tell: and what is hidden is hidden in every block."""
+    model, text = gpt(1), tokens()
+    assert torch.allclose(model(text, outliers.Without(0))[:, 1:], model(text[:, 1:]), atol=1e-4)
+    seen = model(text, outliers.Without(5))
+    assert torch.equal(seen[:, :6], model(text)[:, :6]) and not torch.allclose(seen[:, 6], model(text)[:, 6], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_window_is_a_text_cut_before_it_and_may_keep_some():
+    """In a model of one block, where nothing comes to a token but from what it sees itself."""
+    model, text = gpt(1, blocks=1), tokens(length=12)
+    for end in (3, 7, 12):
+        cut = model(text[:, max(0, end - 4):end])[:, -1]
+        assert torch.allclose(model(text, outliers.Window(4))[:, end - 1], cut, atol=1e-4)
+    for all_of_it in (outliers.Window(12), outliers.Window(1, range(12))):
+        assert torch.equal(model(text, all_of_it), model(text))
+    seen = [model(text, outliers.Window(11, kept)) for kept in ((), (0,), (3,))]
+    assert torch.allclose(seen[1], model(text), atol=1e-4) and torch.equal(seen[0], seen[2])   # token 3 is in the window all the same

@@ -167,3 +167,25 @@ class Without:
         mask = torch.ones(key.shape[2], key.shape[2], dtype=torch.bool).tril()
         mask[self.token + 1:, self.token] = False
         return key, value, mask
+
+
+class Window:
+    """A cache for one call of a model, in which a token sees the `size` latest, itself among them, and those of `kept`: what is left of a
+    text that goes on for longer than the memory, with the first tokens kept or without (StreamingLLM, Xiao et al. 2024).
+
+    >>> Window(1, kept=(0,)).append(0, *[torch.zeros(1, 1, 3, 4)] * 2)[2].int()
+    tensor([[1, 0, 0],
+            [1, 1, 0],
+            [1, 0, 1]], dtype=torch.int32)
+    """
+
+    length = 0
+
+    def __init__(self, size: int, kept: tuple[int, ...] = ()):
+        self.size, self.kept = size, list(kept)
+
+    def append(self, block: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """key and value as they are, (texts, heads, length, width), and the mask (length, length), True where a row sees a column."""
+        mask = torch.ones(key.shape[2], key.shape[2], dtype=torch.bool).triu(1 - self.size)
+        mask[:, self.kept] = True
+        return key, value, mask.tril()

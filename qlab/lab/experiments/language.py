@@ -8,7 +8,7 @@
     weights      every way to place 16, 8 or 4 levels, and what GPTQ, AWQ and HQQ make of them, with true bytes of the quantized layers
     activations  8 and 4 bits for what linear layers read: static, per token, smoothed, rotated; as the model is, and with planted outliers
     cache        keys and values of 8 to 2 bits, keys by token or by channel
-    outliers     how loud the loudest channel is, by layer; how much attention the first token gets; one token hidden from all later ones
+    outliers     how loud the loudest channel is, by layer; how much attention the first token gets; tokens hidden from later ones
     calibration  GPTQ at 3 bits and static ranges of 6, calibrated on Austen, on other passages, on Python
 
 The embedding, which is also the head, keeps its floats. Methods that look at data look at the calibration part (GPTQ, AWQ, SmoothQuant,
@@ -166,17 +166,21 @@ def cache_rows(subject: Subject) -> Rows:
 
 def outlier_rows(subject: Subject) -> Rows:
     """What each layer reads: the loudest channel, how many times the median's, kurtosis, where in the text; attention on token 0; the cost
-    of hiding a token from all later ones: the first, its neighbour, and one among others."""
+    of hiding a token from all later ones: the first, its neighbour, and one among others; and of seeing 32 tokens: the latest, or the 28
+    latest and four that are kept, the first or others."""
     for found in outliers.measure(subject.model, subject.calibration):
         yield found.layers[0], partial(dict, ratio=round(found.ratio, 3), kurtosis=round(found.kurtosis, 2), channel=found.channel,
                                        position=found.position)
     yield "attention on the first token", lambda: {"by_block": outliers.sinks(subject.model, subject.calibration).mean(1).tolist()}
     for hidden in (0, 1, 8):
-        yield f"without token {hidden}", partial(measured, subject, partial(_without, subject.model, hidden))
+        yield f"without token {hidden}", partial(measured, subject, partial(_with, subject.model, outliers.Without(hidden)))
+    for name, window in {"the latest 32": outliers.Window(32), "the latest 28, the first 4": outliers.Window(28, range(4)),
+                         "the latest 28, tokens 8 to 11": outliers.Window(28, range(8, 12))}.items():
+        yield f"seen: {name}", partial(measured, subject, partial(_with, subject.model, window))
 
 
-def _without(model: nn.Module, token: int, tokens: torch.Tensor) -> torch.Tensor:
-    return model(tokens, outliers.Without(token))
+def _with(model: nn.Module, cache, tokens: torch.Tensor) -> torch.Tensor:
+    return model(tokens, cache)
 
 
 def calibration_rows(subject: Subject) -> Rows:
