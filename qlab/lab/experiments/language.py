@@ -100,8 +100,8 @@ def quantized(subject: Subject, method: Callable, *args, **options) -> dict:
 def weight_rows(subject: Subject) -> Rows:
     """By bits: rounding to nearest on every grid, then GPTQ, AWQ and HQQ on the same grids; the formats; ternary.
 
-    Of a large model the dear methods that only repeat what others show are left out: GPTQ in the order of the Hessian's diagonal and AWQ at
-    2 bits and on ranges by error, both on minmax ranges.
+    Of a large model the dear methods that would only repeat what others show are left out: GPTQ on a row's full range, in the order of the
+    Hessian's diagonal and on minmax ranges; AWQ at 2 bits and on minmax ranges or ranges by error; k-means.
     """
     seen, half, small = subject.calibration, torch.float16, subject.name != "smollm2"
     yield "float32", partial(measured, subject, subject.model)
@@ -117,9 +117,9 @@ def weight_rows(subject: Subject) -> Rows:
             yield f"{bits} bits, {name}", partial(quantized, subject, weights.quantize, **options)
             if bits == 8:
                 continue
-            if small or "minmax" not in name:
+            if small or name != "row" and "minmax" not in name:
                 yield f"{bits} bits, {name}, gptq", partial(quantized, subject, gptq.quantize, seen, **options)
-            if again and subject.name != "gpt-planted":
+            if again and subject.name == "gpt":
                 yield f"{bits} bits, {name}, gptq ordered", partial(quantized, subject, gptq.quantize, seen, order=True, **options)
             if again:
                 yield f"{bits} bits, {name}, awq", partial(quantized, subject, awq.quantize, seen, **options)
@@ -130,7 +130,7 @@ def weight_rows(subject: Subject) -> Rows:
         yield name, partial(quantized, subject, weights.quantize, scheme=name)
     yield "ternary", partial(quantized, subject, weights.quantize, scheme="ternary")
     yield "ternary, one gamma", partial(quantized, subject, weights.quantize_weights, ternary.quantize)
-    for bits in (4, 3, 2, 1):
+    for bits in (4, 3, 2, 1) if small else ():
         yield f"k-means, {bits} bits", partial(quantized, subject, weights.quantize_weights, partial(kmeans.quantize, bits=bits))
 
 
