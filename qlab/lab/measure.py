@@ -20,18 +20,60 @@ from qlab.lab.data import Split
 from qlab.lab.significance import Accuracy, McNemar, mcnemar, over_seeds, wilson
 from qlab.quant import settled
 
-__all__ = ["Accuracy", "Latency", "McNemar", "accuracy", "latency_ms", "mcnemar", "over_seeds", "size_bytes", "sqnr_db", "wilson"]
+__all__ = ["Accuracy", "Latency", "McNemar", "accuracy", "latency_ms", "logits", "mcnemar", "over_seeds", "right",
+           "size_bytes", "sqnr_db", "wilson"]
+
+
+def logits(model: Callable, images: torch.Tensor, batch_size: int = 100) -> torch.Tensor:
+    """The model's outputs for all images, (n, classes), on the CPU, in the model's dtype and the images' order.
+
+    model: images (batch, ...) -> logits (batch, classes), a module or any function. A module runs in evaluation mode, on its own
+    device, without gradients; afterwards every part of it is in the mode it was in.
+    batch_size: at 100 a small network's activations stay in the processor's cache; with 500 images at a time it takes about twice as long.
+    Raises ValueError for no images, batch_size < 1, or a model that does not return (batch, classes).
+
+    >>> logits(lambda images: torch.cat([-images, images], dim=1), torch.tensor([[-1.0], [2.0]]))
+    tensor([[ 1., -1.],
+            [-2.,  2.]])
+    """
+    images = torch.as_tensor(images)
+    if images.ndim == 0 or len(images) == 0:
+        raise ValueError("there are no images, and there must be at least one.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, and must be 1 or more.")
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    held = next(chain(model.parameters(), model.buffers()), images) if parts else images
+    modes, found = [part.training for part in parts], []
+    # On a CPU, convolutions take about two thirds of the time if the channels of a pixel lie side by side (channels_last). A model
+    # that calls view on a feature map refuses that order: it gets the plain one.
+    channels_last = bool(parts) and images.ndim == 4
+    try:
+        if parts:
+            model.eval()
+        with torch.inference_mode():
+            for x in images.split(batch_size):
+                x = x.to(held.device)
+                if channels_last:
+                    try:
+                        out = model(x.to(memory_format=torch.channels_last))         # contiguous() leaves images of one channel as they are
+                    except RuntimeError:
+                        channels_last = False
+                if not channels_last:
+                    out = model(x)
+                _check_logits(out, len(x), found)
+                found.append(out.cpu())
+    finally:
+        for part, mode in zip(parts, modes):  # not model.train(): a part may have been frozen in evaluation mode
+            part.training = mode
+    return torch.cat(found).clone()  # outside of inference mode: a plain tensor again
 
 
 def accuracy(model: Callable, split: Split, batch_size: int = 100) -> Accuracy:
     """The share of images for which the largest of the model's outputs is the label's, image by image.
 
-    model: images (batch, ...) -> logits (batch, classes), a module or any function. A module runs in evaluation mode, on its own
-    device, without gradients; afterwards every part of it is in the mode it was in.
-    split: images (n, ...) and integer labels (n,). Among equal logits the first class counts, as in argmax. An image whose logits hold
-    a NaN is wrong: torch takes NaN for the largest, so a broken network would otherwise be right by luck.
-    batch_size: at 100 a small network's activations stay in the processor's cache; with 500 images at a time it takes about twice as long.
-    Raises ValueError if the split is empty or its lengths differ, batch_size < 1, or model does not return (batch, classes).
+    model, batch_size: as for logits. split: images (n, ...) and integer labels (n,). Among equal logits the first class counts, as in
+    argmax. An image whose logits hold a NaN is wrong: torch takes NaN for the largest, so a broken network would otherwise be right by
+    luck. Raises ValueError if the split is empty or its lengths differ, for a label that is no class, and as logits does.
 
     >>> one_pixel = lambda images: torch.cat([-images, images], dim=1)               # class 1 if the pixel is positive
     >>> print(accuracy(one_pixel, Split(torch.tensor([[-1.0], [2.0], [3.0], [-4.0]]), torch.tensor([0, 1, 0, 0]))))
@@ -42,43 +84,30 @@ def accuracy(model: Callable, split: Split, batch_size: int = 100) -> Accuracy:
         raise ValueError(f"split has {len(images)} images and {len(labels)} labels, and must have equally many, at least one.")
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}, and must be integers, one an image.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, and must be 1 or more.")
-    parts = list(model.modules()) if isinstance(model, nn.Module) else []
-    held = next(chain(model.parameters(), model.buffers()), images) if parts else images
-    modes, correct = [part.training for part in parts], []
-    # On a CPU, convolutions take about two thirds of the time if the channels of a pixel lie side by side (channels_last). A model
-    # that calls view on a feature map refuses that order: it gets the plain one.
-    channels_last = bool(parts) and images.ndim == 4
-    try:
-        if parts:
-            model.eval()
-        with torch.inference_mode():
-            for x, y in zip(images.split(batch_size), labels.split(batch_size)):
-                x = x.to(held.device)
-                if channels_last:
-                    try:
-                        logits = model(x.to(memory_format=torch.channels_last))      # contiguous() leaves images of one channel as they are
-                    except RuntimeError:
-                        channels_last = False
-                if not channels_last:
-                    logits = model(x)
-                _check_logits(logits, y)
-                right = (logits.argmax(1) == y.to(logits.device)) & ~logits.isnan().any(1)
-                correct.append(right.cpu())
-    finally:
-        for part, mode in zip(parts, modes):  # not model.train(): a part may have been frozen in evaluation mode
-            part.training = mode
-    return Accuracy(torch.cat(correct))
+    return right(logits(model, images, batch_size), labels)
 
 
-def _check_logits(logits, labels: torch.Tensor):
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] == 0:
-        raise ValueError(f"model returned {shape} for {len(labels)} images, and must return a tensor ({len(labels)}, classes).")
+def right(logits: torch.Tensor, labels: torch.Tensor) -> Accuracy:
+    """The accuracy of outputs that are there already: logits (n, classes), labels (n,). An image with a NaN among its logits is wrong.
+
+    Raises ValueError for a label that is no class.
+
+    >>> print(right(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])))
+    50.0 % [9.5, 90.5]
+    """
+    labels = labels.to(logits.device)
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, and must be from 0 to {logits.shape[1] - 1}: "
                          f"model has {logits.shape[1]} classes.")
+    return Accuracy((logits.argmax(1) == labels) & ~logits.isnan().any(1))
+
+
+def _check_logits(out, images: int, before: list[torch.Tensor]):
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != images or out.shape[1] == 0:
+        raise ValueError(f"model returned {shape} for {images} images, and must return a tensor ({images}, classes).")
+    if before and before[0].shape[1] != out.shape[1]:
+        raise ValueError(f"model returned {before[0].shape[1]} classes for one batch and {out.shape[1]} for another.")
 
 
 def _log10_energy(x: torch.Tensor) -> float:
