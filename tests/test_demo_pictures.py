@@ -10,13 +10,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from qlab.lab import data, plot, runs, sweep, widgets, zoo
+from qlab.lab import language as models
+from qlab.lab import text as novels
 from qlab.lab.demos import (
     compare,
     compression,
     deployment,
     distillation,
+    formats,
     hardware,
     kmeans,
+    language,
     linear,
     log,
     matmul,
@@ -66,6 +70,8 @@ MADE = {
     "13, array": hardware.array_steps,
     "13, rooflines": hardware.rooflines,
     "14": lambda: deployment.pick(runs.load("deployment")),
+    "16": lambda: language.smoothing(models.load("gpt-planted"), novels.sample("calibration", count=3).tokens[:, :-1]),
+    "15": lambda: formats.levels_of_a_matrix({"one": 0.05 * random(512, 256), "two": random(64, 512)}),
 }
 
 

@@ -13,18 +13,26 @@ def record():
 
 
 @pytest.fixture(scope="module")
-def against(record):
+def larger():
+    return runs.raw("language_smollm2")
+
+
+@pytest.fixture(scope="module")
+def against(record, larger):
     def difference(model, part, a, b, other_part=None):
-        rows = record[model][part][a], record[model][other_part or part][b]
-        return evaluate.difference(*(scores_of(record, row) for row in rows))
+        kept = larger if model == "smollm2" else record
+        rows = kept[model][part][a], kept[model][other_part or part][b]
+        return evaluate.difference(*(scores_of(kept, row) for row in rows))
 
     return difference
 
 
-def test_it_is_whole(record):
-    assert record["command"].endswith("experiments.language gpt")
-    assert all(set(record[model]) == set(PARTS) for model in language.NAMES)
-    float32 = record["gpt"]["weights"]["float32"]
+@pytest.mark.parametrize("name, models", [("gpt", language.NAMES), ("smollm2", ("smollm2",))])
+def test_it_is_whole(name, models):
+    record = runs.raw(f"language_{name}")
+    assert record["command"].endswith(f"experiments.language {name}")
+    assert all(set(record[model]) == set(PARTS) for model in models)
+    float32 = record[name]["weights"]["float32"]
     assert evaluate.bits_per_byte(scores_of(record, float32)).value == pytest.approx(float32["bits_per_byte"], abs=1e-6)
 
 
@@ -58,3 +66,45 @@ def test_planted_outliers_break_what_smoothing_and_rotation_mend(against):
 def test_keys_by_channel_cost_less(against):
     for bits in (4, 3, 2):
         assert against("gpt", "cache", f"{bits} bits, keys by channel", f"{bits} bits, keys by token").t < -3
+
+
+def test_awq_mends_what_outliers_do_to_a_grid_without_zero(against):
+    row = "4 bits, groups of 64, minmax"
+    assert against("gpt-planted", "weights", f"{row}, awq", row).t < -10
+    assert against("gpt", "weights", f"{row}, awq", row).value > -0.002
+    row = "4 bits, groups of 32, affine"
+    assert against("gpt-planted", "weights", f"{row}, awq", row).t < -3 < against("gpt", "weights", f"{row}, awq", row).t
+
+
+@pytest.mark.parametrize("kind", ["W8A8 static", "W8A4 token"])
+def test_smollm2_s_outliers_are_mended_in_part_behind_norms_and_best_by_rotation(against, kind):
+    for better, worse in (("smoothed behind norms", "as it is"), ("smoothed everywhere", "smoothed behind norms"),
+                          ("rotated", "smoothed everywhere")):
+        found = against("smollm2", "activations", f"{better}, {kind}", f"{worse}, {kind}")
+        assert found.value < 0 and found.t < -2, better
+
+
+def test_smollm2_has_outliers_of_its_own_and_a_sink(larger):
+    rows = larger["smollm2"]["outliers"]
+    read = [row["ratio"] for name, row in rows.items() if name.endswith("query")]
+    down = {int(name.split(".")[1]): row for name, row in rows.items() if name.endswith("down")}
+    assert min(read) > 5 and max(down.values(), key=lambda row: row["ratio"]) == down[11] and down[11]["ratio"] > 1000
+    assert down[11]["position"] == 0
+    assert sorted(rows["attention on the first token"]["by_block"])[15] > 0.3
+
+
+def test_a_first_token_is_missed_where_it_goes_late_and_there_is_a_sink(against):
+    for model in ("gpt", "smollm2"):
+        assert 0 < against(model, "outliers", "without token 0", "float32", "weights").value < 0.02
+    seen = {name: against("smollm2", "outliers", f"seen: {name}", "float32", "weights")
+            for name in ("the latest 32", "the latest 28, the first 4", "the latest 28, tokens 8 to 11")}
+    without, first, others = seen.values()
+    assert without.value > 10 * first.value > 0 and others.value > 10 * first.value and without.t > 5
+    assert against("gpt", "outliers", "seen: the latest 32", "float32", "weights").value < 0.02
+
+
+def test_calibration_on_python_costs_gptq_its_gain_and_on_other_passages_nothing(against):
+    for model in ("gpt", "smollm2"):
+        assert against(model, "calibration", "3 bits, gptq on Python", "3 bits, gptq on Austen").t > 3
+        assert against(model, "calibration", "3 bits, gptq on Austen", "3 bits, no text").t < -3
+        assert abs(against(model, "calibration", "3 bits, gptq on other passages", "3 bits, gptq on Austen").t) < 3
