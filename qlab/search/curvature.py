@@ -1,0 +1,172 @@
+"""How much a layer's rounding costs, by derivatives of the loss: no width has to be tried.
+
+    loss(W + dW) - loss(W)  =  g . dW  +  dW^T H dW / 2  +  ...               g the gradient, H the Hessian, dW = W_hat - W
+
+by_hessian (Dong et al. 2020, HAWQ-V2, section 3.1). Training has ended where g is about 0; what is left is the second term. If the errors
+of a layer's n weights are as good as independent and of one size, its mean is
+
+    tr(H) / n * || dW ||**2 / 2                       (HAWQ-V2 leaves out the 1/2, which changes no order)
+
+and the trace can be estimated without the Hessian (Hutchinson 1989): for v of independent signs, +1 or -1, E[v^T H v] = tr(H), with the
+variance 2 sum over i != j of H[i, j]**2, and H v is the gradient of g . v: one more backward pass, and no matrix.
+
+by_taylor goes on with g alone. The mean gradient's g . dW says little: at the end of training it is a small number of either sign, and a
+layer whose term happens to be negative would look improved by any error. Two ways around that, each with one gradient pass:
+
+    absolute    sum over the weights of |g_i dW_i|          errors that cancel are counted as if they added up: it grows with n
+    squared     mean over images of (g_image . dW)**2 / 2   = dW^T F dW / 2,  F = mean of g g^T, the Fisher information
+
+The second is the one to use: with labels drawn from the network's own predictions, F is the Hessian of KL(p || p_hat) at dW = 0 (Kunstner
+et al. 2019, section 2), so that it is the second-order term of sensitivity.by_kl, never negative, and has an error bar over the images.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from qlab.errors import first_line
+from qlab.nets.calibration import batches_of
+from qlab.nets.plain import plain_copy
+from qlab.nets.soft_loss import check_labels
+from qlab.quant.layout import as_tensor
+from qlab.search.candidates import Candidates, checked
+from qlab.search.sensitivity import logits_of, squared_errors
+from qlab.search.table import Table
+
+KINDS = ("squared", "absolute")
+AT_ONCE = 32                                                                                # images whose gradients are held apart
+
+
+def hutchinson(product: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, probes: int, seed: int = 0) -> torch.Tensor:
+    """v^T H v of random signs v, float64 (probes,): the mean estimates the trace of H, the standard deviation / sqrt(probes) is its error.
+
+    product(v): H v, both of the shape of like. Raises ValueError for fewer than 2 probes, which have no standard error.
+
+    >>> h = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    >>> samples = hutchinson(lambda v: h @ v, torch.zeros(2), probes=1000)                  # each is 5 + 2 or 5 - 2: a variance of 4
+    >>> round(samples.mean().item()), round(samples.var().item())
+    (5, 4)
+    """
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
+        raise ValueError(f"probes is {probes!r}, and must be a whole number of at least 2.")
+    generator, samples = torch.Generator().manual_seed(seed), []
+    for _ in range(probes):
+        v = (2 * torch.randint(0, 2, like.shape, generator=generator) - 1).to(like)
+        samples.append((v.double() * product(v).detach().double()).sum().cpu())
+    return torch.stack(samples)
+
+
+def traces(model: nn.Module, layers: Iterable[str], images: torch.Tensor, labels: torch.Tensor, probes: int = 32,
+           seed: int = 0) -> torch.Tensor:
+    """Samples of the trace of the loss's Hessian for each layer's weight: float64 (layers, probes). Loss: the mean cross-entropy.
+
+    The mean of a row is the estimate, its standard deviation / sqrt(probes) the standard error: of the signs alone, for these images. A
+    trace may be negative, for the loss is not convex. One forward and one backward pass, and a backward pass for each layer and probe, from
+    the last layer to this one. Signs for all layers at once would need one for each probe alone; but then the squares of all that couples
+    a layer to the others are part of its variance, which makes the error of a small layer among large ones ten times what it is.
+    Raises ValueError as by_hessian does.
+
+    >>> traces(nn.Linear(4, 3), [""], torch.randn(9, 4), torch.arange(9) % 3, probes=5).shape
+    torch.Size([1, 5])
+    """
+    working = plain_copy(model).eval().requires_grad_(False)
+    weights = [working.get_submodule(name).weight.requires_grad_(True) for name in layers]
+    labels, total, done = _check(working, images, labels), 0, 0
+    for batch in batches_of(images):
+        loss = cross_entropy(working(batch), labels[done:done + len(batch)])
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        samples = [hutchinson(partial(_product, g, w), w, probes, seed) for g, w in zip(gradients, weights)]
+        total = total + len(batch) / len(labels) * torch.stack(samples)                     # one seed: each batch meets the same signs
+        done += len(batch)
+    return total
+
+
+def _product(gradient: torch.Tensor, weight: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """H v: how the gradient changes when the weight moves along v."""
+    if not gradient.requires_grad:                                                          # 0: the layer is never called
+        return torch.zeros_like(v)
+    return torch.autograd.grad(gradient, weight, v, retain_graph=True, materialize_grads=True)[0]
+
+
+def by_hessian(model: nn.Module, candidates: Candidates, images: torch.Tensor, labels: torch.Tensor, probes: int = 32,
+               seed: int = 0) -> Table:
+    """tr(H) / n * || dW ||**2 / 2, in nats, with its standard error over the probes; below 0 where the estimated trace is.
+
+    Arguments as for sensitivity.by_loss. Raises ValueError for no images, images that the model cannot take, labels that do not fit, fewer
+    than 2 probes.
+
+    >>> from qlab.search import candidates
+    >>> net, x, y = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(50, 16), torch.arange(50) % 2
+    >>> table = by_hessian(net, candidates.make(net, (2, 8)), x, y, probes=8)
+    >>> table.forwards, table.backwards                                      # 8 products for each of 2 layers
+    (1, 17)
+    """
+    layers, widths = checked(model, candidates)
+    samples = traces(model, layers, images, labels, probes, seed)
+    weights = [model.get_submodule(name).weight for name in layers]
+    errors = torch.stack([squared_errors(w, candidates[name]).cpu() / (2 * w.numel()) for name, w in zip(layers, weights)])
+    spread = samples.std(1) / samples.shape[1]**0.5
+    return Table(layers, widths, samples.mean(1)[:, None] * errors, spread[:, None] * errors, forwards=1,
+                 backwards=1 + probes * len(layers))
+
+
+def by_taylor(model: nn.Module, candidates: Candidates, images: torch.Tensor, labels: torch.Tensor | None = None, kind: str = "squared",
+              seed: int = 0) -> Table:
+    """What the gradient says: kind "squared", with its standard error over the images, or "absolute"; see above. In nats.
+
+    Arguments as for sensitivity.by_loss. labels: of the images; None, with "squared" alone: one drawn for each image from what the network
+    itself predicts, by seed. Raises ValueError as by_loss does, for another kind, and for "absolute" without labels.
+
+    >>> from qlab.search import candidates
+    >>> net = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> table = by_taylor(net, candidates.make(net, (2, 8)), torch.randn(50, 16))
+    >>> bool((table.values >= 0).all()), table.forwards, table.backwards
+    (True, 2, 1)
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, and must be one of {', '.join(KINDS)}.")
+    if labels is None and kind == "absolute":
+        raise ValueError("labels is None, and must be the images' labels for the kind 'absolute': drawn ones have a mean gradient of chance.")
+    layers, widths = checked(model, candidates)
+    working, forwards = plain_copy(model).eval().requires_grad_(False), 1 + (labels is None)
+    weights = {name: working.get_submodule(name).weight for name in layers}
+    moved = {name: torch.stack([(candidates[name][bits].dequantize() - weights[name]).flatten() for bits in widths]) for name in layers}
+    labels = _check(working, images, labels, seed)
+    own = {f"{name}.weight" if name else "weight": weights[name] for name in layers}
+
+    def loss(own: dict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(functional_call(working, own, (x[None],)), y[None])
+
+    each_gradient, terms, total, done = vmap(grad(loss), in_dims=(None, 0, 0)), [], 0, 0
+    for batch in (part for batch in batches_of(images) for part in batch.split(AT_ONCE)):
+        try:
+            found = each_gradient(own, batch, labels[done:done + len(batch)])
+        except RuntimeError as error:
+            raise ValueError(f"the gradient of each image apart cannot be taken of this network ({first_line(error)}).") from None
+        gradients = [g.flatten(1) for g in found.values()]                                  # (images, weights) of each layer
+        done += len(batch)
+        if kind == "squared":
+            terms.append(torch.stack([(g @ dw.mT).double().square() / 2 for g, dw in zip(gradients, moved.values())], 1))
+        else:
+            total = [g.double().sum(0) + t for g, t in zip(gradients, total or [0] * len(layers))]
+    if kind == "absolute":
+        values = torch.stack([(mean / done * dw).abs().sum(1) for mean, dw in zip(total, moved.values())])
+        return Table(layers, widths, values, forwards=1, backwards=1)
+    terms = torch.cat(terms)                                                                # (images, layers, widths)
+    errors = None if done == 1 else terms.std(0) / done**0.5
+    return Table(layers, widths, terms.mean(0), errors, forwards=forwards, backwards=1)
+
+
+@torch.no_grad()
+def _check(working: nn.Module, images: torch.Tensor, labels: torch.Tensor | None, seed: int = 0) -> torch.Tensor:
+    """The labels, or, for None, labels drawn from the predictions. ValueError for images or labels that do not fit."""
+    logits = logits_of(working, images if labels is None else images[:1])                   # one image shows the classes
+    if labels is None:
+        return torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(seed)).squeeze(1)
+    labels = as_tensor(labels, "labels")
+    check_labels(labels, len(images), logits.shape[1])
+    return labels
