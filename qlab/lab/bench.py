@@ -6,6 +6,7 @@ is their ratio. Nothing here is a test: a slow machine gives other times, and th
 
 import argparse
 import copy
+import json
 import os
 import socket
 import statistics
@@ -23,7 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qlab.lab import data, int4_bench, machine, matmul_bench, page_bench, quiet, zoo
+from qlab import saving
+from qlab.lab import data, int4_bench, machine, matmul_bench, page_bench, quiet, tokens_bench, zoo
 from qlab.matmul import int4, product
 from qlab.nets import huffman, integer, ptq
 from qlab.quant import kmeans, linear
@@ -226,7 +228,8 @@ def bench_huffman(n: int = 1_000_000) -> list[dict]:
     ]
 
 
-TABLES = {"figures": page_bench.figures, "pages": page_bench.pages}  # each with columns of its own, and its own key in the record
+# Each with columns of its own, and its own key in the record.
+TABLES = {"tokens": tokens_bench.measure, "figures": page_bench.figures, "pages": page_bench.pages}
 BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widget, "start": bench_start,
            "matmul": bench_matmul, "networks": bench_networks, "huffman": bench_huffman, "int4": bench_int4} | TABLES
 
@@ -234,12 +237,16 @@ BENCHES = {"linear": bench_linear, "kmeans": bench_kmeans, "widget": bench_widge
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="qlab bench", description="Time what the course promises; write the record when all of it ran.")
     parser.add_argument("which", nargs="*", metavar="NAME", help=f"only these, without a record: {', '.join(BENCHES)}")
+    parser.add_argument("--renew", action="store_true", help="put what is named into the record that is there, of this same machine")
     quiet.add_option(parser)
     args = parser.parse_args(arguments)
     chosen = args.which
     unknown = sorted(set(chosen) - set(BENCHES))
     if unknown:
         raise ValueError(f"no benchmark is named {', '.join(unknown)}: choose among {', '.join(BENCHES)}.")
+    if args.renew and not chosen:
+        raise ValueError(f"--renew needs the names of what to measure again: {', '.join(BENCHES)}.")
+    known = _of_this_machine() if args.renew else {}
     data.load("test")
     watch, found = quiet.wait(anyway=args.busy), {}
     for name in chosen or BENCHES:
@@ -250,13 +257,33 @@ def main(arguments: list[str] | None = None) -> None:
     shown = [{"what": row["what"], "measured": f"{row['value']:g} {row['unit']}", "against": row["against"],
               "times as fast": "" if row["ratio"] is None else f"{row['ratio']:.1f}", "promise": row["promise"]} for row in rows]
     for its in filter(None, [shown, *tables.values()]):
-        table = Table(*its[0], title=machine.describe())
+        table = Table(*(name.replace("_", " ") for name in its[0]), title=machine.describe())
         for row in its:
-            table.add_row(*(", ".join(value) if isinstance(value, list) else f"{value}" for value in row.values()))
+            table.add_row(*(", ".join(map(str, value)) if isinstance(value, list) else f"{value}" for value in row.values()))
         Console().print(table)
-    if not chosen:
+    if known:
+        load = watch.load()
+        known["rows"] = [row for row in known["rows"] if _key(row) not in {_key(new) for new in rows}] + rows
+        known["renewed"] = known.get("renewed", {}) | dict.fromkeys(found, {"date": machine.environment()["date"], "load": load})
+        saving.write({RECORD: (json.dumps(known | tables, indent=1) + "\n").encode()})
+    elif not chosen:
         machine.write_record(RECORD, "qlab bench", load=watch.load(), rows=rows, **tables)
+    if known or not chosen:
         print(f"written: {RECORD}")
+
+
+def _key(row: dict) -> tuple[str, str]:
+    return row["what"], row["against"]
+
+
+def _of_this_machine() -> dict:
+    """The record that is there; ValueError if it was made elsewhere, for then two of its times could not be compared."""
+    record = json.loads(RECORD.read_text())
+    here = machine.environment() | {"date": record["environment"]["date"]}
+    if other := [name for name in here if record["environment"].get(name) != here[name]]:
+        raise ValueError(f"{RECORD.name} is of another machine, or of other versions or settings ({', '.join(other)}): run qlab bench "
+                         "without names and --renew.")
+    return record
 
 
 if __name__ == "__main__":
