@@ -103,8 +103,15 @@ def test_a_first_token_is_missed_where_it_goes_late_and_there_is_a_sink(against)
     assert against("gpt", "outliers", "seen: the latest 32", "float32", "weights").value < 0.02
 
 
-def test_calibration_on_python_costs_gptq_its_gain_and_on_other_passages_nothing(against):
-    for model in ("gpt", "smollm2"):
-        assert against(model, "calibration", "3 bits, gptq on Python", "3 bits, gptq on Austen").t > 3
-        assert against(model, "calibration", "3 bits, gptq on Austen", "3 bits, no text").t < -3
-        assert abs(against(model, "calibration", "3 bits, gptq on other passages", "3 bits, gptq on Austen").t) < 3
+def test_calibration_on_python_costs_gptq_its_gain_and_more_than_another_draw_of_passages(against):
+    def gap(a, b="gptq on Austen"):
+        return against("gpt", "calibration", f"3 bits, {a}", f"3 bits, {b}")
+
+    assert gap("no text").t > 5 and abs(gap("gptq on Python", "no text").t) < 2
+    assert gap("gptq on Python").value > 2 * abs(gap("gptq on other passages").value) and gap("gptq on Python", "gptq on other passages").t > 4
+
+
+def test_ranges_of_python_help_where_the_largest_value_decides_and_cost_where_they_are_fitted(against):
+    for ranges, sign in (("minmax", -1), ("mse", 1)):
+        rows = (f"W8A6 static on {text}, {ranges}" for text in ("Python", "Austen"))
+        assert sign * against("gpt", "calibration", *rows).t > 3
