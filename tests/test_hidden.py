@@ -1,14 +1,13 @@
 """Folded sources: which cells, and that every way of reading honours it."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbconvert.exporters import get_exporter
+from nbconvert.nbconvertapp import NbConvertApp
 from traitlets.config import Config
 
 from qlab.lab import hidden, jupyter
@@ -57,9 +56,11 @@ def test_a_magic_is_not_python_and_is_left_alone():
 def converted(page, folder, to):
     nbformat.write(page, folder / "page.ipynb")
     config = CONFIG / "jupyter_nbconvert_config.json"
-    command = [sys.executable, "-m", "nbconvert", f"--to={to}", "--config", config, "page.ipynb", "--stdout"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=True).stdout
+    app = NbConvertApp()  # the command's own application, in this process
+    app.initialize([f"--to={to}", "--config", str(config), str(folder / "page.ipynb"), "--output", "read"])
+    app.start()
+    (read,) = folder.glob("read*")
+    return read.read_text()
 
 
 @pytest.mark.parametrize("to", ["html", "slides", "markdown"])
