@@ -108,7 +108,8 @@ def test_calibration_on_python_costs_gptq_its_gain_and_more_than_another_draw_of
         return against("gpt", "calibration", f"3 bits, {a}", f"3 bits, {b}")
 
     assert gap("no text").t > 5 and abs(gap("gptq on Python", "no text").t) < 2
-    assert gap("gptq on Python").value > 2 * abs(gap("gptq on other passages").value) and gap("gptq on Python", "gptq on other passages").t > 4
+    assert gap("gptq on Python").value > 2 * abs(gap("gptq on other passages").value)
+    assert gap("gptq on Python", "gptq on other passages").t > 4
 
 
 def test_ranges_of_python_help_where_the_largest_value_decides_and_cost_where_they_are_fitted(against):
