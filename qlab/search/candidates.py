@@ -82,8 +82,8 @@ def checked(model: nn.Module, candidates: Candidates) -> tuple[tuple[str, ...], 
     """The names of the layers and the widths. ValueError for none, for different widths, or where they are not the model's."""
     widths = {tuple(sorted(of_layer)) for of_layer in candidates.values()}
     if len(widths) != 1 or not next(iter(widths)):
-        raise ValueError(f"candidates have the widths {' and '.join(map(str, sorted(widths))) or 'of no layer'}, and must have the same for "
-                         "every layer, at least one.")
+        raise ValueError(f"candidates have the widths {' and '.join(map(str, sorted(widths))) or 'of no layer'}, and must have the same "
+                         "for every layer, at least one.")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     for name, of_layer in candidates.items():
         if name not in layers:

@@ -130,7 +130,7 @@ def by_taylor(model: nn.Module, candidates: Candidates, images: torch.Tensor, la
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, and must be one of {', '.join(KINDS)}.")
     if labels is None and kind == "absolute":
-        raise ValueError("labels is None, and must be the images' labels for the kind 'absolute': drawn ones have a mean gradient of chance.")
+        raise ValueError("labels is None, and must be the images' labels for 'absolute': of drawn ones the mean gradient is chance.")
     layers, widths = checked(model, candidates)
     working, forwards = plain_copy(model).eval().requires_grad_(False), 1 + (labels is None)
     weights = {name: working.get_submodule(name).weight for name in layers}
@@ -142,7 +142,7 @@ def by_taylor(model: nn.Module, candidates: Candidates, images: torch.Tensor, la
         return cross_entropy(functional_call(working, own, (x[None],)), y[None])
 
     each_gradient, terms, total, done = vmap(grad(loss), in_dims=(None, 0, 0)), [], 0, 0
-    for batch in (part for batch in batches_of(images) for part in batch.split(AT_ONCE)):
+    for batch in (few for many in batches_of(images) for few in many.split(AT_ONCE)):
         try:
             found = each_gradient(own, batch, labels[done:done + len(batch)])
         except RuntimeError as error:

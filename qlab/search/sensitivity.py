@@ -135,7 +135,7 @@ def squared_errors(weight: torch.Tensor, of_layer) -> torch.Tensor:
 
 
 def logits_of(model: Callable, images: torch.Tensor) -> torch.Tensor:
-    """The logits of all images, (n, classes), 128 images at a time; a module runs in the mode it is in. ValueError for what does not fit."""
+    """The logits of all images, (n, classes), 128 images at a time; a module runs in the mode it is in. ValueError for what is not."""
     parts = []
     for batch in batches_of(images):
         try:

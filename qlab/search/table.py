@@ -107,7 +107,7 @@ def same_places(first: Table, second: Table, names: tuple[str, str]) -> None:
             lacks = names[1] if any(x not in b for x in a) else names[0]
             if not missing:
                 raise ValueError(f"{names[0]} and {names[1]} have the {what} in different orders, and must have them in the same.")
-            raise ValueError(f"{lacks} has no {what[:-1]} {', '.join(missing)}, which the other table has: both must be of the same {what}.")
+            raise ValueError(f"{lacks} has no {what[:-1]} {', '.join(missing)}, which the other has: both must be of the same {what}.")
 
 
 def check_number(what: str, x) -> float:
