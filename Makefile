@@ -20,7 +20,7 @@ help:
 	@echo "make setup      make .venv and install the course        make setup PYTHON=python3.12 TORCH=cpu, or TORCH=cuda"
 	@echo "make setup-test the same, and what the tests need"
 	@echo "make doctor     say what this machine can do, and whether everything is in place"
-	@echo "make bench      measure speeds and write the record"
+	@echo "make bench      measure speeds and write the record      make bench ARGS='tokens --renew': a part of it"
 	@echo "make zoo        train the networks again                 make zoo ARGS=cnn"
 	@echo "make notebooks  execute the notebooks and store their outputs"
 	@echo "make build      make exercises/ and the grader's bundles from solutions/"

@@ -7,7 +7,7 @@ with all. A new token takes one row through every matrix, so it waits for the we
 and waits for the arithmetic. The key-value cache holds floats of the model's dtype. The weights:
 
     float32                     the model as it is loaded
-    bfloat16                    all of it: half of the bytes, and slow where the CPU has no instruction for it (neither AVX512-BF16 nor AMX)
+    bfloat16                    all of it, half of the bytes; faster or not by the CPU's instructions for it (AVX512-BF16, AMX)
     INT8, Int8Linear            a scale a row, activations by token in int8, by the backend of `int8_matmul`
     INT8, Int4Linear            8 bits in groups of 32, as INT4
     INT4, Int4Linear            4 bits in groups of 32, by the backend of `int4_matmul`; activations in int8 too where that is ONNX Runtime
@@ -84,7 +84,7 @@ def write(model: GPT, prompt: torch.Tensor, count: int) -> tuple[float, float, l
 def read_bandwidth(x: torch.Tensor) -> float:
     """Bytes/s of reading the vector x, float32 and of even length, once: by its sum or by a product of its halves, whichever is faster.
 
-    Reading alone, as weights are read; `roofline.measure_bandwidth` copies, and a copy reaches less.
+    Reading alone, as weights are read; `roofline.measure_bandwidth` copies, and waits for what it writes, too.
 
     >>> read_bandwidth(torch.ones(2**20)) > 1e6
     True
@@ -122,7 +122,7 @@ def measure(seconds: float = SECONDS, fewest: int = FEWEST, prompt: int = PROMPT
     prompt_per_s, prompt_interval, prompt_times_as_fast    tokens of the prompt, all at once
     read_mb                                  10**6 bytes read for a token: weights, and the cache at the last one
     roof_gb_per_s, roof_per_s                10**9 bytes/s of reading an array of read_bytes, the best of the rounds; tokens/s at that pace
-    share_of_roof                            tokens_per_s / roof_per_s; above 1 only where a cache of the CPU holds the weights
+    share_of_roof                            tokens_per_s / roof_per_s; may be above 1 where a cache of the CPU holds the weights
     rounds
 
     In a round each contender has its turn: a pause, a token untimed, the prompt, the new tokens. Rounds end after so many seconds for each
