@@ -3,6 +3,7 @@
     wilson    (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n)                 Wilson 1927
     mcnemar   p = 2 P(X <= min(a_only, b_only)),  X ~ Binomial(a_only + b_only, 1/2)         McNemar 1947, exact
     interval  d -+ z sqrt(((a + b) / n - d^2) / n),  d = (b - a) / n, an image added to each  Bonett and Price 2012
+    holm      the smallest p times m, the next times m - 1, ..., none below one before it     Holm 1979
 
 The first two are derived in notebook 00, the third in notebook 02.
 
@@ -14,6 +15,7 @@ prove nothing.
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 
@@ -232,3 +234,21 @@ def over_seeds(a, b) -> OverSeeds:
     gains = 100 * torch.stack([one.double() - other.double() for one, other in zip(b, a)])                  # (seeds, images)
     mean, half = gains.mean().item(), _z(0.95) * gains.mean(0).std().item() / math.sqrt(len(a[0]))
     return OverSeeds(tuple(gains.mean(1).tolist()), mean - half, mean + half)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p of several tests, in their order, raised so that among all of them together one below 0.05 is as rare as for a single test.
+
+    Sorted, the smallest is multiplied by their number, the next by one less, and so on; none may come out below one before it, or above 1.
+    It holds however the tests depend on each other (Holm 1979). Raises ValueError for a p that is not from 0 to 1.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    wrong = [p for p in ps if not 0 <= p <= 1]
+    if wrong:
+        raise ValueError(f"one of the p is {wrong[0]}, and each must be from 0 to 1.")
+    raised, largest = [0.0] * len(ps), 0.0
+    for place, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = raised[i] = max(largest, min(1.0, (len(ps) - place) * ps[i]))
+    return raised
