@@ -467,3 +467,22 @@ def test_what_is_no_floating_point_number_is_refused():
             call(torch.tensor([1, 2]))
     with pytest.raises(TypeError, match="must hold integers"):
         small_floats.decode([1.0], "e2m1")
+
+
+@pytest.mark.parametrize("name", ["e4m3", "nf4", "mxfp4", "nvfp4"])
+def test_what_has_no_values_is_one_sentence(name):
+    for call in (lambda x: formats.quantize(x, name), ternary.quantize, linear.quantize, lambda x: small_floats.encode(x, "e2m1")):
+        with pytest.raises(ValueError, match="x is on the meta device, and must be on one that holds values"):
+            call(torch.zeros(64, device="meta"))
+    for call in (lambda codes: small_floats.decode(codes, "e2m1"), lambda codes: packing.pack(codes, 4)):
+        with pytest.raises(ValueError, match="codes is on the meta device"):
+            call(torch.zeros(4, dtype=torch.uint8, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_codes_of_wide_unsigned_integers(dtype):
+    codes = torch.arange(16).to(dtype)
+    assert torch.equal(small_floats.decode(codes, "e2m1"), small_floats.decode(torch.arange(16), "e2m1"))
+    assert packing.pack(codes, 4).tolist() == packing.pack(torch.arange(16), 4).tolist()
+    with pytest.raises(ValueError, match="codes run from 300 to 300"):
+        packing.pack(torch.tensor([300]).to(dtype), 4)

@@ -480,6 +480,8 @@ CODES, SCALE = np.ones((2, 6), np.int64), np.ones((2, 3), np.float32)
     (lambda: packed.pack_codes(CODES, SCALE[:1]), ValueError, r"scale has shape \(1, 3\), and must be \(2,\) or \(2, groups\)"),
     (lambda: packed.pack_codes(CODES[:, :5], SCALE), ValueError, "scale has 3 groups, and they must divide the 5 codes of a row"),
     (lambda: packed.pack_codes(CODES, SCALE * np.inf), ValueError, "scale holds NaN or infinity, and must be finite everywhere"),
+    (lambda: packed.pack_codes(CODES, torch.ones(2, 3, device="meta")), ValueError, "scale is on the meta device"),
+    (lambda: packed.pack_codes(torch.zeros(2, 6, dtype=torch.uint8, device="meta"), SCALE), ValueError, "codes is on the meta device"),
     (lambda: packed.pack_codes(CODES, SCALE, CODES), ValueError, r"zero_point has shape \(2, 6\), and must have the scale's, \(2, 3\)"),
     (lambda: packed.pack_codes(CODES, SCALE, np.full((2, 3), 16)), ValueError, "zero_point goes from 16 to 16, and must be from 0 to 15"),
     (lambda: packed.pack_codes(CODES, SCALE, SCALE * np.nan), ValueError, "zero_point holds NaN or infinity"),

@@ -564,6 +564,15 @@ def test_one_layer_under_two_names_has_one_way(activations, sentence):
         assert model[0] is model[1] and model[0].activations == (0.1, 3)
 
 
+@pytest.mark.parametrize("arguments, sentence", [
+    ((None,), "model is a NoneType, and must be a torch.nn.Module."),
+    ((nn.Linear(2, 2), "token", "fc"), "skip is 'fc', and must be a tuple"),
+])
+def test_what_is_no_model_and_what_are_no_names(arguments, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        quantize_linears_(*arguments)
+
+
 def test_a_transformer_computes_with_the_swapped_layers_in_its_fast_path_too():
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2, enable_nested_tensor=False).eval()

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from qlab.errors import first_line
-from qlab.quant.layout import as_tensor
+from qlab.quant.layout import as_integers, as_tensor
 from qlab.quant.qtensor import QTensor
 
 BITS = (2, 4, 8)  # so many go into a byte, none over its edge
@@ -221,9 +221,7 @@ def check_bits(bits) -> int:
 
 
 def _check_integers(x: torch.Tensor, name: str, bits: int) -> None:
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name} holds {x.dtype}, and must hold integers.")
-    known = x if x.dtype.is_signed or x.dtype == torch.uint8 else x.long()  # of wider unsigned integers torch finds no largest
+    known = as_integers(x, name)
     low, high = (int(end) for end in known.aminmax()) if x.numel() else (0, 0)  # int: a uint8 is compared with 256 as with 0
     if low < 0 or high >= 2**bits:
         raise ValueError(f"{name} goes from {low} to {high}, and must be from 0 to {2**bits - 1} to fit in {bits} bits.")
@@ -235,5 +233,7 @@ def _own(x: torch.Tensor) -> torch.Tensor:
 
 
 def _check_finite(x: torch.Tensor, name: str) -> None:
+    if x.is_meta:
+        raise ValueError(f"{name} is on the meta device, and must be on one that holds values: fill it first.")
     if not x.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinity, and must be finite everywhere.")

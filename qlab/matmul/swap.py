@@ -32,8 +32,8 @@ def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ..
     skip: names of layers to leave (a last layer that decides the classes, say). Left too: subclasses of nn.Linear, whose owner may
     use the weight without calling the layer (nn.MultiheadAttention does), layers whose weight another layer shares or that is made anew
     in each forward (pruning, parametrizations), layers with hooks or a forward of their own, and weights that are not finite or of
-    another dtype. Raises ValueError for a name in skip or activations that is no layer of the model, and for one layer that has two
-    names and different activations, before anything is changed.
+    another dtype. Raises, before anything is changed, TypeError for what is no module and for names that are no tuple; ValueError for a
+    name in skip or activations that is no layer of the model, and for one layer that has two names and different activations.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> for swap in quantize_linears_(model, skip=("2",)):
@@ -41,6 +41,10 @@ def quantize_linears_(model: nn.Module, activations="token", skip: tuple[str, ..
     swapped  0  Linear(8, 8): int8 weights, activations by token
     left  2  Linear(8, 2): it was to be skipped
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+    if not isinstance(skip, (tuple, list, set, frozenset)):
+        raise TypeError(f"skip is {skip!r}, and must be a tuple of names.")
     modules = dict(model.named_modules(remove_duplicate=False))
     static = activations if isinstance(activations, dict) else {}
     for name in (*skip, *static):

@@ -157,5 +157,5 @@ def users_of(model: nn.Module) -> dict[int, list[str]]:
 
 def memory_of(parameter: torch.Tensor) -> int:
     """Equal for tensors that lie at one place, whether they are one object or not."""
-    there = not parameter.is_meta and parameter.numel() and not isinstance(parameter, UninitializedParameter)
+    there = not isinstance(parameter, UninitializedParameter) and not parameter.is_meta and parameter.numel()
     return parameter.data_ptr() if there else -id(parameter)

@@ -44,17 +44,47 @@ def as_tensor(x, name: str = "x", dtype: torch.dtype | None = None) -> torch.Ten
 
 
 def as_float(x, name: str = "x") -> torch.Tensor:
-    """x (tensor, array, list or number) as a detached floating-point tensor; TypeError where it holds no floating-point numbers."""
+    """x (tensor, array, list or number) as a detached floating-point tensor; TypeError where it holds no floating-point numbers, ValueError
+    where it holds none at all, on the meta device."""
     x = as_tensor(x, name)
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} holds {x.dtype}, and must hold float16, bfloat16, float32 or float64: convert it, for example x.float().")
+    _check_values(x, name)
     return x
+
+
+def as_integers(x, name: str = "x") -> torch.Tensor:
+    """x (tensor, array or list) as a tensor of integers; unsigned ones of more than 8 bits, of which torch finds no largest, as int64.
+    TypeError where it holds no integers, ValueError where it holds none at all, on the meta device."""
+    x = as_tensor(x, name)
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} holds {x.dtype}, and must hold integers.")
+    _check_values(x, name)
+    return x if x.dtype.is_signed or x.dtype == torch.uint8 else x.long()
+
+
+def _check_values(x: torch.Tensor, name: str) -> None:
+    if x.is_meta:
+        raise ValueError(f"{name} is on the meta device, and must be on one that holds values: fill it first.")
+
+
+def generator(seed) -> torch.Generator:
+    """A generator of random numbers with this seed. Raises ValueError for what is no whole number of at most 63 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}, and must be a whole number from 0 to 2**63 - 1.")
+    return torch.Generator().manual_seed(int(seed))
 
 
 def check_bits(bits, low: int, high: int = 16) -> int:
     if isinstance(bits, bool) or not isinstance(bits, Integral) or not low <= bits <= high:
         raise ValueError(f"bits is {bits!r}, and must be a whole number from {low} to {high}.")
     return int(bits)
+
+
+def check_whole(name: str, given, least: int) -> None:
+    """Raises ValueError unless given is a whole number of at least so many."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
+        raise ValueError(f"{name} is {given!r}, and must be a whole number of at least {least}.")
 
 
 def check_name(what: str, name, allowed) -> None:

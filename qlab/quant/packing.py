@@ -11,7 +11,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from qlab.quant.layout import as_tensor, check_bits
+from qlab.quant.layout import as_integers, as_tensor, check_bits
 
 TERNARY = 1.6  # bits of a code of three values
 POWERS = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
@@ -38,9 +38,7 @@ def pack(codes: torch.Tensor, bits: int | float) -> torch.Tensor:
     [227, 1]
     """
     bits, values = _check(bits)
-    codes = as_tensor(codes, "codes")
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes holds {codes.dtype}, and must hold integers.")
+    codes = as_integers(codes, "codes")
     flat = codes.reshape(-1).cpu().numpy()
     if flat.size and not (flat.min() >= 0 and flat.max() < values):
         raise ValueError(f"codes run from {flat.min()} to {flat.max()}, and must run from 0 to {values - 1} to fit in {bits} bits.")

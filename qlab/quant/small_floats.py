@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from qlab.quant.layout import as_float, as_tensor, check_finite, check_name, extremes
+from qlab.quant.layout import as_float, as_integers, check_finite, check_name, extremes
 
 
 class Format(NamedTuple):
@@ -79,9 +79,7 @@ def decode(codes, format: str) -> torch.Tensor:
     tensor([ 0.5000,  6.0000, -0.0000, -2.0000])
     """
     check_name("format", format, FORMATS)
-    codes, top = as_tensor(codes, "codes"), 2 ** FORMATS[format].bits - 1
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes holds {codes.dtype}, and must hold integers.")
+    codes, top = as_integers(codes, "codes"), 2 ** FORMATS[format].bits - 1
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= top:
         raise ValueError(f"codes run from {int(codes.min())} to {int(codes.max())}, and must run from 0 to {top} in {format}.")
     return values(format).to(codes.device)[codes.long()]
