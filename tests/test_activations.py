@@ -199,5 +199,22 @@ def test_bad_input_is_one_sentence():
         def forward(self, x):
             return self.used(x)
 
+    refused(r"the model cannot take the calibration batches, torch.float32 \(8, 5\) \(mat1 and mat2", 4, "static", torch.ones(8, 5))
+    refused("0.weight has no values", 4, "static", x, of=mlp().to("meta"))
     refused("the model does not call unused on these batches", 4, "static", x, of=Partly())
     assert activations.quantize(Partly(), 4, "static", x, skip=("unused",)).used.inputs.scale > 0
+
+
+def test_a_layer_may_be_given_its_input_by_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    torch.manual_seed(0)
+    model, x = Named(), torch.randn(6, 32)
+    assert torch.equal(activations.inputs(model, x)["fc"], x)
+    assert torch.equal(activations.quantize(model, 4)(x), model.fc(Levels(4, "token")(x)))

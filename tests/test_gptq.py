@@ -386,6 +386,22 @@ def nan_inside():
     return net
 
 
+def test_the_error_of_a_layer_by_its_outputs_and_shapes_that_do_not_fit():
+    torch.manual_seed(0)
+    x, w, near = torch.randn(9, 6).double(), torch.randn(4, 6).double(), torch.randn(4, 6).double()
+    wanted = (x @ (w - near).T).square().sum() / (x @ w.T).square().sum()
+    assert output_error(w, near, hessian_of(x)) == pytest.approx(wanted.item())
+    assert output_error(0 * w, near, hessian_of(x)) == torch.inf and output_error(0 * w, 0 * w, hessian_of(x)) == 0
+    for shapes in (((4, 6), (1, 6), (6, 6)), ((4, 6), (4, 6), (3, 6)), ((4, 6), (4, 6), (3, 6, 6)), ((6,), (6,), (6, 6)),
+                   ((4, 6), (4, 6), ())):
+        with pytest.raises(ValueError, match="they must be .out, in., twice, and .in, in."):
+            output_error(*map(torch.ones, shapes))
+    for x, layer in ((torch.tensor(1.0), None), (torch.ones(3, 0), None), (torch.ones(5, 4), nn.Conv2d(3, 2, 1)),
+                     (torch.ones(2, 4, 5, 5), nn.Conv2d(3, 2, 1))):
+        with pytest.raises(ValueError, match="x has shape .*, and must be"):
+            hessian_of(x, layer)
+
+
 @pytest.mark.parametrize(("model", "batches", "options", "said"), [
     (nn.Sequential(nn.ReLU()), torch.ones(2, 4), {}, "the model, a Sequential, has no Conv1d, Conv2d, Linear"),
     (nn.Linear(4, 2), torch.ones(0, 4), {}, "there are no calibration inputs"),

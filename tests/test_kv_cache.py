@@ -171,9 +171,9 @@ def test_settings_that_do_not_fit_are_refused(given_settings, message):
 
 
 def test_bytes_of_fewer_than_no_tokens_are_refused():
-    with pytest.raises(ValueError, match="tokens is -1, and must be at least 0"):
+    with pytest.raises(ValueError, match="tokens is -1, and must be a whole number of at least 0"):
         cache_nbytes(MODEL.config, -1)
-    with pytest.raises(ValueError, match="batch is -2, and must be at least 0"):
+    with pytest.raises(ValueError, match="batch is -2, and must be a whole number of at least 0"):
         cache_nbytes(MODEL.config, 1, batch=-2)
 
 
@@ -216,6 +216,29 @@ def test_other_dtypes_and_no_texts(dtype):
     see = with_cache(model, 4, 4, group_size=4, window=3)
     assert see(tokens(2, 9)).dtype == dtype and see(tokens(0, 9)).shape == (0, 9, 40)
     torch.testing.assert_close(with_cache(model, None, 8, group_size=4)(tokens(2, 9)), model(tokens(2, 9)), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: Cache(None), "config is a NoneType, and must be a Config"),
+    (lambda: QuantizedCache(3), "config is a int, and must be a Config"),
+    (lambda: encode(None, 4, 1, 1), "x is a NoneType and no tensor"),
+    (lambda: encode(torch.ones(1, 1, 2, 4).long(), 4, 1, 1), "x holds torch.int64"),
+    (lambda: cache_nbytes(MODEL.config, 4, group_size=4, dtype="half"), "dtype is a str, and must be a torch.dtype"),
+])
+def test_other_types_are_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: encode(torch.zeros(1, 1, 4, 4), 4, 0, 1), "tokens is 0, and must be a whole number of at least 1"),
+    (lambda: encode(torch.zeros(1, 1, 4, 4), 4, 1, -2), "channels is -2"),
+    (lambda: cache_nbytes(MODEL.config, 1.5, group_size=4), "tokens is 1.5"),
+    (lambda: cache_nbytes(MODEL.config, 4, group_size=4, batch="a"), "batch is 'a'"),
+])
+def test_other_numbers_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_groups_that_do_not_divide_are_refused():

@@ -95,7 +95,11 @@ def test_wrong_tokens_are_refused(model, tokens, message):
 @pytest.mark.parametrize(("sizes", "message"), [
     ({"heads": 5}, "width is 24, and must be a multiple of 2 * heads = 10"),
     ({"kv_heads": 4}, "heads is 6, and must be a multiple of kv_heads = 4"),
-    ({"blocks": 0}, "blocks is 0, and must be at least 1"),
+    ({"width": 24.0}, "width is 24.0, and must be a whole number"),
+    ({"context": "8"}, "context is '8', and must be a whole number"),
+    ({"rope_base": 0.0}, "rope_base is 0.0, and must be a number above 0"),
+    ({"eps": math.nan}, "eps is nan, and must be a number above 0"),
+    ({"blocks": 0}, "blocks is 0, and must be a whole number of at least 1"),
 ])
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -131,10 +135,48 @@ def test_drawing_follows_the_probabilities(model):
     ({"temperature": math.nan}, "temperature is nan"),
     ({"top_k": 0}, "top_k is 0"),
     ({"tokens": [50]}, "must be from 0 to 49"),
+    ({"tokens": [3, -1]}, "tokens go from -1 to 3, and must be from 0 to 49"),
+    ({"tokens": [10**30]}, "must be from 0 to 49"),
+    ({"count": 2.0}, "count is 2.0, and must be a whole number of at least 0"),
+    ({"temperature": "hot"}, "temperature is 'hot', and must be a number"),
+    ({"top_k": 1.5}, "top_k is 1.5, and must be a whole number of at least 1"),
+    ({"stop": "."}, "stop is '.', and must be a whole number"),
+    ({"seed": None}, "seed is None, and must be a whole number from 0"),
 ])
 def test_wrong_wishes_are_refused(model, how, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         generate(model, **{"tokens": [3, 7], "count": 2} | how)
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ({"tokens": None}, "tokens is a NoneType, and must hold whole numbers"),
+    ({"tokens": "3 7"}, "tokens is a str"),
+    ({"tokens": [3.0]}, "tokens is a list"),
+    ({"tokens": torch.tensor([[3, 7]])}, "tokens is a Tensor"),
+    ({"cache": []}, "cache is a list, and must be a Cache or QuantizedCache"),
+    ({"model": torch.nn.Identity()}, "model is a Identity, and must be a GPT"),
+])
+def test_what_is_no_model_no_tokens_and_no_cache(model, how, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        generate(**{"model": model, "tokens": [3, 7], "count": 2} | how)
+
+
+def test_a_prompt_may_be_an_array_and_a_model_of_nan_says_nothing(model):
+    made = generate(model, [3, 7], 4)
+    assert generate(model, torch.tensor([3, 7]), 4) == generate(model, np.array([3, 7]), 4) == made
+    spoilt = GPT(SMALL)
+    spoilt.norm.weight.data.fill_(math.nan)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            generate(spoilt, [3], 1, temperature)
+
+
+def test_the_coldest_draw_is_the_most_likely_token_and_of_equals_top_k_takes_so_many(model):
+    for temperature in (1e-320, 1e-40, 1e-6):
+        assert generate(model, [3, 7], 4, temperature) == generate(model, [3, 7], 4)
+    even = GPT(SMALL)
+    even.embedding.weight.data.fill_(1.0)                                                   # every token as likely as any other
+    assert len({generate(even, [3], 1, 1.0, top_k=2, seed=seed)[0] for seed in range(40)}) == 2
 
 
 # The vocabulary
@@ -177,9 +219,14 @@ def test_the_vocabulary_is_what_the_training_part_teaches():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: tokenizer.learn("abc", 255), "size is 255, and must be at least 256"),
+    (lambda: tokenizer.learn("abc", 255), "size is 255, and must be a whole number of at least 256"),
     (lambda: tokenizer.learn("abc", 300), "the text has pairs for 258 entries"),
     (lambda: tokenizer.Tokenizer([(97, 256)]), "the merge (97, 256) is number 0"),
+    (lambda: tokenizer.load("{"), "the merges must be as Tokenizer.save writes them, JSON, a list of pairs (Expecting"),
+    (lambda: tokenizer.load("[" * 10**5), "the merges must be as Tokenizer.save writes them"),
+    (lambda: tokenizer.load("[1]"), "(merges must be a list of pairs of entries)"),
+    (lambda: tokenizer.learn("a", 300.5), "size is 300.5"),
+    (lambda: text.bpe().encode("a\ud800"), "the text has half of a letter, '\\ud800'"),
     (lambda: text.bpe().decode([1024]), "token 1024 is not of this vocabulary: it must be from 0 to 1023"),
     (lambda: text.bpe().decode([-1]), "token -1"),
     (lambda: text.book("lady_susan"), "name is 'lady_susan'"),
@@ -187,6 +234,15 @@ def test_the_vocabulary_is_what_the_training_part_teaches():
 ])
 def test_wrong_texts_are_refused(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("call", [
+    lambda: text.bpe().encode(b"ab"), lambda: tokenizer.learn(None, 300), lambda: text.bpe().decode([1.5]), lambda: text.bpe().decode("ab"),
+    lambda: tokenizer.Tokenizer(None), lambda: evaluate.blocks([0.5, 1.0], [1], 1), lambda: evaluate.score(len, torch.zeros(2, 3)),
+])
+def test_other_types_are_refused(call):
+    with pytest.raises(TypeError, match=r"(text|tokens) is a .*, and must|merges must be"):
         call()
 
 
@@ -259,7 +315,16 @@ def test_the_divergence_is_the_mean_of_kullback_and_leiblers(model, blocks):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda b: evaluate.blocks([1, 2], [1] * 3, 2), "the text has 2 tokens, and a block of 2 predictions needs 3"),
-    (lambda b: evaluate.blocks([1, 2, 3], [1] * 4, 0), "take more text"),
+    (lambda b: evaluate.blocks([1, 2, 3], [1] * 4, 0), "length is 0, and must be a whole number of at least 1"),
+    (lambda b: evaluate.blocks([1, -1, 2], [1] * 4, 1), "tokens go from -1 to 2, and must be from 0 to 3"),
+    (lambda b: evaluate.blocks([1, 4], [1] * 4, 1), "tokens go from 1 to 4"),
+    (lambda b: evaluate.blocks([1, 0], [1, -1], 1), "sizes holds -1"),
+    (lambda b: evaluate.score(lambda rows: torch.zeros(4, 8), b), "the model gives shape (4, 8) for tokens of shape"),
+    (lambda b: evaluate.score(lambda rows: None, b), "the model gives a NoneType"),
+    (lambda b: evaluate.score(len, b, batch=0), "batch is 0"),
+    (lambda b: evaluate.score(len, evaluate.Text(b.tokens[:0], b.nbytes[:0])), "at least one block"),
+    (lambda b: evaluate.bits_per_byte(evaluate.Scores(*[torch.zeros(2)] * 3)), "the scores are of no byte"),
+    (lambda b: evaluate.perplexity(evaluate.Scores(*[torch.zeros(0)] * 3)), "the scores are of no token"),
     (lambda b: evaluate.blocks([1, 2, 3], [1] * 4, 2, count=2), "count is 2, and must be from 1 to 1"),
     (lambda b: evaluate.score(lambda rows: torch.full((*rows.shape, 50), math.nan), b), "not finite"),
     (lambda b: evaluate.difference(evaluate.Scores(*[torch.ones(2)] * 3), evaluate.Scores(*[torch.ones(3)] * 3)), "2 and 3 blocks"),
@@ -267,3 +332,7 @@ def test_the_divergence_is_the_mean_of_kullback_and_leiblers(model, blocks):
 def test_scores_that_cannot_be_taken_are_refused(blocks, call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call(blocks)
+
+
+def test_a_perplexity_beyond_the_largest_float_is_infinite():
+    assert evaluate.perplexity(evaluate.Scores(*(torch.tensor([n]) for n in (800.0, 3, 1)))) == math.inf

@@ -136,3 +136,7 @@ def test_models_and_names_that_do_not_fit_are_one_sentence():
         weights.quantize(GPT(GROUPED), skip=("blocks.0",))
     with pytest.raises(TypeError, match=r"skip is 'norm', and must be a tuple of names: \('norm',\)"):
         weights.quantize(GPT(GROUPED), skip="norm")
+    with pytest.raises(ValueError, match="0.weight has no values .*: load the model first"):
+        weights.quantize(nn.Sequential(nn.Linear(4, 4, device="meta")))
+    with pytest.raises(ValueError, match="0.weight has no values"):
+        weights.quantize(nn.Sequential(nn.LazyLinear(4)))

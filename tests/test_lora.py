@@ -261,8 +261,18 @@ def test_one_step_is_adamws():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: training.fit(gpt(), torch.arange(32), 1, 1e-3), "the text has shape (32,), and must have one dimension, and more tokens"),
     (lambda: training.fit(gpt(), tokens(2, 40), 1, 1e-3), "the text has shape (2, 40)"),
-    (lambda: training.fit(gpt(), tokens(1, 40)[0], 0, 1e-3), "steps is 0, and must be at least 1"),
-    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 0.0), "max_lr is 0.0, and must be above 0"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 0, 1e-3), "steps is 0, and must be a whole number of at least 1"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 2.5, 1e-3), "steps is 2.5"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 1e-3, batch_size=0), "batch_size is 0, and must be a whole number of at least 1"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 1e-3, warmup=-1), "warmup is -1"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 1e-3, weight_decay=math.nan), "weight_decay is nan"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 1e-3, betas=(2, 2)), "betas is (2, 2)"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 1e-3, seed="a"), "seed is 'a'"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, math.inf), "max_lr is inf, and must be a number above 0"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0] + 9, 1, 1e-3), "and must be from 0 to 39"),
+    (lambda: torch.inference_mode()(training.fit)(gpt(), tokens(1, 40)[0], 1, 1e-3), "inference mode keeps no gradients"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 9, 1e300), "and the model is lost: take a max_lr below 1e+300"),
+    (lambda: training.fit(gpt(), tokens(1, 40)[0], 1, 0.0), "max_lr is 0.0, and must be a number above 0"),
     (lambda: training.fit(gpt().requires_grad_(False), tokens(1, 40)[0], 1, 1e-3), "nothing in the model requires a gradient"),
 ])
 def test_training_that_cannot_be_is_refused(make, message):
@@ -275,3 +285,25 @@ def test_a_merged_model_is_not_trained():
     lora.merge(tuned)
     with pytest.raises(ValueError, match="a model of merged adapters is unmerged first"):
         training.fit(tuned, tokens(1, 40)[0], 1, 1e-3)
+
+
+def test_training_does_not_ask_whether_gradients_are_kept_around_it_and_refuses_before_the_first_step():
+    with torch.no_grad():
+        losses = training.fit(gpt(), tokens(1, 40)[0], 2, 1e-3, warmup=0, batch_size=2)
+    assert losses == training.fit(gpt(), tokens(1, 40)[0], 2, 1e-3, warmup=0, batch_size=2)
+    model = gpt()
+    with pytest.raises(ValueError, match="tokens are torch.int32"):
+        training.fit(model, tokens(1, 40)[0].int(), 1, 1e-3)
+    assert not model.training
+
+
+def test_what_is_no_module_and_no_function_is_named():
+    for call in (lora.merge, lora.plain, lora.training_nbytes):
+        with pytest.raises(TypeError, match="model is a NoneType, and must be a torch.nn.Module"):
+            call(None)
+    with pytest.raises(TypeError, match="base is a str, and must be a function"):
+        lora.prepare(gpt(), base="nf4")
+    with pytest.raises(TypeError, match="targets is 5, and must be a tuple of names"):
+        lora.prepare(gpt(), targets=5)
+    with pytest.raises(TypeError, match="model is a Linear, and must be a GPT"):
+        training.fit(nn.Linear(2, 2), tokens(1, 40)[0], 1, 1e-3)

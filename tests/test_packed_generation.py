@@ -60,3 +60,5 @@ def test_what_cannot_be_packed_is_refused():
         packed.pack(q)
     with pytest.raises(TypeError, match="q is a GPT, and must be what a method for weights returns"):
         packed.pack(gpt())
+    with pytest.raises(TypeError, match="model is a Linear, and must be a GPT"):
+        packed.read_nbytes(nn.Linear(2, 2))

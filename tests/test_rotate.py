@@ -11,7 +11,7 @@ from scipy.linalg import hadamard as scipy_hadamard
 from small_gpt import gpt, tokens
 from torch import nn
 
-from qlab.llm import activations, rotate
+from qlab.llm import activations, lora, rotate, ternary
 from qlab.llm.generate import generate
 from qlab.llm.outliers import measure, plant
 from qlab.llm.weights import quantize_weights
@@ -139,3 +139,26 @@ def test_bad_input_is_one_sentence():
             rotate.rotate(gpt(**sizes))
     with pytest.raises(ValueError, match="take that off first"):
         rotate.rotate(activations.quantize(gpt(), 4))
+    with pytest.raises(ValueError, match="seed is 1.5, and must be a whole number from 0"):
+        rotate.rotate(gpt(), seed=1.5)
+
+
+@pytest.mark.parametrize("turn", [rotate.rotate, rotate.fold_gains])
+def test_a_model_that_would_compute_something_else_is_refused(turn):
+    """A mean that a norm subtracts, a bias and codes would all have to be turned; a turned half may overflow."""
+    model = gpt()
+    model.blocks[1].mlp_norm = nn.LayerNorm(48)
+    with pytest.raises(ValueError, match="blocks.1.mlp_norm is a LayerNorm and must be an nn.RMSNorm without bias"):
+        turn(model)
+    model = gpt()
+    model.blocks[0].mlp.down = nn.Linear(96, 48)
+    with pytest.raises(ValueError, match="blocks.0.mlp.down is a Linear with a bias and must be an nn.Linear without bias"):
+        turn(model)
+    for other in (lora.prepare(gpt(), 2, base=lambda w: linear.quantize(w, 4, "symmetric")), ternary.prepare(gpt())):
+        with pytest.raises(ValueError, match="blocks.0.attention.query is a (Lora|Bit)Linear and must be an nn.Linear"):
+            turn(other)
+    loud = gpt(dtype=torch.float16)
+    loud.blocks[0].attention.query.weight.data[0] = 6e4
+    loud.blocks[0].attention_norm.weight.data.fill_(2)
+    with pytest.raises(ValueError, match="attention.query.weight holds NaN or infinity, or numbers beyond the largest torch.float16"):
+        turn(loud)

@@ -313,6 +313,15 @@ def test_bad_numbers_are_one_sentence():
     refused("group_size is 5, and must divide", awq.quantize, gpt(), tokens(), 4, 5)
     refused("bits is 99", awq.quantize, gpt(), tokens(), 99)
     refused("weight has shape", awq.clip, torch.ones(2, 4), torch.ones(3, 3))
+    refused("gram is a NoneType", awq.clip, torch.ones(2, 4), None, error=TypeError)
+    assert [awq.clip(torch.ones(size), torch.ones(size[1], size[1])).codes.shape for size in ((0, 4), (2, 0))] == [(0, 4), (2, 0)]
+    refused("how is a str, and must be a function", awq.scale, gpt(), tokens(), "nf4", error=TypeError)
+    for pairs in (5, [5], [("norm",)], [(1, 2)]):
+        refused("pairs (is|holds) .*, and must (be a list of|hold) .source, .readers..", smoothquant.smooth, gpt(), tokens(), 0.5, pairs,
+                error=TypeError)
+    refused("columns holds torch.float32", smoothquant.smooth, gpt(), tokens(), 0.5,
+            [("blocks.0.mlp.up", ["blocks.0.mlp.down"], torch.zeros(96))], error=TypeError)
+    refused("embedding.weight has no values", smoothquant.smooth, gpt().to("meta"), tokens())
     refused("steps is 0", awq.clip, torch.ones(2, 4), torch.eye(4), steps=0)
     refused("group_size is 3, and must divide", awq.clip, torch.ones(2, 4), torch.eye(4), 4, 3)
     huge = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)).half()

@@ -20,9 +20,11 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from qlab.errors import first_line
 from qlab.llm.evaluate import Text
+from qlab.llm.targets import check_module, linear_layers
+from qlab.llm.weights import check_values
 from qlab.nets.fake import fake_quantize, wide
 from qlab.nets.plain import plain_copy
 from qlab.quant import QTensor, formats, linear
@@ -135,7 +137,7 @@ def quantize(model: nn.Module, how: int | str | Callable[[torch.Tensor], QTensor
         made = {name: Levels(bits, per, scales.get(name)) for name in layers}
     for name, layer in layers.items():
         layer.inputs = made[name]
-        layer.register_forward_pre_hook(_through_inputs)
+        layer.register_forward_pre_hook(_through_inputs, with_kwargs=True)
     return copied
 
 
@@ -145,6 +147,7 @@ def remove(model: nn.Module) -> nn.Module:
     >>> remove(quantize(nn.Linear(4, 8)))
     Linear(in_features=4, out_features=8, bias=True)
     """
+    check_module(model)
     copied = plain_copy(model)
     for layer in copied.modules():
         for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is _through_inputs]:
@@ -154,30 +157,8 @@ def remove(model: nn.Module) -> nn.Module:
 
 # A hook and not another class of layer: the layer's name and type stay, so that every page finds it, and torch calls it also where it
 # has a shorter way past forward (nn.TransformerEncoderLayer).
-def _through_inputs(layer: nn.Module, args: tuple) -> tuple:
-    return (layer.inputs(args[0]), *args[1:])
-
-
-def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
-    """The linear layers by name; ValueError where there is none, or where a name in skip is none of them.
-
-    The matrices of nn.MultiheadAttention are none: it multiplies by them itself, and calls no layer.
-
-    >>> list(linear_layers(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))))
-    ['0', '2']
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
-    if isinstance(skip, str):
-        raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
-    found = {name: layer for name, layer in model.named_modules()
-             if isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)}
-    if not found:
-        raise ValueError(f"the model, a {type(model).__name__}, has no linear layers, and must have one at least.")
-    if unknown := [name for name in skip if name not in found]:
-        raise ValueError(f"{unknown[0]!r} is no linear layer of the model: skip may hold {', '.join(list(found)[:8])}"
-                         f"{' and so on' if len(found) > 8 else ''}.")
-    return found
+def _through_inputs(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return (layer.inputs(args[0] if args else kwargs["input"]),), {}
 
 
 def _scales(model: nn.Module, batches, bits: int, ranges: str, names: list[str]) -> dict[str, torch.Tensor]:
@@ -266,18 +247,19 @@ def batches_of(batches) -> list[torch.Tensor]:
 def watch(model: nn.Module, batches, see: Callable[[str, torch.Tensor], None], names: Collection[str] | None = None) -> None:
     """Run the model on the batches, in evaluation mode, and call see(name, x) with what each linear layer reads, in the order of the calls.
 
-    x: (..., channels). names: of the layers to watch; all of them by default. Raises ValueError for no tokens, a layer that reads NaN or
-    infinity, and one of `names` that the model never calls.
+    x: (..., channels). names: of the layers to watch; all of them by default. Raises ValueError for a model on the meta device, no tokens,
+    batches that the model cannot take, a layer that reads NaN or infinity, and one of `names` that the model never calls.
 
     >>> watch(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(3, 4), lambda name, x: print(name, tuple(x.shape)))
     0 (3, 4)
     1 (3, 8)
     """
     batches, layers, called = batches_of(batches), linear_layers(model), set()
+    check_values(model)
 
     def hook(name):
-        def seen(layer, args):
-            x = args[0]
+        def seen(layer, args, kwargs):
+            x = args[0] if args else kwargs["input"]
             if not bool(torch.isfinite(x).all()):
                 raise ValueError(f"{name or 'the layer'} reads NaN or infinity, and what it reads in calibration must be finite.")
             if x.numel():
@@ -285,11 +267,16 @@ def watch(model: nn.Module, batches, see: Callable[[str, torch.Tensor], None], n
                 see(name, x)
         return seen
 
-    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items() if names is None or name in names]
+    hooks = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()
+             if names is None or name in names]
     try:
         with evaluating(model):
             for batch in batches:
-                model(batch)
+                try:
+                    model(batch)
+                except (RuntimeError, IndexError, TypeError) as error:
+                    said = f"{batch.dtype} {tuple(batch.shape)} ({first_line(error)})"
+                    raise ValueError(f"the model cannot take the calibration batches, {said}.") from None
     finally:
         for handle in hooks:
             handle.remove()

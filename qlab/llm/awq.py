@@ -14,6 +14,7 @@ The squared error of a layer over all calibration tokens needs their second mome
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -81,8 +82,10 @@ def search(weights: list[torch.Tensor], read: Moments, how: Callable[[torch.Tens
     >>> found.exponent > 0, found.errors[0] > min(found.errors)
     (True, True)
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"steps is {steps!r}, and must be a whole number of at least 1.")
+    if not callable(how):
+        raise TypeError(f"how is a {type(how).__name__}, and must be a function from a weight to a QTensor.")
     if columns is None:
         columns = torch.arange(len(read.mean))
     x = scaling.by_channel(columns, read.mean.double(), int(columns.max()) + 1, "mean")
@@ -151,12 +154,14 @@ def clip(weight, gram: torch.Tensor, bits: int = 4, group_size: int | None = Non
     >>> q.scale < 1
     tensor([True])
     """
-    weight = as_float(weight, "weight")
+    weight, gram = as_float(weight, "weight"), as_float(gram, "gram")
     if weight.dim() != 2 or tuple(gram.shape) != (weight.shape[1],) * 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)} and gram {tuple(gram.shape)}: they must be (out, in) and (in, in).")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"steps is {steps!r}, and must be a whole number of at least 1.")
     check_layout(weight.shape, 0, group_size)
+    if not weight.numel():
+        return linear.quantize(weight, bits, scheme, axis=0, group_size=group_size, scale_dtype=scale_dtype)
     size = group_size or weight.shape[1]
     grouped = weight.double().unflatten(1, (-1, size))                                      # (out, groups, size)
     blocks = torch.stack([gram[i:i + size, i:i + size].double() for i in range(0, len(gram), size)])    # (groups, size, size)

@@ -8,11 +8,15 @@ the same block, so a difference is taken block by block, and its error comes fro
 """
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from qlab.llm.tokenizer import whole
+from qlab.quant.layout import check_whole
 
 Z95 = 1.959963984540054
 
@@ -51,17 +55,24 @@ class Estimate(NamedTuple):
 def blocks(tokens: list[int], sizes: list[int], length: int, count: int | None = None) -> Text:
     """A text's tokens in blocks of `length` predictions; sizes: the bytes of each entry of the vocabulary. count: blocks, spread evenly.
 
-    Raises ValueError for fewer tokens than one block needs or for more blocks than there are.
+    Raises TypeError for tokens or sizes that are no whole numbers; ValueError for tokens outside the vocabulary, sizes below 0, fewer
+    tokens than one block needs, or more blocks than there are.
 
     >>> text = blocks([0, 1, 2, 1, 0], sizes=[1, 2, 3], length=2)
     >>> text.tokens.tolist(), text.nbytes.tolist()
     ([[0, 1, 2], [2, 1, 0]], [5, 3])
     """
-    there = (len(tokens) - 1) // length if length > 0 else 0
+    tokens, sizes = whole(tokens), whole(sizes, "sizes")
+    check_whole("length", length, 1)
+    there = (len(tokens) - 1) // length
     if there < 1:
         raise ValueError(f"the text has {len(tokens)} tokens, and a block of {length} predictions needs {length + 1}: take more text.")
-    if count is not None and not 1 <= count <= there:
-        raise ValueError(f"count is {count}, and must be from 1 to {there}, the blocks of {length} tokens that the text has.")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= there):
+        raise ValueError(f"count is {count!r}, and must be from 1 to {there}, the blocks of {length} tokens that the text has.")
+    if not (0 <= min(tokens) and max(tokens) < len(sizes)):
+        raise ValueError(f"tokens go from {min(tokens)} to {max(tokens)}, and must be from 0 to {len(sizes) - 1}: sizes has {len(sizes)}.")
+    if min(sizes) < 0:
+        raise ValueError(f"sizes holds {min(sizes)}, and must hold numbers of at least 0: the bytes of each entry.")
     picked = torch.arange(there) if count is None else torch.arange(count) * there // count
     rows = torch.tensor(tokens)[picked[:, None] * length + torch.arange(length + 1)]
     return Text(rows, torch.tensor(sizes)[rows[:, 1:]].sum(1))
@@ -71,18 +82,35 @@ def blocks(tokens: list[int], sizes: list[int], length: int, count: int | None =
 def score(model: nn.Module, text: Text, batch: int = 16) -> Scores:
     """The model's -log p of each block's tokens but the first. model: tokens (batch, length) to logits (batch, length, vocabulary).
 
-    Sums are taken in float64. Raises ValueError where the logits are not finite.
+    Sums are taken in float64. Raises TypeError for what is no Text or no model; ValueError for a text without blocks, a batch below 1, and
+    logits of another shape or not finite.
     """
     nats = []
-    for rows in text.tokens.split(batch):
+    for rows in _rows(text, batch):
         logits = _logits(model, rows)
         nats.append(cross_entropy(logits.flatten(0, 1).double(), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1).sum(1))
     nats = torch.cat(nats)
     return Scores(nats, text.nbytes, torch.full_like(text.nbytes, text.tokens.shape[1] - 1))
 
 
+def _rows(text: Text, batch: int) -> tuple[torch.Tensor, ...]:
+    if not isinstance(text, Text):
+        raise TypeError(f"text is a {type(text).__name__}, and must be a Text, as evaluate.blocks makes it.")
+    check_whole("batch", batch, 1)
+    if text.tokens.ndim != 2 or not len(text.tokens) or text.tokens.shape[1] < 2 or text.nbytes.shape != (len(text.tokens),):
+        raise ValueError(f"the text has tokens of shape {tuple(text.tokens.shape)} and nbytes of {tuple(text.nbytes.shape)}, and must have "
+                         "(blocks, length + 1) and (blocks,), at least one block.")
+    return text.tokens.split(batch)
+
+
 def _logits(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    if not callable(model):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a module, or a function, from tokens to logits.")
     logits = model(rows[:, :-1])
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 3 or logits.shape[:2] != (len(rows), rows.shape[1] - 1):
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the model gives {found} for tokens of shape {(len(rows), rows.shape[1] - 1)}, and must give logits, (batch, "
+                         "length, vocabulary).")
     if not bool(logits.isfinite().all()):
         raise ValueError("the model's logits are not finite numbers: its weights or activations have overflowed.")
     return logits.float()
@@ -98,8 +126,11 @@ def bits_per_byte(scores: Scores) -> Estimate:
 
 
 def perplexity(scores: Scores) -> float:
-    """exp of the mean -log p of a token."""
-    return math.exp(scores.nats.sum().item() / scores.predicted.sum().item())
+    """exp of the mean -log p of a token; infinite where that is no float. Raises ValueError for scores of no token."""
+    if not scores.predicted.sum() > 0:
+        raise ValueError("the scores are of no token, and must be of one at least.")
+    mean = scores.nats.sum().item() / scores.predicted.sum().item()
+    return math.exp(mean) if mean < 709 else math.inf                                       # exp(710) is no float
 
 
 def difference(a: Scores, b: Scores) -> Estimate:
@@ -119,17 +150,21 @@ def divergence(model: nn.Module, reference: nn.Module, text: Text, batch: int = 
     """Mean Kullback-Leibler divergence of the model's predictions from the reference's, in bits a byte: 0 only if they always agree.
 
     sum p_reference (log p_reference - log p_model), over the vocabulary, for each token. Likelihood asks how good a model is, this how far
-    it is from the one that it was made of.
+    it is from the one that it was made of. Raises as `score` does, and ValueError for models of two vocabularies.
     """
     nats = []
-    for rows in text.tokens.split(batch):
+    for rows in _rows(text, batch):
         p, q = (log_softmax(_logits(m, rows).double(), -1) for m in (model, reference))
+        if p.shape != q.shape:
+            raise ValueError(f"the models have vocabularies of {p.shape[-1]} and {q.shape[-1]} entries, and must have the same.")
         nats.append(kl_div(p, q, log_target=True, reduction="none").sum((1, 2)))
     return _ratio(torch.cat(nats) / math.log(2), text.nbytes)
 
 
 def _ratio(x: torch.Tensor, y: torch.Tensor) -> Estimate:
     """sum x / sum y and its standard error over n blocks: sqrt(n / (n - 1) * sum (x - r y)**2) / sum y; nan for one block."""
+    if not y.sum() > 0:
+        raise ValueError("the scores are of no byte, and must be of one at least.")
     x, y, n = x.double(), y.double(), len(x)
     r = (x.sum() / y.sum()).item()
     left = ((x - r * y) ** 2).sum().item()

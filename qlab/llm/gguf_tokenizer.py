@@ -14,7 +14,7 @@ import unicodedata
 from functools import cache
 
 from qlab.llm.gguf import File, shown
-from qlab.llm.tokenizer import Tokenizer, bytes_of
+from qlab.llm.tokenizer import Tokenizer, bytes_of, check_text
 
 NORMAL, USER_DEFINED = 1, 4  # of tokenizer.ggml.token_type; the others are 2 unknown, 3 control, 5 unused, 6 byte
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's white space; Python's \s has four more
@@ -74,8 +74,7 @@ class FileTokenizer:
 
         Raises ValueError for a byte that has no entry; TypeError for what is no text.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text is a {type(text).__name__}, and must be a string.")
+        check_text(text)
         names = sorted(self.marks if marks else self._always, key=len, reverse=True)        # of two that begin here, the longer one
         parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
         return [n for i, part in enumerate(parts) for n in ([self.marks[part]] if i % 2 else self._plain(part))]
@@ -90,11 +89,7 @@ class FileTokenizer:
         return bytes_of(self.entries, tokens)
 
     def _plain(self, text: str) -> list[int]:
-        try:
-            numbers = [self._number[entry] for entry in self._bytes.encode(text)]
-        except UnicodeEncodeError:
-            half = next(letter for letter in text if "\ud800" <= letter <= "\udfff")
-            raise ValueError(f"the text has half of a letter, {half!r}, which no bytes stand for: remove it.") from None
+        numbers = [self._number[entry] for entry in self._bytes.encode(text)]
         if None in numbers:
             without = next(letter for letter in text if any(self._number[value] is None for value in letter.encode()))
             raise ValueError(f"the text has {without!r}, and this vocabulary has no entry for one of its bytes: remove it.")

@@ -18,14 +18,13 @@ cache holds them when it comes. So a text has the same logits read at once, in p
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 from torch.nn.functional import pad
 
-from qlab.llm.model import GPT, Config
+from qlab.llm.model import GPT, Config, check_config
 from qlab.quant import QTensor, linear
-from qlab.quant.layout import check_bits, check_name
+from qlab.quant.layout import as_float, check_bits, check_name, check_whole
 from qlab.quant.packing import pack, unpack
 
 KEYS = ("channel", "token")
@@ -42,6 +41,7 @@ class Cache:
     """
 
     def __init__(self, config: Config):
+        check_config(config)
         self._config, self._held = config, [None] * config.blocks
 
     @property
@@ -186,13 +186,16 @@ def encode(x: torch.Tensor, bits: int, tokens: int, channels: int, what: str = "
     >>> coded.scale.tolist(), coded.low.tolist(), coded.decode()[0, 0, :, 1]      # a scale for each channel
     ([[[[1.0, 10.0]]]], [[[[0.0, 10.0]]]], tensor([10., 40., 10.]))
     """
-    bits, shape = check_bits(bits, 1, 8), x.shape
+    bits, x = check_bits(bits, 1, 8), as_float(x, what)
+    shape = x.shape
+    for name, group in (("tokens", tokens), ("channels", channels)):
+        check_whole(name, group, 1)
     if len(shape) != 4 or shape[2] % tokens or shape[3] % channels:
         raise ValueError(f"{what} of shape {tuple(shape)} must be (batch, heads, tokens, width), and groups of {tokens} tokens by "
                          f"{channels} channels must divide it.")
     if x.numel() and not bool(x.abs().amax() <= FLOAT16):
         raise ValueError(f"{what} go up to {x.abs().amax().item():g}, and must be at most {FLOAT16:g}, the largest float16, to be coded.")
-    rows = _to_groups(x.detach(), tokens, channels)
+    rows = _to_groups(x, tokens, channels)
     low, high = _floor_float16(rows.amin(1)), rows.amax(1)
     q = linear.quantize(rows, bits, "minmax", axis=0, x_min=low, x_max=high, scale_dtype=torch.float16)
     wide = _row(shape[3], bits)
@@ -214,8 +217,9 @@ def cache_nbytes(config: Config, tokens: int, key_bits: int | None = None, value
     """
     _check(config, key_bits, value_bits, keys, group_size, window)
     for name, given in (("tokens", tokens), ("batch", batch)):
-        if given < 0:
-            raise ValueError(f"{name} is {given}, and must be at least 0.")
+        check_whole(name, given, 0)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype is a {type(dtype).__name__}, and must be a torch.dtype.")
     width, total = config.head_width, 0
     for bits, per_channel in ((key_bits, keys == "channel"), (value_bits, False)):
         group = group_size if per_channel else 1
@@ -242,18 +246,17 @@ def with_cache(model: GPT, key_bits: int | None = 4, value_bits: int | None = 4,
 
 
 def _check(config: Config, key_bits, value_bits, keys: str, group_size: int, window: int) -> None:
+    check_config(config)
     for name, bits in (("key_bits", key_bits), ("value_bits", value_bits)):
         try:
             bits is None or check_bits(bits, 1, 8)
         except ValueError:
             raise ValueError(f"{name} is {bits!r}, and must be a whole number from 1 to 8, or None for floats.") from None
     check_name("keys", keys, KEYS)
-    if isinstance(group_size, bool) or not isinstance(group_size, Integral) or group_size < 1:
-        raise ValueError(f"group_size is {group_size!r}, and must be a whole number of at least 1.")
+    check_whole("group_size", group_size, 1)
     if (value_bits is not None or key_bits is not None and keys == "token") and config.head_width % group_size:
         raise ValueError(f"group_size is {group_size!r}, and must divide the {config.head_width} channels of a head.")
-    if isinstance(window, bool) or not isinstance(window, Integral) or window < 0:
-        raise ValueError(f"window is {window!r}, and must be a whole number of at least 0.")
+    check_whole("window", window, 0)
 
 
 def _check_model(config: Config, block: int, key: torch.Tensor) -> None:

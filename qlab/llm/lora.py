@@ -22,9 +22,10 @@ from torch import nn
 from torch.nn.functional import linear
 
 from qlab.llm.double_quantization import DoubleQuantized, nf4
-from qlab.llm.targets import exchange, select
+from qlab.llm.targets import check_module, exchange, select
 from qlab.nets.plain import plain_copy
 from qlab.quant import QTensor
+from qlab.quant.layout import generator
 from qlab.quant.settled import Settled
 
 
@@ -96,7 +97,9 @@ def prepare(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: tuple
             raise ValueError(f"rank is {rank}, and must be at most {min(layer.weight.shape)}, the smaller side of {name or 'the layer'}.")
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
         raise ValueError(f"alpha is {alpha!r}, and must be a number above 0.")
-    generator = torch.Generator().manual_seed(seed)
+    if not callable(base):
+        raise TypeError(f"base is a {type(base).__name__}, and must be a function from a weight to a QTensor.")
+    random = generator(seed)
 
     def make(name, layer):
         try:
@@ -105,7 +108,7 @@ def prepare(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: tuple
             raise type(error)(f"the weight of {name or 'the layer'} cannot be quantized: {error}") from None
         if not isinstance(q, (QTensor, DoubleQuantized)) or q.shape != layer.weight.shape:
             raise TypeError(f"base returns a {type(q).__name__} for {name or 'the layer'}, and must return a QTensor of its shape.")
-        return LoraLinear(q, layer.bias, int(rank), float(alpha), generator)
+        return LoraLinear(q, layer.bias, int(rank), float(alpha), random)
 
     prepared = exchange(copied, layers, make).requires_grad_(False)
     for layer in _layers(prepared):
@@ -180,6 +183,7 @@ def training_nbytes(model: nn.Module) -> Bytes:
     >>> training_nbytes(prepare(nn.Linear(64, 32, bias=False), rank=4))
     Bytes(codes=1064, floats=0, trained=1536, gradients=1536, optimizer=3072)
     """
+    check_module(model)
     codes = sum(m.base.nbytes for m in model.modules() if isinstance(m, LoraLinear))
     held = [*model.parameters(), *model.buffers()]
     trained = sum(t.nbytes for t in held if t.requires_grad)
@@ -187,6 +191,7 @@ def training_nbytes(model: nn.Module) -> Bytes:
 
 
 def _layers(model: nn.Module) -> list[LoraLinear]:
+    check_module(model)
     found = [m for m in model.modules() if isinstance(m, LoraLinear)]
     if not found:
         raise ValueError(f"the model, a {type(model).__name__}, has no LoraLinear: prepare it first.")

@@ -12,11 +12,15 @@
 No biases. Several heads of queries may share one head of keys and values (grouped queries, Ainslie et al. 2023).
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
+
+from qlab.quant.layout import check_whole
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Config:
     """Sizes of a model: entries of the vocabulary, width of the stream, blocks, heads of queries, heads of keys and values, width of the
     MLP, longest text in tokens, the rotary base, and what RMSNorm adds under the root.
 
-    Raises ValueError for sizes that do not fit together.
+    Raises ValueError for sizes that are no whole numbers of at least 1, or do not fit together, and for a base or eps that is not above 0.
 
     >>> Config(vocabulary=1024, width=256, blocks=3, heads=4, kv_heads=4, hidden=512, context=256).head_width
     64
@@ -42,8 +46,11 @@ class Config:
 
     def __post_init__(self):
         for name in ("vocabulary", "width", "blocks", "heads", "kv_heads", "hidden", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1.")
+            check_whole(name, getattr(self, name), 1)
+        for name in ("rope_base", "eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}, and must be a number above 0.")
         if self.width % (2 * self.heads):
             raise ValueError(f"width is {self.width}, and must be a multiple of 2 * heads = {2 * self.heads}: positions turn pairs.")
         if self.heads % self.kv_heads:
@@ -137,8 +144,17 @@ class GPT(nn.Module):
         return self.norm(x) @ (self.embedding.weight if self.head is None else self.head).T
 
 
+def check_config(config) -> None:
+    """Raises TypeError for what is no Config."""
+    if not isinstance(config, Config):
+        raise TypeError(f"config is a {type(config).__name__}, and must be a Config of qlab.llm.model: a model's is model.config.")
+
+
 def check_tokens(tokens: torch.Tensor, config: Config, before: int = 0) -> None:
-    """Raises ValueError unless tokens are int64 (batch, length) of the vocabulary and fit into the context behind `before` others."""
+    """Raises ValueError unless tokens are int64 (batch, length) of the vocabulary and fit into the context behind `before` others;
+    TypeError where they are no tensor."""
+    if not isinstance(tokens, torch.Tensor):
+        raise TypeError(f"tokens is a {type(tokens).__name__}, and must be a tensor, int64 (batch, length).")
     if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[1] == 0:
         raise ValueError(f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, and must be int64 (batch, length), at least one of "
                          "them.")

@@ -9,7 +9,7 @@ outliers alone. The last norm is left: the embedding reads it, which also is the
 """
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from qlab.llm import scaling
 from qlab.llm.activations import batches_of, check_plain, evaluating, watch
 from qlab.llm.model import GPT, rotate
 from qlab.nets.plain import plain_copy
+from qlab.quant.layout import generator
 
 
 def plant(model: GPT, channels: int = 2, factor: float = 30.0, seed: int = 0) -> GPT:
@@ -34,12 +35,12 @@ def plant(model: GPT, channels: int = 2, factor: float = 30.0, seed: int = 0) ->
     """
     scaling.check_gpt(model)
     check_plain(model)
-    if isinstance(channels, bool) or not isinstance(channels, int) or not 1 <= channels <= model.config.width:
+    if isinstance(channels, bool) or not isinstance(channels, Integral) or not 1 <= channels <= model.config.width:
         raise ValueError(f"channels is {channels!r}, and must be a whole number from 1 to the model's width, {model.config.width}.")
-    if not isinstance(factor, Real) or not 0 < factor < math.inf:
+    if isinstance(factor, bool) or not isinstance(factor, Real) or not 0 < factor < math.inf:
         raise ValueError(f"factor is {factor!r}, and must be above 0 and finite.")
     s = torch.ones(model.config.width, dtype=torch.float64)
-    s[torch.randperm(len(s), generator=torch.Generator().manual_seed(seed))[:channels]] = 1 / factor
+    s[torch.randperm(len(s), generator=generator(seed))[:channels]] = 1 / factor
     planted = plain_copy(model)
     for pair in scaling.checked(planted, scaling.pairs(planted, "norm")):
         scaling.fold(planted, pair, s)

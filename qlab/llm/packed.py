@@ -45,6 +45,8 @@ def read_nbytes(model: GPT) -> int:
     >>> read_nbytes(GPT(Config(vocabulary=10, width=8, blocks=1, heads=2, kv_heads=2, hidden=16, context=32)))   # 744 weights, a turn
     2992
     """
+    if not isinstance(model, GPT):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a GPT of qlab.llm.model.")
     held: dict[int, torch.Tensor] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     total = sum(t.nbytes for t in held.values()) - model.turn.nbytes + model.turn[0].nbytes
     embedding = model.embedding.weight

@@ -12,6 +12,8 @@ rows' signs are drawn at random, so that no channel is treated by a known patter
     down       down reads silu(gate) * up, which no rotation passes: x Q is computed when the model runs (`Hadamard`), n log n sums
 """
 
+from numbers import Integral
+
 import torch
 from torch import nn
 
@@ -19,6 +21,7 @@ from qlab.llm import scaling
 from qlab.llm.activations import check_plain
 from qlab.llm.model import GPT
 from qlab.nets.plain import plain_copy
+from qlab.quant.layout import generator
 
 PLACES = ("stream", "values", "down")
 PALEY = (12, 20)                                                                            # orders that are no power of two
@@ -50,7 +53,7 @@ def orders(n: int) -> list[int]:
     >>> orders(576), orders(1536), orders(320)
     ([12, 12, 4], [12, 64, 2], [20, 16])
     """
-    left, found = n if isinstance(n, int) and not isinstance(n, bool) else 0, []
+    left, found = int(n) if isinstance(n, Integral) and not isinstance(n, bool) else 0, []
     if left > 0:
         for order, odd in ((12, 3), (20, 5)):
             while left % odd == 0 and left % order == 0:
@@ -88,9 +91,9 @@ def _paley(n: int) -> torch.Tensor:
 
 
 def random_hadamard(n: int, seed: int = 0) -> torch.Tensor:
-    """A Hadamard matrix the signs of whose rows are drawn: orthogonal, float64 (n, n)."""
-    signs = torch.randint(2, (n, 1), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
-    return signs * hadamard(n)
+    """A Hadamard matrix the signs of whose rows are drawn: orthogonal, float64 (n, n). Raises ValueError as `hadamard`, or for no seed."""
+    h = hadamard(n)
+    return (torch.randint(2, (n, 1), generator=generator(seed)).double() * 2 - 1) * h
 
 
 class Hadamard(nn.Module):
@@ -154,7 +157,8 @@ def rotate(model: GPT, seed: int = 0, places: tuple[str, ...] = PLACES) -> GPT:
 
     places: of stream, values and down, see above; seed: of the stream's and the values' signs. The stream unties the embedding: the copy
     has a `head`. All is computed in float64, and each weight is rounded once, at the end. Raises ValueError for another model, a place that
-    there is not, a width, head or MLP of a size that has no Hadamard matrix, or a model whose down projections are rotated already.
+    there is not, a width, head or MLP of a size that has no Hadamard matrix, a model whose down projections are rotated already, one with
+    other norms than RMSNorm or with biases, and weights that are not finite.
 
     >>> from qlab.llm.model import Config
     >>> model = GPT(Config(vocabulary=10, width=8, blocks=1, heads=2, kv_heads=1, hidden=16, context=32)).double()
@@ -192,9 +196,15 @@ def rotate(model: GPT, seed: int = 0, places: tuple[str, ...] = PLACES) -> GPT:
 
 
 def _wide(model: GPT) -> GPT:
-    """A copy with parameters in float64. Raises ValueError for another model, or one that reads quantized activations."""
+    """A copy with parameters in float64. Raises ValueError for another model, or one that reads quantized activations or has other layers:
+    a LayerNorm's mean and a bias would have to be turned, too, and codes cannot be."""
     scaling.check_gpt(model)
     check_plain(model)
+    for name in ["norm", *(name for pair in scaling.pairs(model, *scaling.PLACES) for name in (pair.source, *pair.readers))]:
+        layer, kind = model.get_submodule(name), nn.RMSNorm if name.endswith("norm") else nn.Linear
+        if type(layer) is not kind or getattr(layer, "bias", None) is not None:
+            raise ValueError(f"{name} is a {type(layer).__name__} {'with a bias ' if type(layer) is kind else ''}and must be an "
+                             f"nn.{kind.__name__} without bias, to be turned.")
     wide = plain_copy(model)
     for p in wide.parameters():
         p.data = p.data.double()
@@ -202,8 +212,10 @@ def _wide(model: GPT) -> GPT:
 
 
 def _rounded(wide: GPT, model: GPT) -> GPT:
-    """The parameters in the model's dtypes; a head that it has not, in its embedding's."""
+    """The parameters in the model's dtypes; a head that it has not, in its embedding's. Raises ValueError where one is not finite there."""
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     for name, p in wide.named_parameters():
         p.data = p.data.to(dtypes.get(name, model.embedding.weight.dtype))
+        if not bool(p.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity, or numbers beyond the largest {p.dtype} when it is turned: rotate in float32.")
     return wide

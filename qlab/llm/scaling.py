@@ -14,10 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from qlab.llm.activations import check_plain, evaluating, linear_layers
+from qlab.llm.activations import check_plain, evaluating
 from qlab.llm.model import GPT
+from qlab.llm.targets import linear_layers
+from qlab.llm.weights import check_values
 from qlab.nets.fake import HALVES
 from qlab.nets.plain import plain_copy
+from qlab.quant.layout import as_integers
 
 PLACES = ("norm", "output", "down")
 
@@ -62,16 +65,21 @@ def pairs(model: GPT, *places: str) -> list[Pair]:
 
 
 def check_gpt(model: nn.Module) -> None:
-    """Raises ValueError for a model that is no GPT: whose places are not known."""
+    """Raises ValueError for a model that is no GPT, whose places are not known, or that is one without values, on the meta device."""
     if not isinstance(model, GPT):
         raise ValueError(f"the model is a {type(model).__name__}, and must be a GPT of qlab.llm.model, whose norms and readers are known.")
+    check_values(model)
 
 
 def checked(model: nn.Module, given: Iterable) -> list[Pair]:
-    """The pairs, each with an int64 `columns`; ValueError for names, layers or sizes that do not fit."""
+    """The pairs, each with an int64 `columns`; TypeError for what are no pairs, ValueError for names, layers or sizes that do not fit."""
     check_plain(model)
     modules, linears, found = dict(model.named_modules()), linear_layers(model), []
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise TypeError(f"pairs is a {type(given).__name__}, and must be a list of (source, [readers]), each by name.")
     for pair in given:
+        if not isinstance(pair, (tuple, list)) or len(pair) not in (2, 3) or not isinstance(pair[1], (str, tuple, list)):
+            raise TypeError(f"pairs holds {pair!r}, and must hold (source, [readers]), each by name.")
         pair = Pair(*pair)
         source, readers = modules.get(pair.source), [pair.readers] if isinstance(pair.readers, str) else list(pair.readers)
         weight = getattr(source, "weight", None)
@@ -82,7 +90,7 @@ def checked(model: nn.Module, given: Iterable) -> list[Pair]:
             raise ValueError(f"{unknown[0]} is no linear layer of the model, and only linear layers take factors from {pair.source}.")
         if not readers:
             raise ValueError(f"{pair.source} has no readers in its pair, and must have at least one, which takes the factors.")
-        columns = torch.arange(len(weight)) if pair.columns is None else pair.columns
+        columns = torch.arange(len(weight)) if pair.columns is None else as_integers(pair.columns, "columns").long()
         for name in readers:
             if len(columns) != linears[name].in_features or not bool(((columns >= 0) & (columns < len(weight))).all()):
                 raise ValueError(f"{name} reads {linears[name].in_features} channels and {pair.source} makes {len(weight)}: "

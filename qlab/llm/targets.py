@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qlab.llm.weights import choose
 from qlab.matmul import swap
@@ -22,8 +23,8 @@ def select(model: nn.Module, targets: tuple[str, ...] | None = None) -> tuple[nn
     >>> list(select(model)[1]), list(select(model, ("2",))[1])
     (['0', '2'], ['2'])
     """
-    if isinstance(targets, str):
-        raise TypeError(f"targets is {targets!r}, and must be a tuple of names: ({targets!r},).")
+    if targets is not None and not (isinstance(targets, (tuple, list)) and all(isinstance(target, str) for target in targets)):
+        raise TypeError(f"targets is {targets!r}, and must be a tuple of names{f': ({targets!r},)' if isinstance(targets, str) else ''}.")
     free, _ = choose(model)
     copied = plain_copy(model)
     layers = {name: layer for name, layer in copied.named_modules() if type(layer) is nn.Linear}
@@ -45,6 +46,33 @@ def select(model: nn.Module, targets: tuple[str, ...] | None = None) -> tuple[nn
         if why := why_other(layer):
             raise ValueError(f"{name or 'the layer'} cannot be replaced: {why}.")
     return copied, taken
+
+
+def check_module(model) -> None:
+    """Raises TypeError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+
+
+def linear_layers(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
+    """The linear layers by name; ValueError where there is none, or where a name in skip is none of them.
+
+    The matrices of nn.MultiheadAttention are none: it multiplies by them itself, and calls no layer.
+
+    >>> list(linear_layers(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))))
+    ['0', '2']
+    """
+    check_module(model)
+    if isinstance(skip, str):
+        raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
+    found = {name: layer for name, layer in model.named_modules()
+             if isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)}
+    if not found:
+        raise ValueError(f"the model, a {type(model).__name__}, has no linear layers, and must have one at least.")
+    if unknown := [name for name in skip if name not in found]:
+        raise ValueError(f"{unknown[0]!r} is no linear layer of the model: skip may hold {', '.join(list(found)[:8])}"
+                         f"{' and so on' if len(found) > 8 else ''}.")
+    return found
 
 
 def _named(name: str, target: str) -> bool:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from qlab.llm import activations
-from qlab.llm.targets import exchange, select
+from qlab.llm.targets import check_module, exchange, linear_layers, select
 from qlab.llm.weights import quantize_weights
 from qlab.nets.plain import LAYERS, plain_copy
 from qlab.nets.ptq import Quantized
@@ -114,6 +114,7 @@ def pack(model: nn.Module) -> Quantized:
     >>> q.nbytes, q.tensors["0"].bits                                       # 1000 / 5 bytes and a float32
     (204, 1.6)
     """
+    check_module(model)
     floats = plain_copy(model)
     layers = {name: m for name, m in floats.named_modules() if isinstance(m, BitLinear)}
     if not layers:
@@ -132,5 +133,5 @@ def pack(model: nn.Module) -> Quantized:
     q = quantize_weights(floats, {name: lambda w, axis=axis: ternary.quantize(w, axis=axis) for name, axis in axes.items()}, others)
     if not bits:
         return q
-    unread = [name for name, m in activations.linear_layers(q.model).items() if name not in layers or layers[name].inputs is None]
+    unread = [name for name, m in linear_layers(q.model).items() if name not in layers or layers[name].inputs is None]
     return replace(q, model=activations.quantize(q.model, bits.pop(), "token", skip=tuple(unread)))

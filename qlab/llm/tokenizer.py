@@ -9,6 +9,10 @@ import json
 import re
 from collections import Counter
 from functools import lru_cache
+from numbers import Integral
+from operator import index
+
+from qlab.errors import first_line
 
 # A word with the space before it, a digit, marks with the space before them, the space at a line's end, other space.
 WORDS = re.compile(r" ?[^\W\d_]+| ?\d| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s")
@@ -17,7 +21,7 @@ WORDS = re.compile(r" ?[^\W\d_]+| ?\d| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s")
 class Tokenizer:
     """merges: the pairs of entries that were joined, in the order of learning; entry 256 + i is merges[i]. words: splits a text into words.
 
-    Raises ValueError for a pair of entries that are not there yet.
+    Raises TypeError for what are no pairs, ValueError for a pair of entries that are not there yet.
 
     >>> tokenizer = Tokenizer([(ord("t"), ord("h")), (256, ord("e"))])
     >>> tokenizer.encode("the hat"), tokenizer.decode([257, 33])
@@ -25,6 +29,8 @@ class Tokenizer:
     """
 
     def __init__(self, merges: list[tuple[int, int]], words: re.Pattern = WORDS):
+        if not isinstance(merges, (list, tuple)) or not all(isinstance(pair, (list, tuple)) for pair in merges):
+            raise TypeError("merges must be a list of pairs of entries.")
         self.merges, self.words = [tuple(pair) for pair in merges], words
         self.entries = [bytes([byte]) for byte in range(256)]
         for pair in self.merges:
@@ -39,7 +45,8 @@ class Tokenizer:
         return len(self.entries)
 
     def encode(self, text: str) -> list[int]:
-        """The entries' numbers."""
+        """The entries' numbers. Raises TypeError for what is no text, ValueError for half of a letter (a surrogate), which has no bytes."""
+        check_text(text)
         return [entry for word in self.words.findall(text) for entry in self._word(word)]
 
     def decode(self, tokens) -> str:
@@ -65,24 +72,28 @@ class Tokenizer:
 
 
 def load(text: str) -> Tokenizer:
-    """The tokenizer that `save` wrote, with the words of this page.
+    """The tokenizer that `save` wrote, with the words of this page. Raises ValueError for what it did not write.
 
     >>> len(load("[[116, 104], [256, 101]]"))
     258
     """
-    return Tokenizer([tuple(pair) for pair in json.loads(text)])
+    try:
+        return Tokenizer(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the merges must be as Tokenizer.save writes them, JSON, a list of pairs ({first_line(error)}).") from None
 
 
 def learn(text: str, size: int) -> Tokenizer:
     """The tokenizer with `size` entries that this text suggests; of two pairs equally frequent the smaller numbers win.
 
-    Raises ValueError for a size below 256 or a text in which no pair is left to join.
+    Raises ValueError for a size below 256 or a text in which no pair is left to join, and as `Tokenizer.encode` does.
 
     >>> learn("the cat and the hat", 259).entries[256:]
     [b'at', b'he', b'the']
     """
-    if size < 256:
-        raise ValueError(f"size is {size}, and must be at least 256: each byte has an entry.")
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 256:
+        raise ValueError(f"size is {size!r}, and must be a whole number of at least 256: each byte has an entry.")
+    check_text(text)
     words = [(list(word.encode()), count) for word, count in Counter(WORDS.findall(text)).items()]
     pairs, places = Counter(), {}
     for number, (entries, count) in enumerate(words):
@@ -109,13 +120,34 @@ def learn(text: str, size: int) -> Tokenizer:
     return Tokenizer(merges)
 
 
+def check_text(text) -> None:
+    """Raises TypeError for what is no text; ValueError for a text with half of a letter, which no bytes stand for."""
+    if not isinstance(text, str):
+        raise TypeError(f"text is a {type(text).__name__}, and must be a string.")
+    if half := re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"the text has half of a letter, {half[0]!r}, which no bytes stand for: remove it.")
+
+
+def whole(tokens, name: str = "tokens") -> list[int]:
+    """Tokens, a list, an array or a tensor of one dimension, as Python's numbers. Raises TypeError for what is no such thing.
+
+    >>> whole(range(3, 5))
+    [3, 4]
+    """
+    try:
+        return [index(token) for token in getattr(tokens, "tolist", lambda: tokens)()]
+    except TypeError:
+        raise TypeError(f"{name} is a {type(tokens).__name__}, and must hold whole numbers, one after the other.") from None
+
+
 def bytes_of(entries: list[bytes], tokens) -> bytes:
-    """The bytes of tokens, numbers of entries, one after the other. Raises ValueError for a number that no entry has.
+    """The bytes of tokens, numbers of entries, one after the other. Raises TypeError for what are no numbers, ValueError for a number that
+    no entry has.
 
     >>> bytes_of([b"a", b"bc"], [1, 0])
     b'bca'
     """
-    tokens = [int(token) for token in tokens]
+    tokens = whole(tokens)
     for token in tokens:
         if not 0 <= token < len(entries):
             raise ValueError(f"token {token} is not of this vocabulary: it must be from 0 to {len(entries) - 1}.")

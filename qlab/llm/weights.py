@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from qlab.nets import ptq
 from qlab.nets.plain import LAYERS, memory_of
@@ -101,7 +102,7 @@ def quantize_weights(model: nn.Module, how: Callable[[torch.Tensor], QTensor] | 
 def choose(model: nn.Module, skip: tuple[str, ...] = ()) -> tuple[list[str], dict[str, str]]:
     """The names of the layers whose weights are to be quantized; of those that are not, name and why.
 
-    Raises TypeError for what is no module; ValueError for one without such a layer, or a name in skip that is none.
+    Raises TypeError for what is no module; ValueError for one without such a layer, one on the meta device, or a name in skip that is none.
 
     >>> net = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "fc": nn.Linear(4, 4), "head": nn.Linear(4, 10, bias=False)})
     >>> net["head"].weight = net["embedding"].weight
@@ -118,6 +119,7 @@ def choose(model: nn.Module, skip: tuple[str, ...] = ()) -> tuple[list[str], dic
     if not layers:
         raise ValueError(f"the model, a {type(model).__name__}, has no {', '.join(layer.__name__ for layer in LAYERS)}, and must have one "
                          "for its weights to be quantized.")
+    check_values(model)
     if isinstance(skip, str):
         raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
     if unknown := sorted(set(skip) - set(layers)):
@@ -126,3 +128,10 @@ def choose(model: nn.Module, skip: tuple[str, ...] = ()) -> tuple[list[str], dic
     kept = {name: f"shares its weight with {held[memory]}" for name, memory in layers.items() if memory in held}
     kept |= dict.fromkeys(skip, "named in skip")
     return [name for name in layers if name not in kept], kept
+
+
+def check_values(model: nn.Module) -> None:
+    """Raises ValueError, by name, for a parameter that has no values: on the meta device, or of a lazy layer that has not run."""
+    for name, p in model.named_parameters():
+        if p.is_meta or isinstance(p, UninitializedParameter):
+            raise ValueError(f"{name} has no values (it is on the meta device, or of a layer that has not run): load the model first.")
