@@ -26,8 +26,8 @@ from qlab.quant import QTensor
 from qlab.quant.layout import as_float, from_rows, to_rows
 
 ZETA, GAMMA, WARM, BETAS = 1.1, -0.1, 0.2, (20.0, 2.0)
-BITS = 8                                                                                    # wider grids hold 256 times as many levels a row
-Run = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]                      # weights by name, inputs -> outputs
+BITS = 8                                                                                    # a row of 16 bits has 65,535 levels
+Run = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]                       # weights by name, inputs -> outputs
 
 
 class Between(NamedTuple):
@@ -111,11 +111,11 @@ def learn(run: Run, weights: dict[str, torch.Tensor], nearest: dict[str, QTensor
     Raises ValueError for options that do not fit, outputs y that are not finite, a grid of more than 8 bits.
 
     >>> from qlab.quant import linear
-    >>> w, x = torch.tensor([[1.0, 0.4, 0.4]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])  # two inputs that are always equal
+    >>> w, x = torch.tensor([[1.0, 0.45, 0.4]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])  # two inputs that are always equal
     >>> run = lambda weights, x: x @ weights["w"].T
     >>> nearest = {"w": linear.quantize(w, 2, "symmetric", axis=0)}
-    >>> nearest["w"].codes, learn(run, {"w": w}, nearest, x, x @ w.T, axis=1)["w"].codes.sum()    # 0.4 + 0.4 is nearer to 1 than to 0
-    (tensor([[1, 0, 0]], dtype=torch.int8), tensor(2))
+    >>> nearest["w"].codes, learn(run, {"w": w}, nearest, x, x @ w.T, axis=1)["w"].codes   # 0.45 + 0.4 is nearer to 1 than to 0
+    (tensor([[1, 0, 0]], dtype=torch.int8), tensor([[1, 1, 0]], dtype=torch.int8))
     """
     check_options(steps, batch, lr, price, seed)
     weights, x, y = {name: as_float(w, "weight") for name, w in weights.items()}, as_float(x), as_float(y, "y")

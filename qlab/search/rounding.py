@@ -202,6 +202,6 @@ def _grid(traced: fx.GraphModule, name: str, bits: int | None, layout: dict) -> 
 
 def _together(batches: list[torch.Tensor]) -> torch.Tensor:
     if len({batch.shape[1:] for batch in batches}) > 1:
-        raise ValueError(f"calibration holds batches of shape {', '.join(str(tuple(b.shape)) for b in batches[:4])}, and they must be equal "
-                         "but for the number of images.")
+        shapes = ", ".join(str(tuple(batch.shape)) for batch in batches[:4])
+        raise ValueError(f"calibration holds batches of shape {shapes}, and they must be equal but for the number of images.")
     return torch.cat(batches)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.func import functional_call
 
 from qlab.nets.graph import after, calls, kind
@@ -46,6 +46,7 @@ def units(traced: fx.GraphModule, blocks: Blocks = None, skip: Iterable[str] = (
     it, belongs to the first.
     Raises ValueError for a name that is no layer, a layer in two groups, and a group that leaves out a layer on its way.
 
+    >>> from torch import nn
     >>> from qlab.nets.graph import trace
     >>> net = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
     >>> [unit.name for unit in units(net)], [unit.name for unit in units(net, [("0", "2")])]
@@ -125,6 +126,7 @@ def runner(traced: fx.GraphModule, unit: Unit) -> Callable[[dict[str, torch.Tens
 
     Raises ValueError for a unit that reads a size of a value outside of it.
 
+    >>> from torch import nn
     >>> from qlab.nets.graph import trace
     >>> net = trace(nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU()))
     >>> runner(net, units(net)[0])({"0": torch.tensor([[1.0, 0.0], [0.0, -1.0]])}, torch.ones(1, 2))
