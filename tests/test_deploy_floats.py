@@ -73,10 +73,11 @@ def decibels(found, wanted):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("module, kind, least", [
-    (onnx, "float", 100), (onnx, "static", 25), (pytorch, "float", 100), (pytorch, "static-8bit", 28), (pytorch, "dynamic", 30),
+@pytest.mark.parametrize("name, module, kind, least", [
+    *((name, *way) for name in NETWORKS for way in [(onnx, "static", 25), (pytorch, "static-8bit", 28)]),  # the float graph, quantized
+    *((name, *way) for name in ("GRU", "transformer", "one layer twice", "written over")
+      for way in [(onnx, "float", 100), (pytorch, "float", 100), (pytorch, "dynamic", 30)]),
 ])
-@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_any_layers(name, module, kind, least, tmp_path):
     net, x, wanted = made(name)
     state = {key: value.clone() for key, value in net.state_dict().items()}
@@ -151,8 +152,7 @@ def test_calls_that_are_arithmetic_and_nothing_else():
                                                              "_operator.pow", "torch.ops.load_library"))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x1_0"])
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize("name, kind", [("resnet18", "dynamic"), ("shufflenet_v2_x1_0", "static")])
 def test_networks_of_torchvision(name, kind, tmp_path):
     """Where torchvision happens to be installed; qlab needs it nowhere. All of its nine: qlab.lab.experiments.other_networks."""
     from qlab.lab.experiments import other_networks
