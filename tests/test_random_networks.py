@@ -1,4 +1,4 @@
-"""150 random networks, half of them hostile, against themselves and every runtime; and whether these checks find what is wrong.
+"""100 random networks, half of them hostile, against themselves and every runtime; and whether these checks find what is wrong.
 
 ONNX and torch.export take about a second a network: every 40th is exported to both, and prepared for training. Thousands are tried by
 hand with python tests/random_networks.py.
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc"))
               pytest.mark.skipif(not importlib.util.find_spec("onnxruntime") or not importlib.util.find_spec("ai_edge_litert"),
                                  reason="runtimes are not installed: pip install qlab[deploy]"),
               pytest.mark.filterwarnings("ignore")]                                         # torch's: old ways to recompute a weight
-COUNT = 150
+COUNT = 100
 
 
 def test_random_networks():
@@ -62,20 +62,19 @@ def test_a_hook_is_always_refused_by_name():
 # Would they find it?
 
 
-def failures(seeds) -> list[str]:
-    found = []
+def failures(seeds):
+    """What is found, one after the other: the first is often enough."""
     for seed in seeds:
         try:
             random_networks.check(seed)
         except AssertionError as error:
-            found.append(str(error))
-    return found
+            yield str(error)
 
 
 def test_a_graph_that_takes_no_notice_of_what_is_in_place_is_found(monkeypatch):
     monkeypatch.setattr(graph, "trace", lambda model: fx.symbolic_trace(copy.deepcopy(model).eval()))
     seeds = [seed for seed in range(COUNT) if "in place" in network_writer.write(seed).traits][:15]
-    assert any("trace: off by" in said and f"seed {seed} " in said for said in failures(seeds) for seed in seeds)
+    assert any(said.startswith("seed ") and "trace: off by" in said for said in failures(seeds))
 
 
 def test_a_sum_that_rounds_once_is_found(monkeypatch):
@@ -91,7 +90,7 @@ def test_a_sum_that_rounds_once_is_found(monkeypatch):
 def test_a_model_that_is_changed_is_found(monkeypatch):
     given = graph.trace
     monkeypatch.setattr(graph, "trace", lambda model: given(model.eval()))
-    found = failures([seed for seed in range(0, 40, 2) if network_writer.write(seed).make()[0].training][:2])
+    found = list(failures([seed for seed in range(0, 40, 2) if network_writer.write(seed).make()[0].training][:2]))
     assert any("trace changed the model" in said for said in found) and all("class Network" in said for said in found)
 
 
