@@ -109,10 +109,11 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
     model: a Quantized, an IntegerNetwork, a module, or a function of images to logits. reference: a module.
     test: images that neither has seen, and that nothing was chosen by; source: what they are, in words.
     nbytes: of the network's file; a Quantized and an IntegerNetwork know it, a module is counted as it lies in memory.
-    runtime: images to logits, what runs in few bits, for time and memory: simulated quantization has neither. arithmetic: "int8", ... for
-    the model of energy, where no counter can be read; seconds: how long a counter is watched at a time. names: of the classes. severity: 1 to 5,
-    of the changed images. turns: samples of each time, at least six.
-    Raises ValueError, in one sentence, for a split, model, severity or turns that cannot be judged, and for a module in training mode.
+    runtime: images to logits, what runs in few bits, for time and memory: simulated quantization has neither.
+    arithmetic: "int8", ... for the model of energy, where no counter can be read; seconds: how long a counter is watched at a time.
+    names: of the classes. severity: 1 to 5, of the changed images. turns: samples of each time, at least six.
+    Raises ValueError, in one sentence, for a split, names, severity or turns that cannot be judged, and for a module in training mode; TypeError
+    for a reference that is none.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     >>> _ = nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
@@ -121,7 +122,7 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
     >>> print(*str(made).splitlines()[:5], sep=chr(10))
     itself
     <BLANKLINE>
-    accuracy                     8.0 % [3.2, 18.8]   (reference: 8.0 % [3.2, 18.8])
+    accuracy                     6.0 % [2.1, 16.2]   (reference: 6.0 % [2.1, 16.2])
                                  +0.00 points [-5.33, +5.33], p = 1.000: inside the noise
                                  50 images; 50 test images; McNemar, exact
     """
@@ -129,6 +130,10 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
         raise ValueError(f"severity is {severity!r}, and must be 1, 2, 3, 4 or 5.")
     if turns < 6:
         raise ValueError(f"turns is {turns}, and must be 6 or more: fewer samples have no interval.")
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference is a {type(reference).__name__}, and must be a torch.nn.Module.")
+    if names is not None and len(names) <= int(test.labels.max()):
+        raise ValueError(f"names has {len(names)} entries, and must have one for each of {int(test.labels.max()) + 1} classes.")
     network, known, simulated = _network(model)
     for what, part in {"model": network, "reference": reference, "runtime": runtime}.items():
         if isinstance(part, nn.Module) and part.training:
@@ -237,8 +242,9 @@ def _shifts(network, reference, test, severity, seed, of, source) -> list[Row]:
 
 def _memory(runs, reference, image) -> list[Row]:
     b, a = (memory.peak(lambda network=network: network(image)) for network in (runs, reference))
-    return [Row("memory at the peak", f"{b.nbytes:,} bytes", f"{a.nbytes:,} bytes", f"{b.nbytes / a.nbytes:.2f} of the reference" if a.nbytes else "",
-                "one image", "tensors alive at once, without weights, input and the kernels' own; exact")]
+    share = f"{b.nbytes / a.nbytes:.2f} of the reference" if a.nbytes else ""
+    return [Row("memory at the peak", f"{b.nbytes:,} bytes", f"{a.nbytes:,} bytes", share, "one image",
+                 "tensors alive at once, without weights, input and the kernels' own; exact")]
 
 
 def _times(runs, reference, image, turns) -> list[Row]:

@@ -37,6 +37,10 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.now, self.peak, self.after, self.alive = 0, 0, "", {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False                                                                        # torch would import its compiler, for seconds
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         before = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
