@@ -112,8 +112,8 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
     runtime: images to logits, what runs in few bits, for time and memory: simulated quantization has neither.
     arithmetic: "int8", ... for the model of energy, where no counter can be read; seconds: how long a counter is watched at a time.
     names: of the classes. severity: 1 to 5, of the changed images. turns: samples of each time, at least six.
-    Raises ValueError, in one sentence, for a split, names, severity or turns that cannot be judged, and for a module in training mode; TypeError
-    for a reference that is none.
+    Raises ValueError, in one sentence, for a split, names, severity or turns that cannot be judged, and for a module in training mode;
+    TypeError for a reference that is no module.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     >>> _ = nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)

@@ -65,8 +65,8 @@ def in_turns(calls: Mapping[str, Callable[[], object]], turns: int = 30, warmup:
     Raises ValueError for no calls, turns or warmup < 1, TypeError for what cannot be called.
 
     >>> taken = in_turns({"ten": lambda: sum(range(10)), "ten thousand": lambda: sum(range(10_000))}, turns=6)
-    >>> ratio(taken["ten thousand"], taken["ten"]).low > 1
-    True
+    >>> {name: len(latency.samples_ms) for name, latency in taken.items()}
+    {'ten': 6, 'ten thousand': 6}
     """
     if not calls or turns < 1:
         raise ValueError(f"there are {len(calls)} calls and {turns} turns, and must be at least one of each.")
