@@ -77,7 +77,7 @@ def greedy(value: Table, cost: Table, budget: float) -> dict[str, int]:
         chosen[i] = j
 
 
-def milp(value: Table, cost: Table | Sequence[Table], budget: float | Sequence[float]) -> dict[str, int]:
+def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float]) -> dict[str, int]:
     """The allocation of the least value that keeps every budget: of one cost, or of several at once, each with its own.
 
     Raises ValueError as exact does, and where each budget can be kept, but not all together; ImportError without scipy.
@@ -93,7 +93,8 @@ def milp(value: Table, cost: Table | Sequence[Table], budget: float | Sequence[f
         from scipy.optimize import milp as solve
     except ImportError:
         raise ImportError("scipy is not installed, which solves integer programs: pip install scipy, or use exact.") from None
-    costs, budgets = ([x] if isinstance(x, (Table, int, float)) else list(x) for x in (cost, budget))
+    costs = [cost] if isinstance(cost, Table) else list(cost)
+    budgets = list(budget) if isinstance(budget, (list, tuple)) else [budget]
     if len(costs) != len(budgets) or not costs:
         raise ValueError(f"there are {len(costs)} costs and {len(budgets)} budgets: give each cost its budget.")
     limits = _limit(value, costs, budgets)

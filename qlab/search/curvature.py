@@ -78,7 +78,9 @@ def traces(model: nn.Module, layers: Iterable[str], images: torch.Tensor, labels
     labels, total, done = _check(working, images, labels), 0, 0
     for batch in batches_of(images):
         loss = cross_entropy(working(batch), labels[done:done + len(batch)])
-        gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        gradients = [torch.zeros_like(w) for w in weights]                                  # of layers that are never called
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
         samples = [hutchinson(partial(_product, g, w), w, probes, seed) for g, w in zip(gradients, weights)]
         total = total + len(batch) / len(labels) * torch.stack(samples)                     # one seed: each batch meets the same signs
         done += len(batch)
@@ -87,7 +89,7 @@ def traces(model: nn.Module, layers: Iterable[str], images: torch.Tensor, labels
 
 def _product(gradient: torch.Tensor, weight: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """H v: how the gradient changes when the weight moves along v."""
-    if not gradient.requires_grad:                                                          # 0: the layer is never called
+    if not gradient.requires_grad:
         return torch.zeros_like(v)
     return torch.autograd.grad(gradient, weight, v, retain_graph=True, materialize_grads=True)[0]
 
