@@ -66,11 +66,11 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
              scale_dtype: torch.dtype | None = None, blocks: Blocks = None, skip: tuple[str, ...] = (), **options) -> Rounded:
     """A copy of the network, batch norm folded, whose convolutions and linear layers have codes that one of METHODS found.
 
-    calibration: images (n, ...), or batches of one shape; training images, never test images. All go through the network at once, twice:
-    the memory is that of two of its largest maps for all of them. bits: for all layers, or for each by its name. ranges, scheme,
+    calibration: images (n, ...), or batches of one shape; training images, never test images. All go through both networks at once: the
+    memory is about five times that of the largest map, for all of them. bits: for all layers, or for each by its name. ranges, scheme,
     group_size, scale_dtype: the grids, as in qlab.llm.weights.round_to_nearest. blocks, for adaround: None, "residual" or groups of
     layers' names (qlab.search.units). skip: names of layers that keep their floats. options, for adaround: steps, batch, lr, price, seed
-    (qlab.search.adaround.learn). What it takes grows with steps * batch, not with the images.
+    (qlab.search.adaround.learn). Learning takes steps * batch images a unit, however many there are.
 
     The result holds tensors by name, which qlab.nets.ptq.quantize takes as its weights, {name: lambda w, q=q: q}, to quantize activations
     too; nbytes; and the errors of each unit. No unit of adaround is worse than nearest for the inputs that it has; for the whole network
