@@ -1,0 +1,215 @@
+"""The runs behind notebook 17: bits chosen by the machine, for the weights of the depthwise net and of the cnn; nothing is trained.
+
+    python -m qlab.lab.experiments.search                     all parts; about 15 minutes of one core; writes records/search.json
+    python -m qlab.lab.experiments.search proxies             one part again; the others' results stay in the record
+    python -m qlab.lab.experiments.search --images 64 --allocations 20 --tests 500 --folder /tmp/try          a small try elsewhere
+
+    proxies    each proxy's table, with its passes and seconds; the sums that it predicts for random allocations of nearly equal bytes,
+               and what these do: the KL on the calibration images, the accuracy on other training images; rank correlations
+    solvers    at the bytes of uniform 3 and 4 bits: the program on each proxy, greedy, evolution from the program's answer and from
+               uniform bits, rules of thumb; on the test images
+    costs      the program on KL under budgets of bytes, of bit operations, of milliseconds: each what uniform 3 bits cost; on the test
+               images. Milliseconds are of a batch of 32 images and one thread: it waits until the machine is quiet
+
+Symmetric weights, a scale per channel, ranges by least squared error, 2 to 8 bits; batch norm folded; activations in float32. Proxies see
+calibration images, none of which is a test image.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+
+from qlab.lab import data, quiet, runs, zoo
+from qlab.lab.data import Split
+from qlab.lab.measure import accuracy
+from qlab.nets import ptq
+from qlab.search import allocate, candidates, costs, curvature, evolution, kernels, sensitivity
+from qlab.search.table import Table
+
+NETS, BUDGETS, BATCH, OTHERS = ("depthwise", "cnn"), (3, 4), 32, 2000
+PROBES, EVALUATIONS, LATENCY_REPEATS, RESAMPLES = 32, 150, 100, 2000
+PROXIES = {
+    "loss": lambda m, c, x, y: sensitivity.by_loss(m, c, x, y), "kl": lambda m, c, x, y: sensitivity.by_kl(m, c, x),
+    "output": lambda m, c, x, y: sensitivity.by_output(m, c, x), "weight": lambda m, c, x, y: sensitivity.by_weight(m, c),
+    "hessian": lambda m, c, x, y: curvature.by_hessian(m, c, x, y, PROBES), "fisher": lambda m, c, x, y: curvature.by_taylor(m, c, x),
+    "gradient": lambda m, c, x, y: curvature.by_taylor(m, c, x, y, kind="absolute"),
+}
+Rows = Iterator[tuple[str, dict]]
+
+
+class Subject:
+    """A network, folded, its candidates, calibration images, other training images, and each proxy's table, made when it is asked for."""
+
+    def __init__(self, net: str, images: int):
+        self.net, self.model = net, ptq.fold_batch_norm(zoo.load(net))
+        self.made = candidates.make(self.model)
+        both = data.calibration(images + OTHERS)
+        self.images, self.labels = (part[:images] for part in both)
+        self.others = Split(*(part[images:] for part in both))
+        self.nbytes = costs.nbytes(self.made)
+        self.cpu_s = {}
+
+    @lru_cache  # noqa: B019 - there are two subjects, and they live as long as the program
+    def table(self, proxy: str) -> Table:
+        started = time.process_time()
+        found = PROXIES[proxy](self.model, self.made, self.images, self.labels)
+        self.cpu_s[proxy] = round(time.process_time() - started, 1)
+        return found
+
+    def network(self, allocation: dict[str, int]):
+        return candidates.apply(self.model, self.made, allocation).model
+
+    def kl(self, allocation: dict[str, int]) -> float:
+        """The true one, on the calibration images."""
+        return sensitivity.kl(self.model, self.network(allocation), self.images).mean().item()
+
+    def uniform(self, bits: int) -> dict[str, int]:
+        return dict.fromkeys(self.made, bits)
+
+
+@lru_cache(maxsize=4)
+def subject(net: str, images: int) -> Subject:
+    return Subject(net, images)
+
+
+def ranks(x: torch.Tensor) -> torch.Tensor:
+    """The rank of each of x, (..., n), equal ones share theirs.
+
+    >>> ranks(torch.tensor([3.0, 1.0, 3.0]))
+    tensor([2.5000, 1.0000, 2.5000], dtype=torch.float64)
+    """
+    ordered = x.double().sort(-1).values
+    below, upto = (torch.searchsorted(ordered, x.double(), right=right) for right in (False, True))
+    return (below + upto + 1).double() / 2
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor, seed: int = 0) -> dict[str, float]:
+    """The rank correlation of a and b, (n,), with its 95 % interval: percentiles over allocations drawn again with replacement.
+
+    >>> spearman(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 4.0, 9.0, 16.0]))["value"]
+    1.0
+    """
+    drawn = torch.randint(0, len(a), (RESAMPLES, len(a)), generator=torch.Generator().manual_seed(seed))
+
+    def correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x, y = (r - r.mean(-1, keepdim=True) for r in (ranks(x), ranks(y)))
+        return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+
+    each = correlation(a[drawn], b[drawn])
+    low, high = each[each.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"value": round(correlation(a, b).item(), 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def random_allocations(of: Table, budget: float, count: int, seed: int = 0) -> list[dict[str, int]]:
+    """Different ones, every layer's bits drawn alike, that cost 95 to 100 % of the budget: so that bytes decide nothing. At most count: as
+    many as a million draws find."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for _ in range(100):
+        if len(found) >= count:
+            break
+        places = torch.randint(0, len(of.widths), (10_000, len(of.layers)), generator=generator)
+        spent = of.values[torch.arange(len(of.layers)), places].sum(1)
+        for row in places[(spent <= budget) & (spent >= 0.95 * budget)].tolist():
+            found[tuple(row)] = {name: of.widths[j] for name, j in zip(of.layers, row)}
+    return list(found.values())[:count]
+
+
+def proxies(net: str, options: argparse.Namespace) -> Rows:
+    s = subject(net, options.images)
+    chosen = random_allocations(s.nbytes, s.nbytes(s.uniform(4)), options.allocations)
+    kl, right = [], []
+    for bits in chosen:
+        kl.append(s.kl(bits))
+        right.append(accuracy(s.network(bits), s.others).value)
+    truth = {"kl": torch.tensor(kl), "accuracy": torch.tensor(right)}
+    yield "truth", {"allocations": [list(bits.values()) for bits in chosen], **{name: t.tolist() for name, t in truth.items()}}
+    for name in PROXIES:
+        table = s.table(name)
+        predicted = torch.tensor([table(bits) for bits in chosen])
+        yield name, {"values": table.values.tolist(), "errors": None if table.errors is None else table.errors.tolist(),
+                     "forwards": table.forwards, "backwards": table.backwards, "cpu_s": s.cpu_s[name], "predicted": predicted.tolist(),
+                     "rank_kl": spearman(predicted, truth["kl"]), "rank_accuracy": spearman(predicted, -truth["accuracy"])}
+
+
+def measured(s: Subject, allocation: dict[str, int], tests: int, **more) -> dict:
+    """A row: bits by layer, true bytes of the weights, the KL predicted and true, which test images are right."""
+    test = Split(*(part[:tests] for part in data.load("test")))
+    return {"bits": list(allocation.values()), "nbytes": round(s.nbytes(allocation)), "predicted_kl": s.table("kl")(allocation),
+            "kl": s.kl(allocation), **more, **runs.outcome(accuracy(s.network(allocation), test))}
+
+
+def solvers(net: str, options: argparse.Namespace) -> Rows:
+    s = subject(net, options.images)
+    evolve = partial(evolution.evolve, s.kl, s.nbytes, widths=s.nbytes.widths, evaluations=options.evaluations)
+    for bits in BUDGETS:
+        uniform = s.uniform(bits)
+        budget, kl = s.nbytes(uniform), s.table("kl")
+        ways = {"uniform": uniform, "greedy, kl": allocate.greedy(kl, s.nbytes, budget)}
+        ways |= {f"program, {name}": allocate.exact(s.table(name), s.nbytes, budget) for name in PROXIES}
+        first, last = list(uniform)[0], list(uniform)[-1]
+        ways |= {"first at 8": uniform | {first: 8}, "first and last at 8": uniform | {first: 8, last: 8}}
+        if net == "depthwise":
+            ways["first at 8, depthwise one more"] = {n: bits + 1 if "depthwise" in n else b for n, b in (uniform | {first: 8}).items()}
+        for name, allocation in ways.items():
+            yield f"{bits} bits: {name}", measured(s, allocation, options.tests)
+        for name, start in {"program, kl": ways["program, kl"], "uniform": uniform}.items():
+            found = evolve(budget, start)
+            yield f"{bits} bits: evolution from {name}", measured(s, found.allocation, options.tests, history=found.history)
+
+
+def cost_models(net: str, options: argparse.Namespace) -> Rows:
+    s = subject(net, options.images)
+    watch = quiet.wait(anyway=options.busy)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    latency = costs.latency(kernels.of(s.model, s.images[:BATCH]), s.nbytes.widths, LATENCY_REPEATS)
+    torch.set_num_threads(threads)
+    yield "latency", {"ms": latency.values.tolist(), "errors": latency.errors.tolist(), "batch": BATCH, "load": watch.load()}
+    tables = {"bytes": s.nbytes, "bit operations": costs.bitops(s.model, s.made, s.images[:1]), "milliseconds": latency}
+    for name, table in tables.items():
+        budget = table(s.uniform(BUDGETS[0]))
+        found = allocate.exact(s.table("kl"), table, budget)
+        yield f"budget of {name}", measured(s, found, options.tests, budget=budget, spent={n: t(found) for n, t in tables.items()})
+
+
+PARTS: dict[str, Callable[[str, argparse.Namespace], Rows]] = {"proxies": proxies, "solvers": solvers, "costs": cost_models}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="only these, beside what the record holds")
+    parser.add_argument("--images", type=int, default=512, help="calibration images")
+    parser.add_argument("--allocations", type=int, default=200, help="random ones, of the part proxies")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="of an evolution")
+    parser.add_argument("--tests", type=int, default=10_000, help="test images")
+    parser.add_argument("--nets", nargs="+", default=NETS, choices=NETS)
+    parser.add_argument("--folder", type=Path, default=runs.FOLDER, help="where the record is")
+    quiet.add_option(parser)
+    options = parser.parse_args(arguments)
+    for part in options.part or PARTS:
+        for net in options.nets:
+            done = {}
+            for name, row in PARTS[part](net, options):
+                done[name] = row
+                _write(part, net, done, options)
+                print(part, net, name, {k: v for k, v in row.items() if not isinstance(v, (list, str))}, flush=True)
+
+
+def _write(part: str, net: str, rows: dict, options: argparse.Namespace) -> None:
+    """Put the rows of one part and network into the record; the rest of it stays."""
+    try:
+        found = runs.raw("search", options.folder)
+    except FileNotFoundError:
+        found = {}
+    parts = {name: found.get(name, {}) for name in PARTS if name in found or name == part}
+    parts[part] = parts[part] | {net: rows}
+    runs.write("search", "python -m qlab.lab.experiments.search", options.folder, calibration_images=options.images,
+               test_images=options.tests, probes=PROBES, checkpoints={name: zoo.record(name)["sha256"] for name in NETS}, **parts)
+
+
+if __name__ == "__main__":
+    main()
