@@ -42,7 +42,7 @@ def rows(numbers):
 whole, real = st.integers(0, 30).map(float), st.floats(0, 10, allow_subnormal=False)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(rows(st.integers(-5, 20).map(float)), rows(whole), st.integers(0, 90))
 def test_the_program_is_exhaustive_search_for_bytes(values, costs, more):
     value, cost = table(values), table(costs)
@@ -52,7 +52,7 @@ def test_the_program_is_exhaustive_search_for_bytes(values, costs, more):
     assert value(found) == best and cost(found) == sums(cost)[sums(value) == best].min()
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(rows(real), rows(real), st.floats(0, 1))
 def test_the_program_is_exhaustive_search_for_milliseconds(values, costs, share):
     """Costs that are on no grid, and a budget that one of the allocations costs to the last digit."""
@@ -75,7 +75,7 @@ def test_highs_finds_the_same_and_keeps_two_budgets(seed):
     assert value(both) == pytest.approx(exhaustive(value, [nbytes, ms], budgets), rel=1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(rows(st.integers(-5, 20).map(float)), rows(whole), st.integers(0, 90))
 def test_greedy_keeps_the_budget_and_leaves_no_exchange(values, costs, more):
     value, cost = table(values), table(costs)

@@ -1,6 +1,6 @@
 """The runs behind notebook 17: bits chosen by the machine, for the weights of the depthwise net and of the cnn; nothing is trained.
 
-    python -m qlab.lab.experiments.search                     all parts; about 15 minutes of one core; writes records/search.json
+    python -m qlab.lab.experiments.search                     all parts; about 20 minutes of one core; writes records/search.json
     python -m qlab.lab.experiments.search proxies             one part again; the others' results stay in the record
     python -m qlab.lab.experiments.search --images 64 --allocations 20 --tests 500 --folder /tmp/try          a small try elsewhere
 
