@@ -666,10 +666,11 @@ IN_GRADING = {
     "mark": {"compare", "handed_in", "sandbox", "values"},
     "results": {"handed_in"},
     "report": {"handed_in", "results", "values"},
-    "author": {"author.cases", "check", "hints", "links", "mark", "results", "sandbox", "values"},
+    "challenge": {"handed_in", "report", "sandbox", "values"},
+    "author": {"author.cases", "challenge", "check", "hints", "links", "mark", "results", "sandbox", "values"},
     "batch": {"handed_in", "mark", "results", "sandbox"},
     "cluster": {"batch", "handed_in"},
-    "grade": {"batch", "cluster", "handed_in", "hints", "mark", "report", "results"},
+    "grade": {"batch", "challenge", "cluster", "handed_in", "hints", "mark", "report", "results"},
     "gradescope": {"author", "batch", "grade", "handed_in", "mark", "report", "results", "sandbox", "values"},
 }
 

@@ -19,13 +19,16 @@ from pathlib import Path
 
 from qlab.grading import hints, mark, results
 from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
+from qlab.grading.challenge import board, measure
+from qlab.grading.challenge.files import Files
 from qlab.grading.handed_in import canvas, deadlines, ingest, layouts, moodle
 from qlab.grading.handed_in.times import parse_time, stated, zone
 from qlab.grading.handed_in.which import asked
 from qlab.grading.handed_in.zips import MIB, Budget, shown
 from qlab.grading.report import by_hand, final, last_run, late, summary
 
-EXPORTS = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics", "pages", "similar")
+EXPORTS = ("csv", "html", "gradescope", "canvas", "canvas-feedback", "moodle", "moodle-feedback", "statistics", "leaderboard",
+           "pages", "similar")
 
 
 def find_bundle(assignment: str, given: str | None = None) -> Path:
@@ -36,8 +39,8 @@ def find_bundle(assignment: str, given: str | None = None) -> Path:
     patterns = f"{assignment}.json.gz", f"{assignment.zfill(2)}_*.json.gz"
     found = [path for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
     if not found:
-        there = {path.name.partition(".")[0] for place in places
-                 for path in (*(place.parent / "solutions").glob("*.ipynb"), *place.glob("*.json.gz"))}
+        there = {path.name.partition(".")[0] for place in places for pattern in ("solutions/*.ipynb", "solutions/challenge", "bundles/*.gz")
+                 for path in place.parent.glob(pattern)}
         if there and not any(is_of(assignment, name) for name in there):
             raise FileNotFoundError(f"there is no set {assignment}: choose among {', '.join(sorted(there))}.")
         raise FileNotFoundError(f"there is no bundle of {assignment} in {places[0]}: make it with qlab build {assignment}.")
@@ -78,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
                                       epilog=f"Marks set by hand: DIR/ASSIGNMENT/{by_hand.NAME}, a table (CSV) of "
                                              f"{', '.join(by_hand.COLUMNS)}, read at every run. Options hold for one run: repeat them.")
     command.add_argument("folder", help="a folder, a zip or a notebook: a download of Canvas, Moodle, Gradescope, nbgrader, or plain files")
-    command.add_argument("--assignment", required=True, metavar="NN", help="its number or name: 02 or 02_linear_quantization")
+    command.add_argument("--assignment", required=True, metavar="NN", help="its number or name: 02 or 02_linear_quantization; or challenge")
     command.add_argument("--bundle", metavar="FILE", help="made by qlab build (default: bundles/NN_topic.json.gz)")
     command.add_argument("--out", default="results", metavar="DIR", help="where the results go (default: results)")
     command.add_argument("--jobs", type=int, metavar="N", help="how many at a time (default: one for each core)")
@@ -138,6 +141,11 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{kept} is the bundle of {bundle['assignment']}, and --assignment is {args.assignment}: name one set.")
     entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
                               args.layout, participants, args.file_times, _budget(args), users)
+    if "tracks" in bundle:
+        if args.unsafe_local or args.dask or {"pages", "similar"} & set(args.export):
+            raise ValueError("the challenge is measured in the sandbox of this machine, without notebooks: it goes with no --unsafe-local, "
+                             "no --dask, and no export of pages or similar.")
+        entries = [Files(entry) for entry in entries]
     if common:
         _say(f"deadline: {stated(common)}")
     jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -148,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
 
         run = partial(cluster.run, args.dask)
     else:
-        run = partial(run_here, jobs=jobs)
+        run = partial(run_here, jobs=jobs, **({"open_mark": measure.sandboxed} if "tracks" in bundle else {}))
     folder = Path(args.out) / bundle["assignment"]
     rows = by_hand.read(folder / by_hand.NAME, bundle)
     try:
@@ -207,6 +215,9 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
             if name in teacher.NAMES:
                 exercises = [place.parent / "exercises" / f"{bundle['assignment']}.ipynb" for place in _bundles()]
                 _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises, 'pages' in args.export)}")
+                continue
+            if name == "leaderboard":
+                _say(f"{name}: {board.export(told, bundle, folder / 'export')}")
                 continue
             _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column, worksheet)}")
         except each.Incomplete as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from qlab import saving
 from qlab.grading.author import student
 from qlab.grading.author.measure import measure
+from qlab.grading.challenge import bundle as challenge
 from qlab.grading.results import digest
 
 
@@ -26,7 +27,10 @@ def build(root: Path, names: list[str] = (), seed: str | None = None, check: boo
     With check nothing is written, and an exercise notebook that is not up to date is a problem. Raises FileNotFoundError where
     there is no such solution.
     """
-    paths = _find(root, names)
+    everything = not names
+    with_challenge = challenge.NAME in names or everything and (root / "solutions" / challenge.NAME).is_dir()
+    names = [name for name in names if name != challenge.NAME]
+    paths = _find(root, names) if names or everything else []
     seed = teacher_seed() if seed is None else seed
     problems, texts, bundles, notebooks = [], {}, {}, {}
     for path in paths:
@@ -41,7 +45,7 @@ def build(root: Path, names: list[str] = (), seed: str | None = None, check: boo
             problems.append(outcome)
         else:
             bundles[Path(path).stem] = outcome
-    problems += _leaks(root, notebooks, texts, alone=not names)
+    problems += _leaks(root, notebooks, texts, alone=everything)
     if problems:
         return problems
     for name, bundle in bundles.items():
@@ -49,6 +53,9 @@ def build(root: Path, names: list[str] = (), seed: str | None = None, check: boo
     if check:
         return [f"exercises/{name}.ipynb is not up to date: run qlab build." for name, text in texts.items()
                 if _read(root / "exercises" / f"{name}.ipynb") != text]
+    if with_challenge:
+        bundles[challenge.NAME] = challenge.make(seed)
+        report(f"{challenge.NAME}: {len(bundles[challenge.NAME]['labels']):,} hidden images")
     _write({root / "exercises" / f"{name}.ipynb": text.encode() for name, text in texts.items()}
            | {path: data for name, bundle in bundles.items() for path, data in [_packed(root, name, bundle)] if data})
     return []

@@ -168,7 +168,7 @@ def _regular(path: str, parts: tuple[str, ...]) -> File:
 def _file(parts: tuple[str, ...], time: float | None, size: int, read: Callable[[Budget, int], bytes]) -> File:
     kind = kind_of(parts[-1])
     if kind in ("packed", "other"):
-        return File(parts, time, kind, refused=not_unpacked(parts[-1]) if kind == "packed" else "")
+        return File(parts, time, kind, refused=not_unpacked(parts[-1]) if kind == "packed" else "", read=read)
     limit = METADATA.get(parts[-1], NOTEBOOK_BYTES)
     why = f"it has {size_text(size)}, and {size_text(limit)} are allowed" if size > limit and kind != "archive" else ""  # of which: Budget
     return File(parts, time, kind, refused=why, read=read)

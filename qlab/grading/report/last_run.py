@@ -14,6 +14,7 @@ NAME = "last_run.txt"  # no .json, which are the results
 FILES = {"csv": ["export/gradebook.csv"], "html": ["export/feedback"], "gradescope": ["export/gradescope"], "canvas": ["export/canvas.csv"],
          "canvas-feedback": ["export/canvas_feedback.zip"], "moodle": ["export/moodle.csv"],
          "moodle-feedback": ["export/moodle_feedback.zip"], "statistics": ["export/statistics.png", "export/statistics.html"],
+         "leaderboard": ["export/leaderboard.html", "export/leaderboard.csv"],
          "pages": ["teacher/pages"], "similar": ["teacher/similar.html", "teacher/similar.csv"]}
 
 

@@ -37,13 +37,15 @@ class WorkerFailed(RuntimeError):
 class Run:
     """One worker process: three pipe ends, and `end`, which ends it with all it has started and says how it ended ("" if well).
 
-    end(True) gives one that is about to end by itself a moment to do so, so that its own exit status can be told.
+    end(True) gives one that is about to end by itself a moment to do so, so that its own exit status can be told. spent: after that, where
+    it is known, "code" and "cpu", the seconds that the processor worked for it; whole only if all its processes ended by themselves.
     """
 
     requests: int
     answers: int
     output: int
     end: Callable[[bool], str]
+    spent: dict = field(default_factory=dict)
 
 
 @dataclass

@@ -67,10 +67,13 @@ class Slot:
             for pipe in (requests, answers, output, lifeline):
                 os.close(pipe)
 
+        spent = {}
+
         def end(by_itself: bool) -> str:
             told = self._read(2) if by_itself else None
             os.close(hold)
             told = told or self._read(30)
+            spent.update(told or {})
             if told is None:
                 self.close()
             if (told and told.get("memory")) or (self._group and self._group.kills() > kills):
@@ -80,7 +83,7 @@ class Slot:
                 return "the sandbox died with it"
             return f"signal {code - 128}" if code > 128 else f"exit status {code}" if code else ""
 
-        return Run(to_worker, from_worker, from_output, end)
+        return Run(to_worker, from_worker, from_output, end, spent)
 
     def _read(self, seconds: float) -> dict | None:
         self._control.settimeout(seconds)

@@ -1,8 +1,9 @@
 """The zygote: a process that imports torch once, runs no student's code, and forks a worker for each submission.
 
     grader -> zygote     four pipe ends: requests, answers, output, and a lifeline that the grader closes to end the run
-    zygote -> grader     {"ready": true} once; {"code": n, "memory": bool} when all of a run's processes are gone (128 + n: ended by
-                         signal n; memory: by the keeper, because they held more than they may)
+    zygote -> grader     {"ready": true} once; {"code": n, "memory": bool, "cpu": seconds} when all of a run's processes are gone (128 +
+                         n: ended by signal n; memory: by the keeper, because they held more than they may; cpu: of those that ended by
+                         themselves, as wait4 counts)
 
     zygote -- fork --> keeper -- fork --> process 1 of a new process namespace -- fork --> worker, the student's code
               waits    lifeline, memory    confined; when it ends, the kernel ends all that the worker has started
@@ -77,9 +78,9 @@ def main() -> None:
                 os._exit(code)
         for pipe in pipes:
             os.close(pipe)
-        status = os.waitpid(keeper, 0)[1]
+        _, status, used = os.wait4(keeper, 0)
         memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == TOO_MUCH
-        control.sendall(json.dumps({"code": _code(status), "memory": memory}).encode() + b"\n")
+        control.sendall(json.dumps({"code": _code(status), "memory": memory, "cpu": used.ru_utime + used.ru_stime}).encode() + b"\n")
 
 
 def _code(status: int) -> int:
