@@ -77,7 +77,7 @@ def read(path) -> dict[str, QTensor | torch.Tensor]:
         found = {}
         for told in fields["codes"]:
             name, own = told["name"], {what: tensors.pop(f"{told['name']}.{what}") for what in told["tensors"]}
-            if name in found or list(shapes.get(name, ())) != told["shape"]:
+            if name in found or name not in shapes or list(shapes[name]) != told["shape"]:
                 raise ValueError(f"{name} has the shape {told['shape']}, and the network has {_told(shapes, name)}")
             found[name] = unpacked(told, own)
         for name, tensor in tensors.items():
