@@ -61,6 +61,11 @@ def test_what_is_told_apart_is_beyond_three_standard_errors(gpt, better, worse):
     assert gpt(better, worse).t < -3
 
 
+def test_four_levels_a_matrix_cost_about_what_four_a_group_do_and_two_more_than_three(gpt):
+    book, groups, three = (gpt(name).value for name in ("k-means, 2 bits", "2 bits, groups of 32, affine", "2 bits, groups of 32"))
+    assert groups < book < 1.15 * groups and max(book, groups) < three / 4 < gpt("k-means, 1 bits").value / 4
+
+
 def test_on_the_larger_model_less_error_in_the_weights_is_more_in_what_it_reads(smollm2):
     assert is_noise(smollm2("8 bits, row")) and is_noise(smollm2("4 bits, groups of 64, mse", "4 bits, groups of 64"))
     assert smollm2("4 bits, row, mse", "4 bits, row").t > 5 and smollm2("4 bits, row", "4 bits, groups of 64").t > 5
