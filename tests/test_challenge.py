@@ -257,7 +257,7 @@ def test_predict_that_cheats_gets_what_it_deserves(box, small, hidden, cheat):
 @sandbox
 def test_the_processors_time_is_the_kernels_whatever_the_clocks_of_python_say(box, small):
     work = "import time\ntime.process_time = time.perf_counter = lambda: 0\ndef predict(x):\n    sum(range({}))\n    return [0] * len(x)\n"
-    short, long = (track(box(files(predict__py=work.format(n)), small), "speed")["measured"]["ms"] for n in (10, 20_000_000))
+    short, long = (track(box(files(predict__py=work.format(n)), small), "speed")["measured"]["ms"] for n in (10, 10_000_000))
     assert long > 2 * short
 
 

@@ -48,7 +48,7 @@ def to_nearest(weight: torch.Tensor, bits: int):
 def allocated(images: torch.Tensor) -> tuple:
     """The float network, candidates of every layer, and the bits that lose least of the outputs within the budget."""
     model = trace(fold_batch_norm(zoo.load("depthwise")))
-    made = candidates.make(model, (2, 3, 4, 6, 8), to_nearest)
+    made = candidates.make(model, (2, 3, 4, 5, 6, 8), to_nearest)
     content = {name: tensor.half() for name, tensor in model.state_dict().items()}
     content |= {f"{name}.weight": of_layer[2] for name, of_layer in made.items()}
     rest = len(challenge.encode(content)) - sum(of_layer[2].nbytes for of_layer in made.values())  # biases, and what says how to decode
@@ -64,7 +64,7 @@ def make(names: list[str]) -> None:
         if name == "speed":
             net = zoo.load("resnet")
             layers = [layer for layer, module in fold_batch_norm(net).named_modules() if hasattr(module, "weight")]
-            rounding.quantize(net, images, {layer: 8 if layer in ("conv", "fc") else 2 for layer in layers}, **HALF).save(
+            rounding.quantize(net, images, {layer: 8 if layer in ("conv", "fc") else 2 for layer in layers}, steps=150, **HALF).save(
                 HERE / name / "model.bin")
             saving.write({HERE / name / "predict.py": PREDICT.encode()})
             continue

@@ -59,7 +59,10 @@ def package(root: Path, assignment: str, out: Path, bundle: str | None = None, n
     """
     release.check_zip(out)
     kept = find_bundle(assignment, bundle)
-    name = load_bundle(kept)["assignment"]
+    loaded = load_bundle(kept)
+    name = loaded["assignment"]
+    if "tracks" in loaded:
+        raise ValueError(f"{name} is measured with qlab grade, all hand-ins on one machine: it has no autograder for Gradescope.")
     contents = {"setup.sh": SETUP.encode(), "run_autograder": RUN.format(options="" if namespaces else "--without-namespaces").encode(),
                 "bundle.json.gz": kept.read_bytes()}
     contents |= {f"qlab/{file}": (root / file).read_bytes() for file in sorted(release.names(root, ("qlab",)))}
