@@ -13,6 +13,7 @@ from qlab.lab import data, plot, runs, sweep, widgets, zoo
 from qlab.lab import language as models
 from qlab.lab import text as novels
 from qlab.lab.demos import (
+    choosing,
     compare,
     compression,
     deployment,
@@ -71,6 +72,7 @@ MADE = {
     "13, rooflines": hardware.rooflines,
     "14": lambda: deployment.pick(runs.load("deployment")),
     "16": lambda: language.smoothing(models.load("gpt-planted"), novels.sample("calibration", count=3).tokens[:, :-1]),
+    "18": choosing.adviser,
     "15": lambda: formats.levels_of_a_matrix({"one": 0.05 * random(512, 256), "two": random(64, 512)}),
 }
 
