@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from qlab.lab import challenge, challenge_images, data, significance, zoo
 from qlab.llm.weights import round_to_nearest
 from qlab.nets.ptq import Quantized, fold_batch_norm
 from qlab.quant import checked, formats, kmeans, linear, log
+
+SOLUTIONS = Path(__file__).resolve().parents[1] / "solutions" / "challenge"
 
 sandbox = pytest.mark.skipif(not has_bwrap(), reason="the sandbox needs bubblewrap")
 
@@ -388,6 +391,22 @@ def test_nobody_bears_another_ones_name(small):
 def test_another_set_has_no_leaderboard(tmp_path):
     with pytest.raises(ValueError, match="no leaderboard"):
         board.export([], {"assignment": "02_linear"}, tmp_path)
+
+
+def test_the_references_are_within_the_limits_and_their_page_says_what_was_measured():
+    record = json.loads((SOLUTIONS / "references.json").read_text())
+    page = (SOLUTIONS / "README.md").read_text()
+    rows = {row["name"]: row for row in record["rows"]}
+    assert record["images"] == 5000 and list(rows) == ["both", "adaround", "allocation", "speed"]
+    for name, row in rows.items():
+        files = {path.name: path for path in (SOLUTIONS / name).iterdir()}
+        if row["track"] == "weights":
+            assert challenge.true_bytes(files["weights.safetensors"]) == row["bytes"] <= challenge.BUDGET == bundle.WEIGHTS_BYTES
+        else:
+            assert sum(path.stat().st_size for path in files.values()) == row["bytes"] <= bundle.SPEED_BYTES and row["ms"] < bundle.SPEED_MS
+        told = f"| {row['score']:.2f} % [{row['low']:.1f}, {row['high']:.1f}] | {row['bytes']:,} |"
+        assert told in next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    assert [rows[name]["rank"] for name in ("both", "adaround", "allocation")] == ["1", "2", "3"]
 
 
 @sandbox
