@@ -1,0 +1,331 @@
+"""The one call (qlab.search.auto): demands, held-out images, what is chosen and why, a run that was cut off, the command."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from qlab import cli
+from qlab.lab.significance import McNemar
+from qlab.nets import ptq
+from qlab.search import attempts, auto, paired, ways
+from qlab.search.ways import WAYS
+
+N, WIDTHS, BUDGET = 1500, (2, 3, 4, 8), 150
+NET = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(16, 4))
+"""
+
+
+def clusters(n, seed=0):
+    """Images (n, 1, 4, 4) of four classes, of which a good network has most right."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (n,), generator=generator)
+    centers = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(7))
+    return centers[labels] + 1.1 * torch.randn(n, 1, 4, 4, generator=generator), labels
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4))
+    x, y = clusters(600, seed=1)
+    adam = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(40):
+        adam.zero_grad()
+        cross_entropy(model(x), y).backward()
+        adam.step()
+    with torch.no_grad():
+        spread = torch.tensor([0.1, 0.3, 1, 3, 10, 30])                                     # the same function, and no scale for all of it
+        model[1].weight.mul_(spread)
+        model[1].bias.mul_(spread)
+        model[4].weight.div_(spread.repeat_interleave(4))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return clusters(N)
+
+
+@pytest.fixture(autouse=True)
+def few_widths(monkeypatch):
+    for page in (attempts, auto):
+        monkeypatch.setattr(page, "WIDTHS", WIDTHS)
+
+
+@pytest.fixture(scope="module")
+def whole(net, images):
+    """A search through all ways; with few images the limits of a gain by luck would stop it early."""
+    with pytest.MonkeyPatch.context() as patch:
+        for page in (attempts, auto):
+            patch.setattr(page, "WIDTHS", WIDTHS)
+        patch.setattr(auto, "ENOUGH", -100)
+        return auto.quantize(net, images, budget=BUDGET, steps=5)
+
+
+def nbytes(bits, per_channel):
+    """By hand: 54 and 96 weights, 6 and 4 channels, 6 and 4 float32 biases."""
+    return sum(math.ceil(b * n / 8) + 4 * (rows if per_channel else 1) for b, n, rows in zip(bits, (54, 96), (6, 4))) + 4 * 10
+
+
+# Statistics
+
+
+@given(st.integers(0, 80), st.integers(0, 80))
+def test_p_is_mcnemars(lost, won):
+    assert paired.p_value(lost, won) == pytest.approx(McNemar(n=200, a_only=lost, b_only=won).p, rel=1e-9)
+
+
+@pytest.mark.parametrize("lost, won, n", [(7, 2, 100), (30, 45, 1000), (0, 4, 50), (3, 0, 400)])
+def test_limits_are_where_the_score_is_z(lost, won, n):
+    """The share of won images under the hypothesis by brute force: the likeliest of a fine grid."""
+    for side, d in zip((1, -1), paired.limits(lost, won, n, 0.99)):
+        q = np.linspace(max(0, -d), (1 - d) / 2, 2_000_001)[1:-1]
+        likelihood = won * np.log(q) + lost * np.log(q + d) + (n - won - lost) * np.log1p(-2 * q - d)
+        q = q[likelihood.argmax()]
+        assert (lost - won - n * d) / math.sqrt(n * (2 * q + d - d * d)) == pytest.approx(side * 2.5758, abs=2e-3)
+
+
+def test_limits_hold_far_out_where_those_for_95_percent_do_not():
+    """Every outcome of 300 images, of which 2 in 100 are lost and none is won, with its probability; 99.7 % are asked for."""
+    n, p, z = 300, 0.02, 2.9677
+    missed = {"score": 0.0, "Bonett and Price": 0.0}
+    for lost in range(n + 1):
+        weight = math.comb(n, lost) * p**lost * (1 - p) ** (n - lost)
+        low, high = paired.limits(lost, 0, n, 0.997)
+        missed["score"] += weight * (not low <= p <= high)
+        a, b = 1 / (n + 2), (lost + 1) / (n + 2)
+        missed["Bonett and Price"] += weight * (abs(b - a - p) > z * math.sqrt((a + b - (b - a) ** 2) / (n + 2)))
+    assert missed["score"] < 0.006 and missed["Bonett and Price"] > missed["score"]
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_limits_of_the_reverse_are_the_reverse(lost, won):
+    low, high = paired.limits(lost, won, 150)
+    assert (-high, -low) == pytest.approx(paired.limits(won, lost, 150), abs=1e-12) and low <= (lost - won) / 150 <= high
+
+
+# A budget
+
+
+def test_what_fits_into_a_budget_is_tried_and_the_first_that_none_beats_is_chosen(whole):
+    found = whole
+    assert found.met and found.quantized.nbytes == found.chosen.nbytes <= BUDGET
+    assert found.judged_by.startswith("right: as labelled, on 988 held-out images")
+    assert [t.way for t in found.trials][:8] == [way.name for way in WAYS[:8]]              # bits by layer may come out uniform
+    for trial in found.trials:
+        per_channel = "one scale a layer" not in trial.way
+        assert trial.nbytes == nbytes(trial.bits.values(), per_channel) <= BUDGET
+        if "bits by layer" not in trial.way:                                                # and the next width would not fit
+            assert nbytes([next(w for w in (*WIDTHS, 16) if w > b) for b in trial.bits.values()], per_channel) > BUDGET
+
+    def beats(a, b):
+        a, b = a.right, b.right
+        test = McNemar(len(a), int((b & ~a).sum()), int((a & ~b).sum()))
+        return test.difference > 0 and 45 * test.p <= 0.05                                  # of ten ways there are 45 pairs
+
+    standing = [t for t in found.trials if not any(beats(other, t) for other in found.trials)]
+    assert found.chosen.name == standing[0].name != found.trials[0].name
+    assert f"nothing beats {found.chosen.name}" in found.reason and found.reason.count("\n") == 0
+    assert found.chosen.p is None and all(t.p <= 0.05 for t in found.trials if beats(found.chosen, t))
+    assert len(str(found).splitlines()) == len(found.trials) + 3
+
+
+def test_held_out_images_are_no_others_and_the_trial_is_of_them(net, images, monkeypatch):
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    monkeypatch.setattr(auto, "WAYS", WAYS[4:5])
+    found = auto.quantize(net, images, budget=nbytes((2, 2), True), seed=5)
+    held = torch.randperm(N, generator=torch.Generator().manual_seed(5))[512:]
+    right = found.quantized.model(images[0][held]).argmax(1) == images[1][held]
+    was = net(images[0][held]).argmax(1) == images[1][held]
+    assert torch.equal(right, found.chosen.right)
+    assert found.chosen.lost == pytest.approx(100 * (was.double().mean() - right.double().mean()).item())
+    assert found.chosen.low <= found.chosen.lost <= found.chosen.high
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_without_labels_the_float_network_is_the_judge(net, images, monkeypatch):
+    monkeypatch.setattr(auto, "WAYS", WAYS[4:5])
+    found = auto.quantize(net, images[0], budget=nbytes((2, 2), True))
+    held = images[0][torch.randperm(N, generator=torch.Generator().manual_seed(0))[512:]]
+    changed = found.quantized.model(held).argmax(1) != net(held).argmax(1)
+    assert "as the float network says, for there are no labels" in found.judged_by
+    assert found.chosen.lost == pytest.approx(100 * changed.double().mean().item()) and found.chosen.lost > 0
+
+
+def test_more_than_enough_stops_at_the_first_way():
+    exact = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    exact[1].weight.data = torch.randint(-127, 128, (4, 16), generator=torch.Generator().manual_seed(0)).float()
+    exact[1].weight.data[0, 0] = 127                                                        # so that 8 bits lose nothing
+    found = auto.quantize(exact, clusters(4000), budget="1 MB")
+    assert [t.name for t in found.trials] == ["uniform 8 bits, one scale a layer, to the largest weight"]
+    assert found.reason.startswith("Stopped at uniform 8 bits") and found.chosen.lost == 0 < found.chosen.high <= auto.ENOUGH
+
+
+def test_at_the_least_budget_only_one_scale_a_layer_fits(net, images, monkeypatch):
+    monkeypatch.setattr(auto, "WAYS", (WAYS[0], WAYS[4], WAYS[9]))
+    least = nbytes((2, 2), per_channel=False)
+    found = auto.quantize(net, images, budget=least)
+    assert [(t.way, t.nbytes) for t in found.trials] == [(WAYS[0].name, least)]
+    assert found.reason.startswith(f"Nothing else fits into {least} bytes than uniform 2 bits, ")
+    with pytest.raises(ValueError, match=f"the budget is {least - 1} bytes, and must be at least {least}: what the network takes with 2"):
+        auto.quantize(net, images, budget=least - 1)
+
+
+def test_biases_that_correction_adds_are_counted(images, monkeypatch):
+    monkeypatch.setattr(auto, "WAYS", WAYS[4:6])
+    monkeypatch.setattr(auto, "ENOUGH", -100)
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    budget = 2 * (128 + 32) // 8 + 4 * 12                                                   # 2 bits and a scale a channel, and no biases
+    found = auto.quantize(bare, images, budget=budget, steps=0)
+    assert found.quantized.nbytes == budget
+    assert {t.way: t.nbytes for t in found.trials}["a scale a channel, biases corrected"] == budget + 4 * 12
+
+
+# A loss
+
+
+def test_the_smallest_that_is_shown_to_lose_no_more(net, images):
+    found = auto.quantize(net, images, max_drop=4, steps=5)
+    assert found.met and found.chosen.high <= 4 and found.reason.startswith("The smallest that is shown to lose at most 4 points is ")
+    assert all(t.high > 4 for t in found.trials if t.nbytes < found.chosen.nbytes)
+    tried = [(WAYS.index(next(way for way in WAYS if way.name == t.way)), -max(t.bits.values())) for t in found.trials]
+    assert tried[:-1] == sorted(tried[:-1])                                                 # a way that failed is not tried again
+
+
+def test_where_nothing_is_shown_to_hold_it_says_what_came_closest(net, images, monkeypatch):
+    def spoilt(network, bits, images, seed, steps):
+        return ways.one_scale(network, dict.fromkeys(bits, 2), images)
+
+    monkeypatch.setattr(auto, "WAYS", (replace(WAYS[0], make=spoilt), replace(WAYS[4], make=spoilt)))
+    found = auto.quantize(net, images, max_drop=2.0)
+    assert not found.met and len(found.trials) == 2 and found.chosen.lost == min(t.lost for t in found.trials)
+    assert found.reason.startswith("Nothing that was tried is shown to lose at most 2 points: ") and found.chosen.name in found.reason
+
+
+# Again, and on
+
+
+def test_a_search_that_was_cut_off_goes_on_with_what_is_there_and_the_same_seed_finds_the_same(whole, net, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto, "ENOUGH", -100)
+    made, again = [], {"budget": BUDGET, "steps": 5, "folder": tmp_path / "run"}
+
+    def counted(way, stop):
+        def make(*arguments):
+            if len(made) == stop:
+                raise KeyboardInterrupt
+            made.append(way.name)
+            return way.make(*arguments)
+        return replace(way, make=make)
+
+    monkeypatch.setattr(auto, "WAYS", tuple(counted(way, 6) for way in WAYS))
+    with pytest.raises(KeyboardInterrupt):
+        auto.quantize(net, images, **again)
+    (tmp_path / "run" / "corrected-3.json").unlink()                                        # killed between the two files of the last
+    monkeypatch.setattr(auto, "WAYS", tuple(counted(way, 100) for way in WAYS))
+    found = auto.quantize(net, images, **again)
+    assert made[6:] == [t.way for t in whole.trials][5:] and made[5] == made[6]
+    assert [(t.name, t.lost, t.p) for t in found.trials] == [(t.name, t.lost, t.p) for t in whole.trials] and found.reason == whole.reason
+    assert torch.equal(found.quantized.model(images[0]), whole.quantized.model(images[0]))
+    count = len(made)
+    assert auto.quantize(net, images, **again).reason == whole.reason and len(made) == count
+    kept = tmp_path / "run" / "gptq-3.json"
+    kept.write_text("{}")
+    for seed, says in {0: "gptq-3.json is damaged: remove it, and the trial is made again", 1: "holds trials of another network, other "
+                       "calibration images, or other settings: name another folder"}.items():
+        with pytest.raises(ValueError, match=says):
+            auto.quantize(net, images, **again, seed=seed)
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match="and no run.json: name a folder that is empty, or none yet"):
+        auto.quantize(net, images, **again)
+    assert kept.read_text() == "{}"                                                         # what was there is there
+
+
+# The door
+
+
+@pytest.mark.parametrize("demand, says", [
+    ({}, "give either a budget in bytes or a max_drop in percentage points: there is neither"),
+    ({"budget": 100, "max_drop": 1}, "there are both"),
+    ({"budget": "40 potatoes"}, r"budget is '40 potatoes', and must be a number of bytes, or one with B, KB \(1,000\), KiB"),
+    ({"budget": -3}, "budget is -3, and must be a number of bytes"),
+    ({"budget": "inf"}, "budget is 'inf', and must be a number of bytes"),
+    ({"budget": True}, "budget is True"),
+    ({"max_drop": 0}, "max_drop is 0, and must be percentage points, above 0 and below 100"),
+    ({"max_drop": "little"}, "max_drop is 'little'"),
+    ({"max_drop": 0.01}, r"must be at least 0.[89]\d*: less cannot be shown on 988 held-out images, even if none changes"),
+    ({"budget": 200, "seed": -1}, "seed is -1"),
+    ({"budget": 200, "skip": ("nowhere",)}, "skip names nowhere"),
+])
+def test_demands_that_do_not_fit(net, images, demand, says):
+    with pytest.raises(ValueError, match=says):
+        auto.quantize(net, images, **demand)
+
+
+def test_calibration_that_does_not_fit(net, images):
+    x, y = images
+    for calibration, says in {
+        "few": ((x[:60], y[:60]), "calibration has 60 images, and must have at least 100: half of them are held out"),
+        "outside": ((x, y + 1), "labels go from 1 to 4, and must be classes from 0 to 3"),
+        "fewer": ((x, y[:-1]), "one for each of the 1500 images"),
+        "shape": ((x[:, :, 1:], y), "the network cannot take the calibration images"),
+        "NaN": ((x * math.nan, y), "NaN"),
+    }.values():
+        with pytest.raises(ValueError, match=says):
+            auto.quantize(net, calibration, budget=200)
+    with pytest.raises(TypeError, match="calibration is a str, and must be images"):
+        auto.quantize(net, "images.npy", budget=200)
+
+
+def test_units():
+    told = {"40 KB": 40_000, "40kb": 40_000, "1,000": 1000, "2 KiB": 2048, ".5 MiB": 524_288, 7: 7}
+    assert {text: auto.bytes_of(text) for text in told} == told
+
+
+# The command
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = clusters(200)
+    (tmp_path / "flat.py").write_text(NET)
+    np.save("images.npy", x.flatten(1).numpy())
+    np.save("labels.npy", y.numpy())
+    return ["auto", "flat.py:Net", "--calibration", "images.npy", "--labels", "labels.npy"]
+
+
+def test_the_command_prints_what_was_tried_and_writes_the_network(own, capsys, monkeypatch):
+    monkeypatch.setattr(auto, "ENOUGH", 100)
+    assert cli.main([*own, "--budget", "1KB", "--out", "net.safetensors"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].startswith("uniform 8 bits, one scale a layer") and out[3].startswith("Stopped at ")
+    assert out[-1] == "net.safetensors holds the network: 84 bytes of codes, scales and biases."    # 64 codes, a scale, 4 biases
+    assert ptq.load("net.safetensors").nbytes == 84
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["auto", "nowhere", "--budget", "1KB"], "name is 'nowhere', and must be one of cnn"),
+    (["auto", "flat.py:Net", "--budget", "1KB"], "calibration images are needed for a network of your own"),
+    (["auto", "cnn", "--budget", "1KB", "--out", "no/where.safetensors"], "cannot write no/where.safetensors: there is no folder no"),
+])
+def test_what_the_command_refuses_is_one_sentence(own, capsys, arguments, says):
+    assert cli.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"qlab: {says}") and err.count("\n") == 1
+
+
+def test_the_command_says_that_it_needs_a_demand(own, capsys):
+    assert cli.main(own) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("qlab: give either a budget in bytes or a max_drop")
