@@ -124,15 +124,25 @@ def encode(state: State) -> bytes:
 def decode(content: bytes) -> dict[str, QTensor | torch.Tensor]:
     """What encode was given, up to what does not matter: every weight decodes to float32.
 
-    Raises ValueError for content that is cut off, too long, or that encode cannot have written.
+    Raises ValueError for content that is cut off, too long, or that encode cannot have written: each bit of it is in what comes out.
     """
+    try:
+        found = _decoded(content)
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # an unknown scheme or dtype, and what no QTensor holds
+        raise ValueError(f"the encoding is damaged ({str(error).rstrip('.')}).") from None
+    if encode(found) != content:
+        raise ValueError("the encoding is not the canonical one of what it decodes to.")
+    return found
+
+
+def _decoded(content: bytes) -> dict[str, QTensor | torch.Tensor]:
     at, found = 0, {}
 
     def take(form: str) -> tuple:
         nonlocal at
         at += struct.calcsize(f"<{form}")
         if at > len(content):
-            raise ValueError("the encoding is cut off.")
+            raise ValueError("it is cut off")
         return struct.unpack_from(f"<{form}", content, at - struct.calcsize(f"<{form}"))
 
     def values(shape: tuple[int, ...]) -> torch.Tensor:
@@ -157,7 +167,7 @@ def decode(content: bytes) -> dict[str, QTensor | torch.Tensor]:
                   "axis": axis, "group_size": group_size, "packed": ["codes", "zero_point"]}
         found[name] = unpacked(fields, {what: values(sizes[what]) for what in _parts(scheme)})
     if at != len(content):
-        raise ValueError(f"{len(content) - at} bytes follow the encoding's last tensor.")
+        raise ValueError(f"{len(content) - at} bytes follow its last tensor")
     return found
 
 

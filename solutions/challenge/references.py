@@ -28,6 +28,7 @@ HERE, SEED, CALIBRATION = Path(__file__).parent, "references", 512
 NAMES = ("allocation", "adaround", "both", "speed")
 HALF = {"scale_dtype": torch.float16}
 PREDICT = '''import torch
+
 from qlab.lab.challenge import normalised
 from qlab.nets import ptq
 

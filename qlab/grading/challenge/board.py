@@ -54,7 +54,7 @@ def rows(made: list[dict], bundle: dict) -> list[dict]:
         for entry, rank in zip(entries, ranks):
             low, high = wilson(*entry["part"])
             found.append({name: entry.get(name) for name in COLUMNS} | {"rank": f"{rank}{'=' * (ranks.count(rank) > 1)}",
-                                                                        "low": round(100 * low, 2), "high": round(100 * high, 2)})
+                                                                        "low": round(100 * low, 4), "high": round(100 * high, 4)})
     return found
 
 

@@ -1,4 +1,5 @@
 import torch
+
 from qlab.lab.challenge import normalised
 from qlab.nets import ptq
 
