@@ -8,7 +8,7 @@
                and what these do: the KL on the calibration images, other training images that are right; rank correlations. The best
                of them on 1,000 of these images, on the test images
     budgets    the program on KL from 2 to 5 bits a weight, in bytes and in bit operations: the accuracy that the drops of single layers
-               predict, and that on the test images
+               predict, and that on the test images; of the depthwise net alone
     solvers    at the bytes of uniform 3 and 4 bits: the program on each proxy, greedy, evolution from the program's answer and from
                uniform bits, rules of thumb; uniform and program with ranges up to the largest weight; on the test images
     costs      the program on KL under budgets of bytes, of bit operations, of milliseconds: each what uniform 3 bits cost; on the test
@@ -16,7 +16,7 @@
     rounding   nearest, corrected, GPTQ and AdaRound, at 2, 3 and 4 bits for all layers, and at the program's bits for the bytes of 2.5
                and 3; on the test images
     overfit    evolution on 256 of the calibration images, by KL and by the number of wrong answers, from the program's bits: each new
-               best one on these images, and on others that the search does not see
+               best one on these images, and on others that the search does not see; of the depthwise net alone
 
 Symmetric weights, a scale per channel, ranges by least squared error, 2 to 8 bits; batch norm folded; activations in float32. Proxies see
 calibration images, none of which is a test image.
@@ -253,6 +253,7 @@ def overfit(net: str, options: argparse.Namespace) -> Rows:
 
 PARTS: dict[str, Callable[[str, argparse.Namespace], Rows]] = {
     "proxies": proxies, "budgets": budgets, "solvers": solvers, "costs": cost_models, "rounding": roundings, "overfit": overfit}
+DEPTHWISE_ALONE = ("budgets", "overfit")                                                    # the cnn has little to gain, and little to show
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -267,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet.add_option(parser)
     options = parser.parse_args(arguments)
     for part in options.part or PARTS:
-        for net in options.nets:
+        for net in options.nets if part not in DEPTHWISE_ALONE else NETS[:1]:
             done = {}
             for name, row in PARTS[part](net, options):
                 done[name] = row
