@@ -167,7 +167,7 @@ def smoothing(model: GPT, tokens: torch.Tensor, alpha: float = 0.5) -> widgets.L
     # The ridge furthest back is drawn first, and each ridge's white foot hides what is behind it.
     ridges = PolyCollection([np.zeros((channels // 2 + 2, 2))] * TOKENS, facecolor="white", edgecolor=plot.COLORS["accent"], linewidth=0.7)
     ax.add_collection(ridges)
-    ax.set(xlabel="channel (tokens go to the back)", ylabel="|x|, as part of the largest", xlim=(-3, channels + SLANT * TOKENS + 3),
+    ax.set(xlabel="channel (tokens go to the back)", ylabel="|x| / largest, front token", xlim=(-3, channels + SLANT * TOKENS + 3),
            ylim=(-0.02, 1.05 + RISE * TOKENS), yticks=[0, 0.5, 1], xticks=range(0, channels + 1, 64))
     ax.grid(False)
     lines = {}
