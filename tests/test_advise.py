@@ -182,3 +182,11 @@ def test_the_printed_advice_names_the_commands():
     found = advise("depthwise", lost=1.0)
     assert isinstance(found, Advice) and "sweep: python -m qlab.lab.sweep" in str(found)
     assert all(row.name in methods.table(found.rows) for row in found.rows)
+
+
+def test_what_the_page_says_of_the_table():
+    collapsed = row_of("depthwise", "W4A4, trained, LSQ, per tensor")
+    assert sorted(round(result.value, 1) for result in collapsed.results) == [0.1, 0.9, 0.9]                # one seed is lost, not all
+    without, trained = (advise("depthwise", data, data == "training", lost=2.5).rows for data in ("calibration", "training"))
+    assert trained[0].trains and trained[0].nbytes < without[0].nbytes                                      # the ladder moves to the left,
+    assert trained[-1].nbytes >= without[-1].nbytes - 5000 and not trained[-1].trains                       # and not at its right end

@@ -83,7 +83,7 @@ def adviser(net: str = "depthwise", data: str = "calibration") -> widgets.Live:
         bars.set_segments([np.array([[row.nbytes / plot.KB, row.lost.low], [row.nbytes / plot.KB, row.lost.high]]) for row in found.rows])
         if not found.rows:
             return str(found)
-        ends = {"the smallest" if want == "size" else "the fastest": 0, "the best": -1}
+        ends = {"The smallest" if want == "size" else "The fastest": 0, "The best": -1}
         said = [f"{name}, <b>{found.rows[i].name}</b>: {found.reasons[i]} (record {found.rows[i].record})" for name, i in ends.items()]
         count = len(found.rows)
         return "1 method remains. " + said[0] + "." if count == 1 else f"{count} rungs.<br>" + ".<br>".join(said) + "."
