@@ -1,5 +1,6 @@
 """The records behind notebook 15: what the page says of placing few levels, and of training with three, holds block by block."""
 
+import numpy as np
 import pytest
 
 from qlab.lab import runs
@@ -70,6 +71,35 @@ def test_on_the_larger_model_less_error_in_the_weights_is_more_in_what_it_reads(
     assert is_noise(smollm2("8 bits, row")) and is_noise(smollm2("4 bits, groups of 64, mse", "4 bits, groups of 64"))
     assert smollm2("4 bits, row, mse", "4 bits, row").t > 5 and smollm2("4 bits, row", "4 bits, groups of 64").t > 5
     assert smollm2("4 bits, groups of 64").value == pytest.approx(smollm2("4 bits, row").value / 2, rel=0.1)
+
+
+def test_on_the_larger_model_formats_change_places_and_two_bits_break_it(smollm2):
+    assert is_noise(smollm2("nf4", "4 bits, groups of 64, affine"))                                       # which weighs 4.31 bits, NF4 4.5
+    assert smollm2("nvfp4", "nf4").value > 0                                                              # the other way round on ours
+    assert smollm2("mxfp4", "4 bits, groups of 64").t > 5                                                 # 4.25 bits both
+    assert min(smollm2(name).value for name in ("2 bits, groups of 64, affine", "ternary")) > 2
+
+
+def test_the_line_of_chosen_ranges_lies_below_the_others_as_far_as_it_reaches(gpt):
+    rows = runs.raw("language_gpt")["gpt"]["weights"]
+
+    def line(grid):
+        names = [f"{bits} bits, {grid}" for bits in (2, 3, 4)]
+        return [rows[name]["bits_per_weight"] for name in names], np.log([gpt(name).value for name in names])
+
+    sizes, lowest = line("row, mse")
+    for grid in ("row", "groups of 32", "groups of 32, affine"):
+        other_sizes, other = line(grid)
+        places = np.linspace(max(sizes[0], other_sizes[0]), sizes[-1], 50)
+        assert np.all(np.interp(places, sizes, lowest) < np.interp(places, other_sizes, other))
+
+
+def test_a_ternary_row_has_a_gamma_of_32_bits_and_five_weights_a_byte():
+    rows = runs.raw("language_gpt")["gpt"]["weights"]
+    # By hand: a block has 524,288 weights in rows of 256 and 131,072 in rows of 512; a matrix's last byte is not full.
+    a_row = (524_288 * (1.6 + 32 / 256) + 131_072 * (1.6 + 32 / 512)) / 655_360
+    assert rows["ternary"]["bits_per_weight"] == pytest.approx(a_row, abs=1e-3)
+    assert rows["ternary, one gamma"]["bits_per_weight"] == pytest.approx(1.6, abs=1e-3)
 
 
 def test_the_ternary_record_is_whole_and_its_rivals_are_fair(ternary):

@@ -96,8 +96,8 @@ def levels_of_a_matrix(weights: Mapping[str, torch.Tensor], format: str = "symme
     fig, (ax, map_ax) = widgets.figure(9.6, 3.9, ncols=2, width_ratios=(1.5, 1))
     marks = ax.hlines([0.0], 0, 1, linewidth=1.3)
     walls = ax.vlines([0.0], -1, 1, color=plot.COLORS["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-    falls = ax.vlines([0.0], 0, 0, color=plot.COLORS["error"], linewidth=1.2)
-    dots, = ax.plot([], [], "o", color=plot.COLORS["float"], markersize=3.5)
+    falls = ax.vlines([0.0], 0, 0, color=plot.COLORS["error"], linewidth=1.4, zorder=3)     # before the dots, which at 4 bits hide them
+    dots, = ax.plot([], [], "o", color=plot.COLORS["float"], markersize=2.6)
     ax.set(xlabel="place in the row", ylabel="weight", xlim=(-1, SHOWN))
     ax.grid(False)
     cloud = {choice: map_ax.plot([], [], linestyle="", marker=plot.MARKERS[plot.method_of(choice)], markersize=4, alpha=0.45,
