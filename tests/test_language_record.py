@@ -72,8 +72,16 @@ def test_awq_mends_what_outliers_do_to_a_grid_without_zero(against):
     row = "4 bits, groups of 64, minmax"
     assert against("gpt-planted", "weights", f"{row}, awq", row).t < -10
     assert against("gpt", "weights", f"{row}, awq", row).value > -0.002
-    row = "4 bits, groups of 32, affine"
-    assert against("gpt-planted", "weights", f"{row}, awq", row).t < -3 < against("gpt", "weights", f"{row}, awq", row).t
+    row = "4 bits, groups of 64, affine"
+    assert against("gpt-planted", "weights", f"{row}, awq", row).t < -2 < against("gpt", "weights", f"{row}, awq", row).t
+
+
+def test_outliers_cost_the_weights_where_the_grid_has_no_zero_whoever_chooses_it(record):
+    def cost(grid):
+        rows = (record[which]["weights"][f"4 bits, groups of 64, {grid}"] for which in ("gpt-planted", "gpt"))
+        return evaluate.difference(*(scores_of(record, row) for row in rows)).value
+
+    assert min(cost("minmax"), cost("hqq")) > 5 * cost("affine") > 0 and abs(cost("minmax, awq")) < cost("affine")
 
 
 @pytest.mark.parametrize("kind", ["W8A8 static", "W8A4 token"])
@@ -90,12 +98,18 @@ def test_smollm2_has_outliers_of_its_own_and_a_sink(larger):
     down = {int(name.split(".")[1]): row for name, row in rows.items() if name.endswith("down")}
     assert min(read) > 5 and max(down.values(), key=lambda row: row["ratio"]) == down[11] and down[11]["ratio"] > 1000
     assert down[11]["position"] == 0
+    assert [block for block, row in down.items() if row["ratio"] > 20] == [1, 2, 9, 10, 11, 28, 29]
+    assert [down[block]["position"] == 0 for block in (1, 2, 9, 10, 11, 28, 29)].count(False) == 1
+    sink = rows["attention on the first token"]["by_block"]
+    assert max(sink[:3] + sink[10:12]) < 0.15 < 0.3 <= round(min(sink[3:10] + sink[12:]), 2)
     assert sorted(rows["attention on the first token"]["by_block"])[15] > 0.3
 
 
 def test_a_first_token_is_missed_where_it_goes_late_and_there_is_a_sink(against):
     for model in ("gpt", "smollm2"):
         assert 0 < against(model, "outliers", "without token 0", "float32", "weights").value < 0.02
+        for other in (1, 8):
+            assert abs(against(model, "outliers", "without token 0", f"without token {other}").t) < 1.96
     seen = {name: against("smollm2", "outliers", f"seen: {name}", "float32", "weights")
             for name in ("the latest 32", "the latest 28, the first 4", "the latest 28, tokens 8 to 11")}
     without, first, others = seen.values()
@@ -110,6 +124,24 @@ def test_calibration_on_python_costs_gptq_its_gain_and_more_than_another_draw_of
     assert gap("no text").t > 5 and abs(gap("gptq on Python", "no text").t) < 2
     assert gap("gptq on Python").value > 2 * abs(gap("gptq on other passages").value)
     assert gap("gptq on Python", "gptq on other passages").t > 4
+
+
+def test_a_wrong_text_is_worse_than_none_for_smollm2(against):
+    def gap(a, b="gptq on Austen"):
+        return against("smollm2", "calibration", f"3 bits, {a}", f"3 bits, {b}")
+
+    assert gap("gptq on Python", "no text").t > 5 < gap("no text").t and abs(gap("gptq on other passages").t) < 1.96
+    assert gap("gptq on Python").value > 2 * gap("no text").value
+
+
+def test_static_ranges_of_six_bits_break_smollm2_whatever_the_text(against):
+    for text in ("Austen", "other passages", "Python"):
+        for ranges in ("minmax", "mse"):
+            assert against("smollm2", "calibration", f"W8A6 static on {text}, {ranges}", "float32", "weights").value > 0.5
+    gaps = {(text, ranges): against("smollm2", "calibration", *(f"W8A6 static on {t}, {ranges}" for t in (text, "Austen"))).t
+            for text in ("other passages", "Python") for ranges in ("minmax", "mse")}
+    assert max(abs(gaps[text, "minmax"]) for text in ("other passages", "Python")) < 1.96
+    assert gaps["Python", "mse"] < -1.96 and gaps["other passages", "mse"] > 1.96
 
 
 def test_ranges_of_python_help_where_the_largest_value_decides_and_cost_where_they_are_fitted(against):
