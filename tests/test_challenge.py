@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
 
 from qlab.grading import grade, results, values
+from qlab.grading.author import build
 from qlab.grading.challenge import board, bundle, measure
 from qlab.grading.challenge.files import Files
 from qlab.grading.handed_in import ingest
@@ -344,6 +345,15 @@ def test_files_are_found_in_folders_and_zips_and_bombs_are_refused(tmp_path):
     assert found["ada"].sha256 != found["bob"].sha256 and read(tmp_path)["bob"].sha256 == found["bob"].sha256
 
 
+def test_of_two_files_of_one_name_the_newest_counts(tmp_path):
+    for name, age in (("b", 100), ("a", 0), ("c", 50)):
+        (tmp_path / "ada" / name).mkdir(parents=True)
+        (tmp_path / "ada" / name / "predict.py").write_text(name)
+        os.utime(tmp_path / "ada" / name / "predict.py", (1_700_000_000 - age, 1_700_000_000 - age))
+    ada = read(tmp_path)["ada"]
+    assert ada.cells == ({"name": "predict.py", "data": b"a"},) and ada.notes == ("predict.py is there more than once: the newest counts",)
+
+
 @sandbox
 def test_a_class_is_graded_three_times_alike_with_a_leaderboard(box, tmp_path, small, handed_in, monkeypatch, capsys):
     monkeypatch.setattr(measure, "sandboxed", lambda jobs: contextlib.nullcontext(box))
@@ -432,7 +442,10 @@ def test_the_references_are_within_the_limits_and_their_page_says_what_was_measu
 
 
 @sandbox
-def test_the_bundle_is_made_by_a_process_of_its_own(hidden):
-    made = bundle.make("a seed", test=120, control=60)
+def test_the_bundle_is_made_by_a_process_of_its_own_and_written_for_its_owner_alone(hidden, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "make", functools.partial(bundle.make, test=120, control=60))
+    assert build.build(tmp_path, ["challenge"], "a seed", report=lambda told: None) == []
+    path = tmp_path / "bundles" / "challenge.json.gz"
+    made = grade.load_bundle(path)
     assert (values.decode(made["pixels"]) == hidden.pixels.numpy()).all() and made["labels"] == hidden.labels.tolist()
-    assert made["from_test"] == hidden.from_test.tolist() and json.loads(json.dumps(made)) == made
+    assert made["from_test"] == hidden.from_test.tolist() and path.stat().st_mode & 0o77 == 0 and "a seed" not in json.dumps(made)
