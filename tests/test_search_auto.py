@@ -90,7 +90,7 @@ def test_p_is_mcnemars(lost, won):
 def test_limits_are_where_the_score_is_z(lost, won, n):
     """The share of won images under the hypothesis by brute force: the likeliest of a fine grid."""
     for side, d in zip((1, -1), paired.limits(lost, won, n, 0.99)):
-        q = np.linspace(max(0, -d), (1 - d) / 2, 2_000_001)[1:-1]
+        q = np.linspace(max(0, -d), (1 - d) / 2, 200_001)[1:-1]
         likelihood = won * np.log(q) + lost * np.log(q + d) + (n - won - lost) * np.log1p(-2 * q - d)
         q = q[likelihood.argmax()]
         assert (lost - won - n * d) / math.sqrt(n * (2 * q + d - d * d)) == pytest.approx(side * 2.5758, abs=2e-3)
@@ -126,7 +126,7 @@ def test_what_fits_into_a_budget_is_tried_and_the_first_that_none_beats_is_chose
     for trial in found.trials:
         per_channel = "one scale a layer" not in trial.way
         assert trial.nbytes == nbytes(trial.bits.values(), per_channel) <= BUDGET
-        if "bits by layer" not in trial.way:                                                # and the next width would not fit
+        if "by layer" not in trial.way:                                                # and the next width would not fit
             assert nbytes([next(w for w in (*WIDTHS, 16) if w > b) for b in trial.bits.values()], per_channel) > BUDGET
 
     def beats(a, b):
@@ -139,6 +139,14 @@ def test_what_fits_into_a_budget_is_tried_and_the_first_that_none_beats_is_chose
     assert f"nothing beats {found.chosen.name}" in found.reason and found.reason.count("\n") == 0
     assert found.chosen.p is None and all(t.p <= 0.05 for t in found.trials if beats(found.chosen, t))
     assert len(str(found).splitlines()) == len(found.trials) + 3
+
+
+def test_what_it_finds_takes_quantized_activations_too(whole, images):
+    q = whole.quantized
+    both = ptq.quantize(q.model, images[0][:128], {name: lambda _, own=own: own for name, own in q.tensors.items()})
+    assert all(both.tensors[name].equal(own) for name, own in q.tensors.items())
+    coarse, fine = both.model(images[0]), q.model(images[0])
+    assert 0 < (coarse - fine).abs().max() and (coarse.argmax(1) == fine.argmax(1)).double().mean() > 0.95
 
 
 def test_held_out_images_are_no_others_and_the_trial_is_of_them(net, images, monkeypatch):
@@ -168,7 +176,7 @@ def test_more_than_enough_stops_at_the_first_way():
     exact[1].weight.data = torch.randint(-127, 128, (4, 16), generator=torch.Generator().manual_seed(0)).float()
     exact[1].weight.data[0, 0] = 127                                                        # so that 8 bits lose nothing
     found = auto.quantize(exact, clusters(4000), budget="1 MB")
-    assert [t.name for t in found.trials] == ["uniform 8 bits, one scale a layer, to the largest weight"]
+    assert [t.name for t in found.trials] == ["uniform 8 bits (one scale a layer, to the largest weight)"]
     assert found.reason.startswith("Stopped at uniform 8 bits") and found.chosen.lost == 0 < found.chosen.high <= auto.ENOUGH
 
 
@@ -177,7 +185,7 @@ def test_at_the_least_budget_only_one_scale_a_layer_fits(net, images, monkeypatc
     least = nbytes((2, 2), per_channel=False)
     found = auto.quantize(net, images, budget=least)
     assert [(t.way, t.nbytes) for t in found.trials] == [(WAYS[0].name, least)]
-    assert found.reason.startswith(f"Nothing else fits into {least} bytes than uniform 2 bits, ")
+    assert found.reason.startswith(f"Nothing else fits into {least} bytes than uniform 2 bits (")
     with pytest.raises(ValueError, match=f"the budget is {least - 1} bytes, and must be at least {least}: what the network takes with 2"):
         auto.quantize(net, images, budget=least - 1)
 
@@ -286,6 +294,8 @@ def test_calibration_that_does_not_fit(net, images):
             auto.quantize(net, calibration, budget=200)
     with pytest.raises(TypeError, match="calibration is a str, and must be images"):
         auto.quantize(net, "images.npy", budget=200)
+    with pytest.raises(TypeError, match="model is a str, and must be a torch.nn.Module"):
+        auto.quantize("cnn", images, budget=200)
 
 
 def test_units():
@@ -310,7 +320,7 @@ def test_the_command_prints_what_was_tried_and_writes_the_network(own, capsys, m
     monkeypatch.setattr(auto, "ENOUGH", 100)
     assert cli.main([*own, "--budget", "1KB", "--out", "net.safetensors"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[1].startswith("uniform 8 bits, one scale a layer") and out[3].startswith("Stopped at ")
+    assert out[1].startswith("uniform 8 bits (one scale a layer, ") and out[3].startswith("Stopped at ")
     assert out[-1] == "net.safetensors holds the network: 84 bytes of codes, scales and biases."    # 64 codes, a scale, 4 biases
     assert ptq.load("net.safetensors").nbytes == 84
 

@@ -1,6 +1,6 @@
 """The one call: the weights of a network within a budget of bytes, or within a loss of accuracy, by whatever way it takes.
 
-    auto.quantize(model, (images, labels), budget="40 KB")       what loses least in so many bytes
+    auto.quantize(model, (images, labels), budget="40 KB")       as little loss as so many bytes allow
     auto.quantize(model, (images, labels), max_drop=0.5)         the fewest bytes that are shown to lose at most so many points
 
 The calibration images are split: one part to make networks with, the other to judge them by. The ways of qlab.search.ways are tried from
@@ -63,8 +63,8 @@ def quantize(model: nn.Module, calibration, budget: int | float | str | None = N
     demands may share it. seed: of the split and of learned rounding. skip: names of layers that keep their floats. steps: of learned
     rounding, a layer.
 
-    Weights only: qlab.nets.ptq.quantize takes the result's tensors as its weights, {name: lambda w, q=q: q}, to quantize activations too.
-    The given model is not changed. The same seed finds the same on the same machine.
+    Weights only. The activations, too: qlab.nets.ptq.quantize(q.model, images, {name: lambda _, own=own: own for name, own in
+    q.tensors.items()}), q being the result's quantized. The given model is not changed. The same seed finds the same on the same machine.
     Raises ValueError, in one sentence, for both demands or none, a budget in an unknown unit or below the least possible, a drop that the
     held-out images could never show, too few images, labels that do not fit, a network that qlab.nets.graph cannot read, a folder of
     another run; OSError where it cannot be written.
@@ -82,6 +82,8 @@ def quantize(model: nn.Module, calibration, budget: int | float | str | None = N
     if max_drop is not None and (isinstance(max_drop, bool) or not isinstance(max_drop, Real) or not 0 < max_drop < 100):
         raise ValueError(f"max_drop is {max_drop!r}, and must be percentage points, above 0 and below 100.")
     check_options(steps, 1, 1, 0, seed)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
     planned = len(WAYS) + (max_drop is not None) * (len(WIDTHS) + 1)
     with tqdm(total=planned, desc="auto", unit="trial") as bar:
         made = Attempts(model, calibration, planned, bar, folder, seed, skip, steps)
@@ -103,7 +105,7 @@ def bytes_of(budget: int | float | str) -> int:
 
 
 def _within(made: Attempts, budget: int) -> Found:
-    """What loses least in so many bytes."""
+    """The first, of what fits, that no other beats."""
     least = made.nbytes(WAYS[0], made.uniform(WIDTHS[0]))
     if budget < least:
         raise ValueError(f"the budget is {budget:,} bytes, and must be at least {least:,}: what the network takes with {WIDTHS[0]} bits "

@@ -45,9 +45,9 @@ class Trial:
         """The way, and the bits.
 
         >>> Trial("a scale a channel", {"0": 3, "1": 3}, 10, torch.tensor([True]), 1.0, 0.0, 0.0, 0.0).name
-        'uniform 3 bits, a scale a channel'
+        'uniform 3 bits (a scale a channel)'
         """
-        return f"{told(self.bits)}, {self.way}"
+        return f"{told(self.bits)} ({self.way})"
 
     @property
     def points(self) -> str:
@@ -86,8 +86,8 @@ def table(trials: list[Trial]) -> str:
     """What was tried, a line each.
 
     >>> print(table([judged("nearest", {"0": 3}, 10, torch.tensor([True] * 99 + [False]), torch.ones(100, dtype=torch.bool), 0.1, 0.95)]))
-                                bytes   right  points lost  at least  at most         p   seconds
-    uniform 3 bits, nearest        10  99.00%         1.00     -2.74     5.45         -       0.1
+                                 bytes   right  points lost  at least  at most         p   seconds
+    uniform 3 bits (nearest)        10  99.00%         1.00     -2.74     5.45         -       0.1
     """
     wide = max(len(trial.name) for trial in trials)
     lines = [f"{'':{wide}}  {'bytes':>8}  {'right':>6}  points lost  at least  at most         p   seconds"]

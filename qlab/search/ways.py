@@ -97,6 +97,6 @@ WAYS = (
     Way("corrected", "a scale a channel, biases corrected", partial(scale_a_channel, method="corrected")),
     Way("gptq", "a scale a channel, GPTQ", partial(scale_a_channel, method="gptq")),
     Way("learned", "a scale a channel, learned rounding", partial(scale_a_channel, method="adaround")),
-    Way("mixed-corrected", "bits by layer, biases corrected", partial(scale_a_channel, method="corrected"), mixed=True),
-    Way("mixed-learned", "bits by layer, learned rounding", partial(scale_a_channel, method="adaround"), mixed=True),
+    Way("mixed-corrected", "by layer, biases corrected", partial(scale_a_channel, method="corrected"), mixed=True),
+    Way("mixed-learned", "by layer, learned rounding", partial(scale_a_channel, method="adaround"), mixed=True),
 )
