@@ -147,7 +147,7 @@ def _execute(path: Path, notebook: NotebookNode) -> None:
                             on_cell_start=lambda cell, cell_index: started.append(cell_index + 1),
                             resources={"metadata": {"path": str(path.resolve().parent)}})
     try:
-        client.execute()
+        client.execute(cleanup_kc=True)  # or its kernel, of a manager that it was given, would stay beside the next page's
     except CellExecutionError as error:
         message = f"ends in {error.ename}: {' '.join(error.evalue.split())}"
     except CellTimeoutError:

@@ -41,7 +41,7 @@ def _page(path: Path) -> tuple[dict, list[dict]]:
                             timeout=900, resources={"metadata": {"path": str(path.parent)}}, extra_arguments=["--log-level=ERROR"],
                             on_cell_executed=lambda **_: ended.append(time.perf_counter()))
     started = time.perf_counter()
-    client.execute()
+    client.execute(cleanup_kc=True)  # or its kernel, of a manager that it was given, would stay beside the next page
     cpu_s, found = json.loads(next(output.text for output in notebook.cells[-1].outputs if output.get("name") == "stdout"))
     return {"cpu_s": round(cpu_s, 1), "wall_s": round(ended[-2] - started, 1)}, found
 
