@@ -434,6 +434,19 @@ def test_import_and_help_load_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_no_page_but_its_own_loads_triton():
+    """Whoever loads it first decides whether it interprets; where there is no GPU, qlab.matmul.triton must be asked before."""
+    code = """
+import importlib, pkgutil, sys, qlab
+for page in sorted(page.name for page in pkgutil.walk_packages(qlab.__path__, "qlab.")):
+    if not page.endswith(("triton", "__main__", "zygote")):
+        importlib.import_module(page)
+        assert "triton" not in sys.modules, page
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_help_lists_every_command():
     text = command("--help").stdout
     makefile = (ROOT / "Makefile").read_text()

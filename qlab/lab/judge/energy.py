@@ -11,6 +11,7 @@ The model is of bare arithmetic and of fetching each weight once from DRAM, for 
 same arithmetic and traffic, is what it can say.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 POWERCAP = Path("/sys/class/powercap")
 MAC_PJ = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "int8": 0.2 + 0.1}        # int8: the sum is of 32 bits
@@ -95,10 +95,21 @@ def _read(packages: list[Path]) -> list[tuple[int, int]]:
     return [(int((p / "energy_uj").read_text()), int((p / "max_energy_range_uj").read_text())) for p in packages]
 
 
+def _formulas() -> dict:
+    """Operations by operator, torch's. Its page imports Triton; without a GPU that must be told first to interpret, as ours tells it."""
+    with contextlib.suppress(ImportError):
+        import qlab.matmul.triton  # noqa: F401
+    from torch.utils.flop_counter import flop_registry
+
+    return flop_registry
+
+
 class _Count(TorchDispatchMode):
     """What torch's own FlopCounterMode counts, without its import of a compiler, which takes seconds."""
 
-    flops = 0
+    def __init__(self):
+        super().__init__()
+        self.flops, self.formulas = 0, _formulas()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -106,8 +117,8 @@ class _Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        if func._overloadpacket in self.formulas:
+            self.flops += self.formulas[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out
 
 
