@@ -27,6 +27,7 @@ from collections.abc import Callable
 import torch
 
 from qlab.lab import language
+from qlab.lab.judge import timing
 from qlab.lab.matmul_bench import PAUSE
 from qlab.llm import packed, smollm2, weights
 from qlab.llm.kv_cache import Cache
@@ -100,16 +101,15 @@ def read_bandwidth(x: torch.Tensor) -> float:
 def median_interval(values: list[float]) -> list[float]:
     """[low, high]: order statistics between which the median of what was drawn from lies with at least 95 %, with six values or more.
 
-    Each value is below the median with probability 1/2, so the k-th from either end is beyond it with P(fewer than k of n heads); with
-    fewer than six values, the lowest and the highest, which say less.
+    With fewer than six values, the lowest and the highest, which say less.
 
     >>> median_interval([5, 1, 4, 2, 3, 6, 7, 8, 9])            # P(0 or 1 of 9 heads) = 10 / 512, twice
     [2, 8]
     """
-    values, n, k = sorted(values), len(values), 0
-    while sum(math.comb(n, i) for i in range(k + 2)) / 2**n <= 0.025:
-        k += 1
-    return [values[k], values[n - 1 - k]]
+    if len(values) < FEWEST:
+        return [min(values), max(values)]
+    found = timing.median(values)
+    return [found.low, found.high]
 
 
 def measure(seconds: float = SECONDS, fewest: int = FEWEST, prompt: int = PROMPT, new: int = NEW,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qlab.grading.challenge.measure import wilson
+from qlab.grading.challenge.measure import standard_errors, wilson
 from qlab.grading.handed_in.teams import lookalike
 from qlab.grading.report import feedback, whole
 from qlab.grading.report.text import markup, table
@@ -79,7 +79,7 @@ def _better(entries: list[dict]) -> np.ndarray:
             if a["paired"] and b["paired"]:
                 pairs.append((mcnemar(int((a["right"] & ~b["right"]).sum()), int((b["right"] & ~a["right"]).sum())), i, j))
             else:                                                                           # of the control: other images, so two samples
-                pairs.append((_two_samples(*a["part"], *b["part"]), i, j))
+                pairs.append((math.erfc(abs(standard_errors(*a["part"], *b["part"])) / math.sqrt(2)), i, j))
     better, before = np.zeros((n, n), dtype=bool), 0.0
     for place, (p, i, j) in enumerate(sorted(pairs)):
         before = max(before, p * (len(pairs) - place))
@@ -100,12 +100,6 @@ def mcnemar(a_only: int, b_only: int) -> float:
         total, term, k = total + term, term * k / (n - k + 1), k - 1
     first = math.lgamma(n + 1) - math.lgamma(less + 1) - math.lgamma(n - less + 1) - n * math.log(2)
     return min(1.0, 2 * math.exp(first) * total)
-
-
-def _two_samples(right: int, n: int, other: int, m: int) -> float:
-    pooled = (right + other) / (n + m)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-    return math.erfc(abs(right / n - other / m) / error / math.sqrt(2)) if error else 1.0
 
 
 def page(found: list[dict], bundle: dict) -> str:
