@@ -161,6 +161,8 @@ def smoothing(model: GPT, tokens: torch.Tensor, alpha: float = 0.5) -> widgets.L
         "alpha": ipywidgets.FloatSlider(alpha, min=0, max=1, step=0.05),
         "bits": ipywidgets.ToggleButtons(options=(4, 8)),
     }
+    # alpha is of one answer alone: who drags it asks for that
+    controls["alpha"].observe(lambda _: setattr(controls["answer"], "value", "smoothed"), "value")
     channels = model.config.width
     fig, (ax, range_ax) = widgets.figure(9.2, 3.8, ncols=2, width_ratios=(1.15, 1))
     across, merged = np.arange(channels), np.arange(channels // 2) * 2                     # two neighbours of the surface are one
