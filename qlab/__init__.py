@@ -14,7 +14,7 @@
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["quant", "nets", "matmul", "llm", "search", "deploy", "lab", "grading"]
 
 
