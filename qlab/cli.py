@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import qlab
-from qlab import auto_command, export_command, get_command, lab_command
+from qlab import auto_command, demo_command, export_command, get_command, lab_command
 from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
 
@@ -194,6 +194,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     lab_command.add_to(commands)
+    demo_command.add_to(commands)
     commands.add_parser("test", help="run all tests, notebooks included; arguments are pytest's: qlab test -k log")
     command = commands.add_parser("check", help="lint and the quick tests; with a page's number also that page, its demos, its exercises")
     command.add_argument("names", nargs="*", metavar="NOTEBOOK", help="a path, a name or a number such as 02")

@@ -156,6 +156,17 @@ class Live(ipywidgets.VBox):
         self.text = text if isinstance(text, str) else ""
         self._caption.value = f'<div role="status" class="qlab-text" style="line-height: 1.5">{self.text}</div>'
 
+    def sharpen(self, dpi: float) -> None:
+        """Draws dpi dots an inch from now on, for a picture that is shown larger than on a page.
+
+        >>> demo = Live(figure(2, 1)[0], lambda: None)
+        >>> demo.sharpen(200)
+        >>> Image.open(io.BytesIO(demo.still())).size
+        (400, 200)
+        """
+        self._canvas = Canvas(self.fig, dpi)
+        self._image.value = png(self._canvas.pixels())
+
     def settings(self) -> str:
         """Each control's label and value on one line, as in the still.
 
@@ -169,7 +180,7 @@ class Live(ipywidgets.VBox):
         """PNG: the figure as it is, and under it update's text and the controls' values."""
         note = f"{self.settings()}   (live in JupyterLab)" if self.controls else ""
         picture, stream = self._canvas.pixels(), io.BytesIO()
-        page = np.concatenate([picture, _text_pixels(picture.shape[1], plain(self.text), note)])
+        page = np.concatenate([picture, _text_pixels(picture.shape[1], plain(self.text), note, self.fig.dpi)])
         Image.fromarray(page).save(stream, "png", optimize=True)
         return stream.getvalue()
 
@@ -221,17 +232,17 @@ def _shown(control: ipywidgets.Widget) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _text_pixels(width: int, text: str, note: str) -> np.ndarray:
-    """uint8 (height, width, 3): text in black and note in grey below it, wrapped. width is in dots."""
+def _text_pixels(width: int, text: str, note: str, dpi: float) -> np.ndarray:
+    """uint8 (height, width, 3): text in black and note in grey below it, wrapped. width is in dots, dpi of them an inch."""
     size = 10.5                                             # points; a letter of DejaVu Sans is about 0.56 of that wide
-    letters = int(width / DPI * 72 / (0.56 * size)) - 3
+    letters = int(width / dpi * 72 / (0.56 * size)) - 3
     lines = [(line, "#222222") for line in textwrap.wrap(text, letters)]
     lines += [(line, "#666666") for line in textwrap.wrap(note, letters, replace_whitespace=False)]
     line_height = 1.5 * size / 72                           # inches
-    page = Figure(figsize=((width + 0.5) / DPI, len(lines) * line_height + 0.08), dpi=DPI, layout="none")
+    page = Figure(figsize=((width + 0.5) / dpi, len(lines) * line_height + 0.08), dpi=dpi, layout="none")
     agg = FigureCanvasAgg(page)
     for i, (line, color) in enumerate(lines):
         y = 1 - (i + 0.5) * line_height / page.get_figheight()
-        page.text(0.12 * DPI / width, y, line, size=size, color=color, va="center", parse_math=False)
+        page.text(0.12 * dpi / width, y, line, size=size, color=color, va="center", parse_math=False)
     agg.draw()
     return np.asarray(agg.buffer_rgba())[:, :width, :3]

@@ -111,7 +111,7 @@ def smallest(rows: list[dict], loss: float) -> str:
 
 def pareto(rows: list[dict], net: str | None = None, per: str = "tensor", bits: int = 4, a: str = "linear",
            b: str = "kmeans") -> widgets.Live:
-    """Left: size against accuracy of one network's rows. Right: the accuracy of method B minus that of A, at each number of bits.
+    """Size against accuracy of one network's rows (left), and by how much method B is better than A at each number of bits (right).
 
     rows: those of qlab.lab.sweep.load. net: the first network shown, by default the last of the rows.
     """

@@ -75,8 +75,10 @@ def settings(format: str) -> list[tuple[int, int | str]]:
 
 def levels_of_a_matrix(weights: Mapping[str, torch.Tensor], format: str = "symmetric", bits: int = 4,
                        group: int | str = 32) -> widgets.Live:
-    """Any of the named matrices, (out, in), in any of CHOICES; `in` is a multiple of 64, and above 64. Raises ValueError for no matrix, or
-    another shape."""
+    """A matrix's values on the levels of formats of four bits and fewer, and what each costs in error and bytes.
+
+    weights: name -> (out, in), where `in` is a multiple of 64, and above 64. Raises ValueError for no matrix, or another shape.
+    """
     if not weights:
         raise ValueError("weights is empty, and must name at least one matrix.")
     for name, weight in weights.items():

@@ -68,7 +68,7 @@ MACHINES = {
 
 
 def array_steps(size: int = 3, m: int = 4, k: int = 3, n: int = 3, seed: int = 0) -> widgets.Live:
-    """A size x size array that multiplies a small (m, k) by a (k, n), cycle by cycle; a button plays it.
+    """A systolic array, size x size, that multiplies a small (m, k) by a (k, n), cycle by cycle; a button plays it.
 
     In an element: its weight (top left), its activation (top right), its sum (large). Pink: a useful product; grey: padded. Left: the rows
     of a that wait, skewed. Below: what leaves. Raises ValueError for sizes that the sliders lack: size 1 to 4, m 1 to 8, k and n 1 to 6.

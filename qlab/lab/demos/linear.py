@@ -59,7 +59,7 @@ def split_error(x, x_hat, x_min, x_max) -> tuple[float, float]:
 
 
 def play(values: dict[str, torch.Tensor], bits: int = 4) -> widgets.Live:
-    """Left: the values' histogram and the levels. Right: the error of every input. Controls: values, bits, range, scheme.
+    """Bits, range and scheme move the levels of real weights and activations (left), and the error of every input (right).
 
     values: name -> a float tensor. The range is a percentage of [min, max]; what lies outside saturates (shaded). Below: scale, zero-point,
     largest error, the two parts of the squared error, and the SQNR in decibels.

@@ -55,7 +55,7 @@ def quantizers(bits: int, base: float) -> dict:
 
 
 def log_against_linear(values: dict[str, torch.Tensor], bits: int = 4, base: float = 2.0, start: str | None = None) -> widgets.Live:
-    """Left: a histogram and the levels of both codes. Right: the relative error of both, over the magnitudes the values really have.
+    """Levels of a logarithmic and of a linear code on a histogram (left), and the relative error of both at each magnitude (right).
 
     values: name -> a float tensor that is not all zeros. Underflow: the share of the values other than 0 that decode to 0.
 

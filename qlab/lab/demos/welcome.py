@@ -73,7 +73,7 @@ def changing(found: dict[tuple[str, int], Answer], labels: torch.Tensor, count: 
 
 @one_thread()
 def fewer_bits(model: nn.Module, split: Split) -> Live:
-    """The widget: bits from 8 to 2 and one scale per channel or per tensor; eight images with the network's answers, accuracy and size."""
+    """Take bits from a network's weights, 8 to 2, and see its accuracy, its size, and its answers to eight images."""
     # Every setting's answers, once: 15 networks on the whole sample take a few seconds, a step of the slider then only draws.
     found = answers(model, split)
     picked = changing(found, split.labels)

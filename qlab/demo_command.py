@@ -1,0 +1,65 @@
+"""The command `qlab demo`: a notebook's live figure alone and large, for a beamer; without a notebook, the list of all.
+
+Only the standard library is imported here, as in qlab.cli.
+"""
+
+import argparse
+import os
+import tempfile
+import textwrap
+from pathlib import Path
+
+from qlab.folders import course, find_notebook
+from qlab.lab_command import choose_port
+
+KEYS = "Arrow keys move the slider in hand, Tab goes on to the next control, s saves a still as PNG, f fills the screen."
+
+
+def add_to(commands) -> None:
+    """The command's arguments."""
+    command = commands.add_parser("demo", help="show a notebook's live figure alone and large, for a beamer; without a number, list them",
+                                  description=f"Shows a notebook's live figure alone, as large as the window. {KEYS}")
+    command.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help="a path, a name or a number such as 02 (default: list all)")
+    command.add_argument("--stills", metavar="FOLDER", default=".", help="where the key s saves (default: the current folder)")
+    command.add_argument("--port", type=int, help="port on 127.0.0.1 (default: the first free one from 8888 on)")
+    command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    root = course()
+    if args.notebook is None:
+        return show_list(root)
+    path, folder = find_notebook(args.notebook, root), Path(args.stills).resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} for stills.")
+    try:
+        from voila.app import Voila
+    except ImportError:
+        raise ModuleNotFoundError("Voila is not installed: .venv/bin/pip install -e '.[lecture]' -c constraints.txt") from None
+    import nbformat
+
+    from qlab.lecture import demo
+
+    notebook = demo.page(path, folder)
+    port = choose_port(args.port)
+    own = Path(demo.__file__).parent  # its folder voila/templates holds the page's template
+    os.environ["JUPYTER_PATH"] = os.pathsep.join([str(own), *filter(None, [os.environ.get("JUPYTER_PATH")])])
+    with tempfile.TemporaryDirectory(prefix="qlab-demo-") as made:
+        nbformat.write(notebook, Path(made) / path.name)
+        print(f"qlab: {path.stem} at http://127.0.0.1:{port}/; stop it with Ctrl-C. {KEYS}", flush=True)
+        Voila.launch_instance([
+            str(Path(made) / path.name), "--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.port_retries=0", "--template=qlab",
+            "--Voila.log_level=ERROR", "--VoilaConfiguration.show_tracebacks=True", *(["--no-browser"] if args.no_browser else []),
+        ])
+    return 0
+
+
+def show_list(root: Path) -> int:
+    """Prints every live figure of the course with the first sentence about it."""
+    from qlab.lecture import demo
+
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        for figure in demo.figures(path):
+            print(textwrap.fill(f"{path.stem[:2]}  {figure.sentence}", 110, subsequent_indent="    "))
+    return 0

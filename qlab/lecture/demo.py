@@ -1,0 +1,187 @@
+"""A notebook's live figures alone, on a page of their own: which statements of the notebook build them, and how they are shown.
+
+A figure's page is worked out from the notebook. Its cell ends in the figure; read backwards from there, every statement that
+sets or changes what a later one reads is kept, the others (what prints, draws or asserts) are left out. Cells of imports are kept whole, for
+they also set the look of pictures.
+
+    figures(path)   what live figures a notebook has, and what each is about: read from its text, nothing runs
+    page(path)      the small notebook that builds them and calls `show`, which runs in the kernel of that page
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from qlab import saving
+from qlab.lab import demos, hidden
+
+DOTS = 200  # an inch of the picture: 1920 dots for the widest figure of the course, about as many as a beamer has
+NO_CHANGE = ("print", "display", "assert_close", *hidden.QUESTIONS)  # calls that leave what they are given as it was
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A live figure of a notebook: the number of its cell, and the first sentence of the docstring of the function that makes it."""
+
+    cell: int
+    sentence: str
+
+
+def figures(path: Path) -> list[Figure]:
+    """The live figures of a stored notebook, in their order; a stored output says which cells show one.
+
+    >>> from qlab.lab.notebooks import FOLDER
+    >>> [figure.sentence for figure in figures(FOLDER / "04_kmeans_quantization.ipynb")]
+    ["Lloyd's iteration on any of the named weights: layer, start and bits are chosen, and a slider goes through the iterations."]
+    """
+    cells = nbformat.read(path, as_version=4).cells
+    makers = _makers([cell.source for cell in cells if cell.cell_type == "code"])
+    return [Figure(n, _sentence(cell.source, makers)) for n, cell in enumerate(cells) if _is_live(cell)]
+
+
+def page(path: Path, folder: Path) -> NotebookNode:
+    """A notebook of two cells that builds the live figures of the one at path and shows them; stills go to folder.
+
+    Raises ValueError where the notebook has none.
+    """
+    cells = nbformat.read(path, as_version=4).cells
+    live = {n for n, cell in enumerate(cells) if _is_live(cell)}
+    if not live:
+        raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
+    setup = statements([cell.source if cell.cell_type == "code" else "" for cell in cells], live)
+    show = f"from qlab.lecture.demo import show\n\nshow(qlab_figures, {path.stem!r}, {str(folder)!r})"
+    code = [nbformat.v4.new_code_cell(source) for source in (f"%%capture\nqlab_figures = []\n{setup}", show)]
+    return nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+
+
+def statements(sources: list[str], live: set[int]) -> str:
+    """The statements of code cells that the figures need, in their order; each figure is appended to the list qlab_figures.
+
+    sources: the cells; live: the indices of those whose last expression is a figure.
+
+    >>> print(statements(["a = 1; b = 2", "print(a)", "a += b\\nc = 3", "f(a)"], {3}))
+    a = 1
+    b = 2
+    a += b
+    qlab_figures.append(f(a))
+    """
+    kept, needed, sources = [], {"qlab_figures"}, sources[:max(live) + 1]
+    every = [node for source in sources for node in ast.parse(source).body]
+    modules = {alias.asname or alias.name for node in every if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    functions = {node.name: _reads(node) for node in every if isinstance(node, ast.FunctionDef)}
+    for n, source in reversed(list(enumerate(sources))):
+        body, whole = ast.parse(source).body, hidden.imports(source)
+        if n in live:
+            body[-1] = ast.parse(f"qlab_figures.append({ast.unparse(body[-1])})").body[0]
+        for node in reversed(body):
+            if whole or needed & _changes(node) - modules:
+                kept.append(ast.unparse(node))
+                reads = _reads(node)
+                while more := set().union(*(functions.get(name, ()) for name in reads)) - reads:
+                    reads |= more  # what a function reads when it is called, it may have been given after it was defined
+                needed = needed - _sets(node) | reads
+    return "\n".join(reversed(kept))
+
+
+def _reads(statement: ast.AST) -> set[str]:
+    """The names of the notebook that it reads: not those of its own loops, its own functions' arguments and what these set inside."""
+    nodes = list(ast.walk(statement))
+    own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.For | ast.comprehension):
+            own |= _stored(node.target)
+        elif isinstance(node, ast.FunctionDef):
+            own |= _stored(node)
+    reads = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return (reads | {name for node in nodes if isinstance(node, ast.AugAssign) for name in _stored(node.target)}) - own
+
+
+def _stored(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load)}
+
+
+def _sets(statement: ast.stmt) -> set[str]:
+    """The names that have a new value after it, whatever they were before."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return {name for target in targets for name in _stored(target)}
+
+
+def _changes(statement: ast.stmt) -> set[str]:
+    """The names that it sets, or whose objects it may change: targets, definitions, and all in a call whose result is dropped."""
+    names = _stored(statement)
+    for node in ast.walk(statement):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            names |= _reads(node.value)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _last_word(node.value.func) not in NO_CHANGE:
+            names |= _reads(node.value)
+    return names
+
+
+def _last_word(function: ast.expr) -> str:
+    return ast.unparse(function).rpartition(".")[2]
+
+
+def _is_live(cell: NotebookNode) -> bool:
+    texts = [output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
+    return any(text.startswith("Live figure:") for text in texts)
+
+
+def _makers(sources: list[str]) -> dict[str, str]:
+    """What a page calls each function of qlab.lab.demos that makes a live figure -> the function's docstring."""
+    makers = {}
+    for node in (node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)):
+        for alias in node.names:
+            name = alias.asname or alias.name
+            if node.module == demos.__name__:
+                makers |= {f"{name}.{function}": text for function, text in _docstrings(alias.name).items()}
+            elif node.module and node.module.startswith(f"{demos.__name__}."):
+                makers |= {name: text for function, text in _docstrings(node.module.rpartition(".")[2]).items() if function == alias.name}
+    return makers
+
+
+def _docstrings(module: str) -> dict[str, str]:
+    tree = ast.parse((Path(demos.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    return {node.name: ast.get_docstring(node) for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns).endswith("Live")}
+
+
+def _sentence(source: str, makers: dict[str, str]) -> str:
+    called = (ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    text = " ".join(next(makers[name] for name in called if name in makers).split("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".") + "."
+
+
+def show(figures: list, page: str, folder: str):
+    """The figures as one widget, drawn finely enough for a beamer, each with a button that saves its still as a PNG in folder.
+
+    figures: of qlab.lab.widgets.Live; page: what the stills' names begin with. The page's script (voila/templates/qlab) presses the button.
+    """
+    import ipywidgets
+
+    rooms = []
+    for live in figures:
+        live.sharpen(DOTS)
+        button, said = ipywidgets.Button(description="save a still"), ipywidgets.HTML()
+        button.on_click(lambda _, live=live, said=said: setattr(said, "value", _saved(live, page, Path(folder))))
+        room = ipywidgets.VBox([live, button, said])
+        for widget, name in ((room, "qlab-demo"), (button, "qlab-still"), (said, "qlab-said")):
+            widget.add_class(name)
+        rooms.append(room)
+    return ipywidgets.VBox(rooms)
+
+
+def _saved(live, page: str, folder: Path) -> str:
+    """Writes the still under the first name that is free; one sentence, for the page."""
+    number = 1
+    while (path := folder / f"{page}_still_{number}.png").exists():
+        number += 1
+    try:
+        saving.write({path: live.still()})
+    except OSError as error:
+        return f"The still could not be saved in {folder}: {error.strerror or error}."
+    return f"Saved as {path}"

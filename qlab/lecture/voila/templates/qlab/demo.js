@@ -1,0 +1,55 @@
+// The keys of `qlab demo`, and how much its controls and words are enlarged: as the window is, so that the last row can read them.
+(() => {
+  const WIDTH = 900, HEIGHT = 506; // of the window, in pixels, in which words and controls have a page's usual size
+  let inHand = null;               // the slider that was moved last
+
+  function zoom() {
+    const factor = Math.min(innerWidth / WIDTH, innerHeight / HEIGHT);
+    document.documentElement.style.setProperty('--zoom', factor.toFixed(3));
+  }
+
+  function current() { // the figure that has the focus, or the one that fills most of the window
+    const focused = document.activeElement?.closest('.qlab-demo');
+    const middle = figure => Math.abs(figure.getBoundingClientRect().top);
+    return focused ?? [...document.querySelectorAll('.qlab-demo')].sort((a, b) => middle(a) - middle(b))[0];
+  }
+
+  function onKey(event) {
+    const { key, target } = event;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.matches('input[type=text], input[type=number], textarea, [contenteditable=true]')) {
+      return;
+    }
+    if (key === 's') {
+      current()?.querySelector('.qlab-still')?.click();
+    } else if (key === 'f') {
+      document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
+    } else if (key.startsWith('Arrow') && target === document.body && inHand?.isConnected) {
+      inHand.focus();
+      inHand.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
+    } else {
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  const ready = new MutationObserver(() => {
+    for (const value of document.querySelectorAll('.qlab-demo .widget-readout[contenteditable]:not([tabindex="-1"])')) {
+      value.tabIndex = -1; // Tab goes from control to control; a click still lets a value be typed in
+    }
+    const first = document.querySelector('.qlab-demo :is(.noUi-handle, select, button:not(.qlab-still), input)');
+    if (!inHand && first?.offsetParent) {
+      inHand = document.querySelector('.qlab-demo .noUi-handle') ?? first;
+      inHand.focus();
+    }
+  });
+  ready.observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ['style'] });
+  addEventListener('focusin', event => {
+    if (event.target.matches('.noUi-handle')) {
+      inHand = event.target;
+    }
+  });
+  addEventListener('keydown', onKey, true);
+  addEventListener('resize', zoom);
+  zoom();
+})();
