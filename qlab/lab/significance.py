@@ -13,19 +13,13 @@ prove nothing.
 """
 
 import math
-import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 
 import torch
 
-
-def _z(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, and must lie between 0 and 1, for example 0.95.")
-    return -statistics.NormalDist().inv_cdf((1 - confidence) / 2)
+from qlab.search.paired import p_value, z_of
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -38,7 +32,7 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     >>> round(low, 4), round(high, 4)
     (0.9159, 0.9264)
     """
-    correct, n, z = index(correct), index(n), _z(confidence)
+    correct, n, z = index(correct), index(n), z_of(confidence)
     if n < 1:
         raise ValueError(f"n is {n}, and must be 1 or more.")
     if not 0 <= correct <= n:
@@ -126,17 +120,7 @@ class McNemar:
 
         A p below the smallest float64, 2.2e-308, is given as that.
         """
-        less, m = min(self.a_only, self.b_only), self.a_only + self.b_only
-        if 2 * less == m:
-            return 1.0
-        # P(X <= less) = P(X = less) * (1 + less / (m - less + 1) * (1 + ...)): the terms fall, and nothing overflows.
-        total, term, i = 0.0, 1.0, less
-        while term > 1e-17 * total:
-            total += term
-            term *= i / (m - i + 1)
-            i -= 1
-        log_first = math.lgamma(m + 1) - math.lgamma(less + 1) - math.lgamma(m - less + 1) - m * math.log(2)
-        return min(1.0, max(sys.float_info.min, 2 * math.exp(log_first) * total))
+        return p_value(self.a_only, self.b_only)
 
     @property
     def difference(self) -> float:
@@ -145,7 +129,7 @@ class McNemar:
 
     def _end(self, side: int) -> float:
         a, b = (self.a_only + 1) / (self.n + 2), (self.b_only + 1) / (self.n + 2)
-        return max(-1.0, min(1.0, b - a + side * _z(0.95) * math.sqrt((a + b - (b - a) ** 2) / (self.n + 2))))
+        return max(-1.0, min(1.0, b - a + side * z_of(0.95) * math.sqrt((a + b - (b - a) ** 2) / (self.n + 2))))
 
     @property
     def low(self) -> float:
@@ -232,7 +216,7 @@ def over_seeds(a, b) -> OverSeeds:
     if len({len(one) for one in (*a, *b)}) > 1 or len(a[0]) < 2:
         raise ValueError(f"the results have {sorted({len(one) for one in (*a, *b)})} images, and must have the same, at least two.")
     gains = 100 * torch.stack([one.double() - other.double() for one, other in zip(b, a)])                  # (seeds, images)
-    mean, half = gains.mean().item(), _z(0.95) * gains.mean(0).std().item() / math.sqrt(len(a[0]))
+    mean, half = gains.mean().item(), z_of(0.95) * gains.mean(0).std().item() / math.sqrt(len(a[0]))
     return OverSeeds(tuple(gains.mean(1).tolist()), mean - half, mean + half)
 
 

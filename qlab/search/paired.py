@@ -5,12 +5,25 @@
     p    = 2 P(X <= min(lost, won)),    X ~ Binomial(lost + won, 1/2)                                        McNemar 1947, exact
 
 q is the likeliest share of images won if the true difference were D: the root of a quadratic. The notebooks' interval (Bonett and Price
-2012) is meant for 95 %. A search looks at many networks, and asks each for more confidence than that; out there, where few images change,
-it is too narrow: with no image lost of n its limit is 1.4 z / n, and Tango's z**2 / n.
+2012, qlab.lab.significance, which takes z and p from here) is meant for 95 %. A search looks at many networks, and asks each for more
+confidence than that; out there, where few images change, it is too narrow: with no image lost of n its limit is 1.4 z / n, and Tango's
+z**2 / n.
 """
 
 import math
+import sys
 from statistics import NormalDist
+
+
+def z_of(confidence: float) -> float:
+    """How many standard errors to either side hold so much of a normal distribution. ValueError unless 0 < confidence < 1.
+
+    >>> round(z_of(0.95), 4)
+    1.96
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, and must lie between 0 and 1, for example 0.95.")
+    return -NormalDist().inv_cdf((1 - confidence) / 2)
 
 
 def limits(lost: int, won: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -20,7 +33,7 @@ def limits(lost: int, won: int, n: int, confidence: float = 0.95) -> tuple[float
     >>> round(low, 4), round(high, 4)
     (0.0117, 0.0492)
     """
-    z = -NormalDist().inv_cdf((1 - confidence) / 2)
+    z = z_of(confidence)
     return -_highest(won, lost, n, z), _highest(lost, won, n, z)
 
 
@@ -45,16 +58,24 @@ def _spread(lost: int, won: int, n: int, d: float) -> float:
 
 
 def p_value(lost: int, won: int) -> float:
-    """How likely so uneven a split of lost + won images is, either way, if both networks are equally good.
+    """How likely so uneven a split of lost + won images is, either way, if both networks are equally good: above 0, at most 1.
 
-    >>> p_value(lost=0, won=5), p_value(3, 3)                                # 2 / 2**5
+    A p below the smallest float64, 2.2e-308, is given as that.
+
+    >>> round(p_value(lost=0, won=5), 4), p_value(3, 3)                      # 2 / 2**5
     (0.0625, 1.0)
     """
-    m, term, total = lost + won, 1, 0
-    for k in range(min(lost, won) + 1):
+    less, m = min(lost, won), lost + won
+    if 2 * less == m:
+        return 1.0
+    # P(X <= less) = P(X = less) * (1 + less / (m - less + 1) * (1 + ...)): the terms fall, and nothing overflows.
+    total, term, i = 0.0, 1.0, less
+    while term > 1e-17 * total:
         total += term
-        term = term * (m - k) // (k + 1)                                                    # m over k + 1
-    return min(1.0, 2 * total / 2**m)
+        term *= i / (m - i + 1)
+        i -= 1
+    log_first = math.lgamma(m + 1) - math.lgamma(less + 1) - math.lgamma(m - less + 1) - m * math.log(2)
+    return min(1.0, max(sys.float_info.min, 2 * math.exp(log_first) * total))
 
 
 def least_limit(n: int, confidence: float) -> float:

@@ -120,7 +120,7 @@ def kl(model: nn.Module, other: Callable, images: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(reference) || softmax(logits)) of each row, in nats; float64 (n,), and never below 0.
+    """KL(softmax(reference) || softmax(logits)) of each row, in nats (bits are these / ln 2); float64 (n,), and never below 0.
 
     >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 3.0]]))
     tensor([0.], dtype=torch.float64)

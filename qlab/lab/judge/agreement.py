@@ -1,7 +1,8 @@
 """Do two networks say the same, and how far apart are their probabilities? What two equal accuracies do not tell.
 
     agreement     the share of images for which both name the same class, right or wrong
-    divergences   D(p || q) = sum_c p_c (log2 p_c - log2 q_c),  p of the reference, q of the model     bits; Kullback and Leibler 1951
+    divergences   D(p || q) = sum_c p_c (log2 p_c - log2 q_c),  p of the reference, q of the model     bits; Kullback and Leibler 1951;
+                  those of qlab.search.sensitivity.divergence, which are in nats, divided by ln 2
     log_losses    -log2 q_label                                                                        bits
     mean          m -+ z s / sqrt(n)
 
@@ -16,6 +17,7 @@ import torch
 
 from qlab.lab.significance import wilson
 from qlab.llm.evaluate import Estimate
+from qlab.search import sensitivity
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     [0.2075, 0.0]
     """
     _check_same(logits, reference)
-    log_q, log_p = log_probabilities(logits), log_probabilities(reference)
-    nats = (log_p.exp() * (log_p - log_q)).sum(1)
-    return nats.clamp(min=0) / math.log(2)  # equal distributions can come out an ulp below
+    for given in (logits, reference):
+        _check_logits(given)
+    return sensitivity.divergence(logits, reference) / math.log(2)
 
 
 def log_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -124,13 +126,17 @@ def mean(values: torch.Tensor) -> Estimate:
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """log softmax, natural, float64, of logits (n, classes). ValueError for another shape, NaN or infinity, TypeError for integers."""
+    _check_logits(logits)
+    return logits.double().log_softmax(1)
+
+
+def _check_logits(logits: torch.Tensor) -> None:
     if logits.ndim != 2 or len(logits) == 0:
         raise ValueError(f"logits have the shape {tuple(logits.shape)}, and must be (images, classes), at least one image.")
     if not logits.is_floating_point():
         raise TypeError(f"logits are {logits.dtype}, and must be floating point: codes have to be decoded first.")
     if not logits.isfinite().all():
         raise ValueError("logits hold NaN or infinity, and must be finite.")
-    return logits.double().log_softmax(1)
 
 
 def checked_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
