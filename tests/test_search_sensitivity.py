@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import nn
-from torch.func import functional_call, hessian
+from torch.func import functional_call, jacrev
 
 from qlab.quant import QTensor, linear
 from qlab.search import candidates, curvature, sensitivity
@@ -83,7 +83,7 @@ def exact_hessians(model, names, images, labels) -> list[torch.Tensor]:
         return F.cross_entropy(functional_call(model, {f"{name}.weight": weight}, (images,)), labels)
 
     weights = [model.get_submodule(name).weight.detach() for name in names]
-    return [hessian(loss)(w, name).reshape(w.numel(), w.numel()).double() for name, w in zip(names, weights)]
+    return [jacrev(jacrev(loss))(w, name).reshape(w.numel(), w.numel()).double() for name, w in zip(names, weights)]
 
 
 def test_hutchinson_is_the_exact_trace_with_its_variance(made):
