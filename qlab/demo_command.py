@@ -14,6 +14,8 @@ from qlab.lab_command import choose_port
 
 KEYS = "Arrow keys move the slider in hand, Tab goes on to the next control, s saves a still as PNG, f fills the screen."
 
+WIDGETS = ["@voila-dashboards/widgets-manager8", "@jupyter-widgets/jupyterlab-manager"]  # other extensions expect all of JupyterLab
+
 
 def add_to(commands) -> None:
     """The command's arguments."""
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError:
         raise ModuleNotFoundError("Voila is not installed: .venv/bin/pip install -e '.[lecture]' -c constraints.txt") from None
     import nbformat
+    from traitlets.config import Config
 
     from qlab.lecture import demo
 
@@ -48,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="qlab-demo-") as made:
         nbformat.write(notebook, Path(made) / path.name)
         print(f"qlab: {path.stem} at http://127.0.0.1:{port}/; stop it with Ctrl-C. {KEYS}", flush=True)
-        Voila.launch_instance([
-            str(Path(made) / path.name), "--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.port_retries=0", "--template=qlab",
-            "--Voila.log_level=ERROR", "--VoilaConfiguration.show_tracebacks=True", *(["--no-browser"] if args.no_browser else []),
-        ])
+        Voila.launch_instance([str(Path(made) / path.name)], config=Config({
+            "Voila": {"ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": not args.no_browser, "log_level": "ERROR",
+                      "tornado_settings": {"ws_ping_interval": 0}},  # as in qlab lab: without a proxy no pings are needed
+            "VoilaConfiguration": {"template": "qlab", "show_tracebacks": True, "extension_allowlist": WIDGETS},
+            "KernelManager": {"transport_encryption": "auto"},
+        }))
     return 0
 
 

@@ -2,6 +2,7 @@
 (() => {
   const WIDTH = 900, HEIGHT = 506; // of the window, in pixels, in which words and controls have a page's usual size
   let inHand = null;               // the slider that was moved last
+  let touched = false;             // has anybody pressed a key or a button yet?
 
   function zoom() {
     const factor = Math.min(innerWidth / WIDTH, innerHeight / HEIGHT);
@@ -14,8 +15,13 @@
     return focused ?? [...document.querySelectorAll('.qlab-demo')].sort((a, b) => middle(a) - middle(b))[0];
   }
 
+  function slider() { // the one in hand, or the first of the figure that is seen
+    return inHand?.isConnected ? inHand : current()?.querySelector('.noUi-handle');
+  }
+
   function onKey(event) {
     const { key, target } = event;
+    touched = true;
     if (event.ctrlKey || event.metaKey || event.altKey || target.matches('input[type=text], input[type=number], textarea, [contenteditable=true]')) {
       return;
     }
@@ -23,9 +29,10 @@
       current()?.querySelector('.qlab-still')?.click();
     } else if (key === 'f') {
       document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
-    } else if (key.startsWith('Arrow') && target === document.body && inHand?.isConnected) {
-      inHand.focus();
-      inHand.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
+    } else if (key.startsWith('Arrow') && target === document.body && slider()) {
+      const handle = slider();
+      handle.focus();
+      handle.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
     } else {
       return;
     }
@@ -33,22 +40,22 @@
     event.stopPropagation();
   }
 
-  const ready = new MutationObserver(() => {
+  function arrange() {
     for (const value of document.querySelectorAll('.qlab-demo .widget-readout[contenteditable]:not([tabindex="-1"])')) {
       value.tabIndex = -1; // Tab goes from control to control; a click still lets a value be typed in
     }
-    const first = document.querySelector('.qlab-demo :is(.noUi-handle, select, button:not(.qlab-still), input)');
-    if (!inHand && first?.offsetParent) {
-      inHand = document.querySelector('.qlab-demo .noUi-handle') ?? first;
-      inHand.focus();
+    if (!touched && document.activeElement === document.body) {
+      document.querySelector('.qlab-demo .noUi-handle')?.focus();
     }
-  });
-  ready.observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ['style'] });
+  }
+
+  new MutationObserver(arrange).observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ['style'] });
   addEventListener('focusin', event => {
     if (event.target.matches('.noUi-handle')) {
       inHand = event.target;
     }
   });
+  addEventListener('pointerdown', () => { touched = true; }, true);
   addEventListener('keydown', onKey, true);
   addEventListener('resize', zoom);
   zoom();
