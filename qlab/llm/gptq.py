@@ -17,21 +17,21 @@ done block by block: the columns behind a block hear of all its errors at once, 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from qlab.errors import first_line
+from qlab.errors import first_line, naming_weight
 from qlab.llm.evaluate import Text
 from qlab.llm.hessian import hessian_of, output_error
 from qlab.llm.weights import choose, quantize_weights, round_to_nearest
 from qlab.nets.plain import memory_of, plain_copy
 from qlab.nets.ptq import Quantized
 from qlab.quant import QTensor, linear
-from qlab.quant.layout import as_float, as_tensor
+from qlab.quant.layout import as_float, as_tensor, check_whole
 
 
 def quantize_matrix(weight, hessian, bits: int | None = None, group_size: int | None = None, scheme: str = "symmetric",
@@ -163,8 +163,7 @@ def _checked(hessian, weight: torch.Tensor, damping: float, block: int) -> torch
     """The Hessian as float64 (groups, in, in), on the weight's device."""
     if isinstance(damping, bool) or not isinstance(damping, Real) or not 0 <= damping < float("inf"):
         raise ValueError(f"damping is {damping!r}, and must be a number of at least 0.")
-    if isinstance(block, bool) or not isinstance(block, Integral) or block < 1:
-        raise ValueError(f"block is {block!r}, and must be a whole number of at least 1.")
+    check_whole("block", block, 1)
     hessian = as_float(hessian, "hessian").to(weight.device, torch.float64)
     shape, (out, n) = tuple(hessian.shape), weight.shape
     if hessian.dim() not in (2, 3) or shape[-2:] != (n, n) or hessian.dim() == 3 and (not len(hessian) or out % len(hessian)):
@@ -233,7 +232,8 @@ def quantize(model: nn.Module, batches: torch.Tensor | Text | Iterable[torch.Ten
     repair = {"order": order, "static_groups": static_groups, "damping": damping}
     layers = {working.get_submodule(name): name for name in names}
     for layer, name in layers.items():  # before the long work begins
-        _named(name, round_to_nearest, layer.weight[:1], **options)
+        with naming_weight(name):
+            round_to_nearest(layer.weight[:1], **options)
     made, errors, of_weight, last = {}, {}, {}, {}
 
     def reached(layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -250,11 +250,12 @@ def quantize(model: nn.Module, batches: torch.Tensor | Text | Iterable[torch.Ten
         if not hessian.isfinite().all():
             raise ValueError(f"the inputs of {name or 'the network'} on the calibration batches hold NaN or infinity, and must be finite.")
         if memory not in of_weight:
-            q = _named(name, quantize_matrix, weight.flatten(1), hessian, **options, **repair)
+            with naming_weight(name):
+                q = quantize_matrix(weight.flatten(1), hessian, **options, **repair)
             q = replace(q, codes=q.codes.reshape(weight.shape))
             of_weight[memory] = q, nn.Parameter(q.dequantize(), requires_grad=False), weight
         made[name], layer.weight, _ = of_weight[memory]
-        rounded = _named(name, round_to_nearest, weight.flatten(1), **options).dequantize()
+        rounded = round_to_nearest(weight.flatten(1), **options).dequantize()
         errors[name] = Errors(*(output_error(weight.flatten(1), w, hessian) for w in (rounded, layer.weight.flatten(1))))
         if len(made) == len(layers):
             raise _Finished
@@ -275,13 +276,6 @@ def quantize(model: nn.Module, batches: torch.Tensor | Text | Iterable[torch.Ten
 
 class _Finished(Exception):
     """All layers have been quantized: the rest of the model need not be computed."""
-
-
-def _named(name: str, what: Callable[..., QTensor], weight: torch.Tensor, *args, **options) -> QTensor:
-    try:
-        return what(weight, *args, **options)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"the weight of {name or 'the network'} cannot be quantized: {error}") from None
 
 
 def _together(batches: torch.Tensor | Text | Iterable[torch.Tensor]) -> torch.Tensor:

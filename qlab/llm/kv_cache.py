@@ -42,30 +42,43 @@ class Cache:
 
     def __init__(self, config: Config):
         check_config(config)
-        self._config, self._held = config, [None] * config.blocks
+        self._config, self._held = config, [None] * config.blocks                           # for keys and for values: Coded or None, floats
 
     @property
     def length(self) -> int:
-        return 0 if self._held[-1] is None else self._held[-1][0].shape[2]
+        return 0 if self._held[-1] is None else _tokens(*self._held[-1][0])
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for held in self._held if held is not None for x in held)
+        return sum(x.nbytes for held in self._held if held is not None for parts in held for x in parts if x is not None)
 
     def append(self, block: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         """All keys and values of the block, with the new ones at the end; (batch, kv_heads, tokens, head_width) each. The third part, the
         mask, is None: a token sees itself and those before it. Raises ValueError for another number of texts than before, or the keys of
         another model."""
-        _check_model(self._config, block, key)
-        if self._held[block] is not None:
-            old = self._held[block][0]
-            _check_new(block, old.shape[2], self.length, len(old), len(key))
-            key, value = (torch.cat([old, new], 2) for old, new in zip(self._held[block], (key, value)))
-        self._held[block] = key, value
+        held = self._checked(block, key)
+        if held is not None:
+            key, value = (torch.cat([old, new], 2) for (_, old), new in zip(held, (key, value)))
+        self._held[block] = (None, key), (None, value)
         return key, value, None
 
+    def _checked(self, block: int, key: torch.Tensor) -> tuple | None:
+        """What the block holds, after a look at whether the new tokens' keys fit to it."""
+        config = self._config
+        if block >= config.blocks or (key.shape[1], key.shape[3]) != (config.kv_heads, config.head_width):
+            raise ValueError(f"the cache is for {config.blocks} blocks with {config.kv_heads} heads of {config.head_width} channels, and "
+                             f"is given keys of block {block} with {key.shape[1]} heads of {key.shape[3]}: make it with this model's "
+                             "config.")
+        held = self._held[block]
+        if held is not None and _tokens(*held[0]) != self.length:
+            raise ValueError(f"block {block} of the cache holds {_tokens(*held[0])} tokens, and the last block {self.length}: a text was "
+                             "read in part. Take a new cache.")
+        if held is not None and len(held[0][1]) != len(key):
+            raise ValueError(f"the cache holds {len(held[0][1])} texts, and is given {len(key)}: take a new one for another batch.")
+        return held
 
-class QuantizedCache:
+
+class QuantizedCache(Cache):
     """A cache of packed codes, in place of a `Cache` for a model and for `generate`. key_bits, value_bits: 1 to 8, or None for floats.
 
     keys: "channel", each channel's keys in groups of group_size tokens, or "token", each token's in groups of group_size channels, as
@@ -85,19 +98,11 @@ class QuantizedCache:
 
     def __init__(self, config: Config, key_bits: int | None = 4, value_bits: int | None = 4, keys: str = "channel", group_size: int = 32,
                  window: int = 32):
+        super().__init__(config)
         _check(config, key_bits, value_bits, keys, group_size, window)
         self.bits, self.window = (key_bits, value_bits), window
         by_token = 1, group_size
         self.groups = (group_size, 1) if keys == "channel" else by_token, by_token          # (tokens, channels) that share a scale
-        self._config, self._held = config, [None] * config.blocks                           # of keys and of values: Coded or None, floats
-
-    @property
-    def length(self) -> int:
-        return 0 if self._held[-1] is None else _tokens(*self._held[-1][0])
-
-    @property
-    def nbytes(self) -> int:
-        return sum(x.nbytes for held in self._held if held is not None for parts in held for x in parts if x is not None)
 
     def append(self, block: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Keys, values and mask (new tokens, keys), which a product of attention takes for these new tokens.
@@ -105,10 +110,7 @@ class QuantizedCache:
         With several new tokens a key may be there twice, as it is decoded and as the float that it was: the mask, boolean, gives each new
         token the one that the cache held when its turn came. For one new token there is no mask. Raises ValueError for another number of
         texts than before, the keys of another model, and keys or values that cannot be coded; the cache then holds what it held."""
-        _check_model(self._config, block, key)
-        held = self._held[block]
-        if held is not None:
-            _check_new(block, _tokens(*held[0]), self.length, len(held[0][1]), len(key))
+        held = self._checked(block, key)
         grown = [self._grow(kind, (None, x[:, :, :0]) if held is None else held[kind], x) for kind, x in enumerate((key, value))]
         self._held[block] = tuple(kept for _, _, kept in grown)                             # both or none
         (floats, decoded, _), (value_floats, value_decoded, _) = grown
@@ -257,20 +259,6 @@ def _check(config: Config, key_bits, value_bits, keys: str, group_size: int, win
     if (value_bits is not None or key_bits is not None and keys == "token") and config.head_width % group_size:
         raise ValueError(f"group_size is {group_size!r}, and must divide the {config.head_width} channels of a head.")
     check_whole("window", window, 0)
-
-
-def _check_model(config: Config, block: int, key: torch.Tensor) -> None:
-    if block >= config.blocks or (key.shape[1], key.shape[3]) != (config.kv_heads, config.head_width):
-        raise ValueError(f"the cache is for {config.blocks} blocks with {config.kv_heads} heads of {config.head_width} channels, and is "
-                         f"given keys of block {block} with {key.shape[1]} heads of {key.shape[3]}: make it with this model's config.")
-
-
-def _check_new(block: int, tokens: int, length: int, old_texts: int, new_texts: int) -> None:
-    if tokens != length:
-        raise ValueError(f"block {block} of the cache holds {tokens} tokens, and the last block {length}: a text was read in part. Take a "
-                         "new cache.")
-    if old_texts != new_texts:
-        raise ValueError(f"the cache holds {old_texts} texts, and is given {new_texts}: take a new one for another batch.")
 
 
 def _tokens(coded: Coded | None, floats: torch.Tensor) -> int:

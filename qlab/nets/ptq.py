@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from qlab.errors import naming_weight
 from qlab.nets import left
 from qlab.nets.calibration import RANGES, batches_of, check_norms, observe
 from qlab.nets.equalize import Equalized, cross_layer_equalize, subtract_mean_error
@@ -167,10 +168,8 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
 
 
 def _codes(quantizer: Callable[[torch.Tensor], QTensor], weight: nn.Parameter, name: str) -> QTensor:
-    try:
+    with naming_weight(name):
         q = quantizer(weight)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"the weight of {name or 'the network'} cannot be quantized: {error}") from None
     if not isinstance(q, QTensor):
         raise TypeError(f"the quantizer of {name or 'the network'} returns a {type(q).__name__}, and must return a QTensor.")
     if q.shape != weight.shape:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
+from qlab.errors import naming_weight
 from qlab.llm.weights import choose, quantize_weights, round_to_nearest
 from qlab.nets.plain import LAYERS, plain_copy, users_of
 from qlab.nets.ptq import Quantized
@@ -52,10 +53,8 @@ def make(model: nn.Module, widths: Iterable[int] = WIDTHS, how: Callable[[torch.
         weight = model.get_submodule(name).weight
         if others := [other for other in users[id(weight)] if other != name]:
             raise ValueError(f"{name} and {others[0]} share one weight, and would get their bits apart: untie them, or name both in skip.")
-        try:
+        with naming_weight(name):
             made[name] = {bits: how(weight.detach(), bits) for bits in widths}
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"the weight of {name or 'the network'} cannot be quantized: {error}") from None
     return made
 
 

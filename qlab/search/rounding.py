@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from qlab.errors import first_line
+from qlab.errors import first_line, naming_weight
 from qlab.llm.gptq import quantize_matrix
 from qlab.llm.hessian import hessian_of
 from qlab.llm.weights import RANGES, choose, quantize_weights, round_to_nearest
@@ -62,13 +62,13 @@ class Rounded(Quantized):
 
 
 def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor], bits: int | Mapping[str, int] | None = None,
-             method: str = "adaround", ranges: str = "mse", scheme: str = "symmetric", group_size: int | None = None,
+             method: str = "adaround", ranges: str | Mapping[str, str] = "mse", scheme: str = "symmetric", group_size: int | None = None,
              scale_dtype: torch.dtype | None = None, blocks: Blocks = None, skip: tuple[str, ...] = (), **options) -> Rounded:
     """A copy of the network, batch norm folded, whose convolutions and linear layers have codes that one of METHODS found.
 
     calibration: images (n, ...), or batches of one shape; training images, never test images. All go through both networks at once: the
-    memory is about five times that of the largest map, for all of them. bits: for all layers, or for each by its name. ranges, scheme,
-    group_size, scale_dtype: the grids, as in qlab.llm.weights.round_to_nearest. blocks, for adaround: None, "residual" or groups of
+    memory is about five times that of the largest map, for all of them. bits, ranges: for all layers, or for each by its name. ranges,
+    scheme, group_size, scale_dtype: the grids, as in qlab.llm.weights.round_to_nearest. blocks, for adaround: None, "residual" or groups of
     layers' names (qlab.search.units). skip: names of layers that keep their floats. options, for adaround: steps, batch, lr, price, seed
     (qlab.search.adaround.learn). Learning takes steps * batch images a unit, however many there are.
 
@@ -85,7 +85,6 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     ([True, True], 74)
     """
     check_name("method", method, METHODS)
-    check_name("ranges", ranges, RANGES)
     if method != "adaround" and (options or blocks is not None):
         raise ValueError(f"{next(iter(options), 'blocks')} is for adaround, and method is {method!r}.")
     check_options(**{"steps": 1, "batch": 1, "lr": 1, "price": 0, "seed": 0} | options)
@@ -93,9 +92,15 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     check_norms(model, [images])
     traced = trace(fold_batch_norm(model)).requires_grad_(False)
     names, _ = choose(traced, skip)
-    layout = {"group_size": group_size, "scheme": scheme, "ranges": ranges, "scale_dtype": scale_dtype}
-    each = _each(names, bits)
-    grids = {name: _grid(traced, name, each[name], layout) for name in names}
+    each = {what: _each(names, given, what) for what, given in (("bits", bits), ("ranges", ranges))}
+    for of_layer in each["ranges"].values():
+        check_name("ranges", of_layer, RANGES)
+    layouts = {name: {"bits": each["bits"][name], "ranges": each["ranges"][name], "group_size": group_size, "scheme": scheme,
+                      "scale_dtype": scale_dtype} for name in names}
+    grids = {}
+    for name in names:
+        with naming_weight(name):
+            grids[name] = round_to_nearest(traced.get_submodule(name).weight, **layouts[name])
     if method == "adaround" and (wide := [name for name, q in grids.items() if q.bits > BITS]):
         raise ValueError(f"bits is {grids[wide[0]].bits} for {wide[0]}, and must be at most {BITS} for adaround.")
     parts = units(traced, blocks, skip)
@@ -110,7 +115,7 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
         weights = {name: traced.get_submodule(name).weight for name in unit.layers}
         if method == "gptq":
             (name, weight), = weights.items()
-            found = {name: _gptq(weight, hessian_of(x_hat, working.get_submodule(name)), each[name], layout)}
+            found = {name: _gptq(weight, hessian_of(x_hat, working.get_submodule(name)), layouts[name])}
         elif method == "adaround":
             found = learn(run, weights, nearest, x_hat, y, _axis(traced, unit), **options)
         else:
@@ -171,9 +176,9 @@ def _outputs(traced: fx.GraphModule, unit: Unit, x: torch.Tensor) -> torch.Tenso
     return y
 
 
-def _gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int | None, layout: dict) -> QTensor:
+def _gptq(weight: torch.Tensor, hessian: torch.Tensor, layout: dict) -> QTensor:
     """A convolution is a linear layer of the patches that its filters meet; each group of channels has a Hessian of its own."""
-    q = quantize_matrix(weight.flatten(1), hessian, bits, **layout)
+    q = quantize_matrix(weight.flatten(1), hessian, **layout)
     return replace(q, codes=q.codes.reshape(weight.shape))
 
 
@@ -185,19 +190,11 @@ def _axis(traced: fx.GraphModule, unit: Unit) -> int | None:
     return -1 if layer == "linear" else 1
 
 
-def _each(names: list[str], bits: int | Mapping[str, int] | None) -> dict[str, int | None]:
-    each = dict(bits) if isinstance(bits, Mapping) else dict.fromkeys(names, bits)
+def _each(names: list[str], given, what: str) -> dict:
+    each = dict(given) if isinstance(given, Mapping) else dict.fromkeys(names, given)
     if wrong := sorted(set(each) - set(names)) or sorted(set(names) - set(each)):
-        raise ValueError(f"bits {'names' if wrong[0] in each else 'leaves out'} {', '.join(wrong)}, and must name {', '.join(names)}.")
+        raise ValueError(f"{what} {'names' if wrong[0] in each else 'leaves out'} {', '.join(wrong)}, and must name {', '.join(names)}.")
     return each
-
-
-def _grid(traced: fx.GraphModule, name: str, bits: int | None, layout: dict) -> QTensor:
-    """A layer's weight rounded to nearest, on the grid that it will have."""
-    try:
-        return round_to_nearest(traced.get_submodule(name).weight, bits, **layout)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"the weight of {name} cannot be quantized: {error}") from None
 
 
 def _together(batches: list[torch.Tensor]) -> torch.Tensor:
