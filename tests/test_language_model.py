@@ -304,12 +304,14 @@ def test_the_error_is_that_of_blocks_drawn_again(model, blocks):
 def test_the_divergence_is_the_mean_of_kullback_and_leiblers(model, blocks):
     torch.manual_seed(6)
     other = GPT(SMALL).double().eval()
-    found = 0.0
+    found = []
     for row in blocks.tokens:
         p, q = (torch.softmax(m(row[None, :-1]), -1).detach().numpy() for m in (model, other))
-        found += (p * np.log2(p / q)).sum()
-    estimate = evaluate.divergence(other, model, blocks)
-    assert estimate.value == pytest.approx(found / blocks.nbytes.sum().item())
+        found.append((p * np.log2(p / q)).sum())
+    by_block = evaluate.divergences(other, model, blocks)
+    np.testing.assert_allclose(by_block.nats / math.log(2), found)
+    assert evaluate.divergence(other, model, blocks).value == pytest.approx(sum(found) / blocks.nbytes.sum().item())
+    assert evaluate.difference(by_block, by_block) == evaluate.Estimate(0.0, 0.0)
     assert evaluate.divergence(model, model, blocks).value == pytest.approx(0, abs=1e-12)
 
 

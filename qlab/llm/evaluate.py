@@ -146,11 +146,11 @@ def difference(a: Scores, b: Scores) -> Estimate:
 
 
 @torch.inference_mode()
-def divergence(model: nn.Module, reference: nn.Module, text: Text, batch: int = 16) -> Estimate:
-    """Mean Kullback-Leibler divergence of the model's predictions from the reference's, in bits a byte: 0 only if they always agree.
+def divergences(model: nn.Module, reference: nn.Module, text: Text, batch: int = 16) -> Scores:
+    """Kullback-Leibler divergence of the model's predictions from the reference's, block by block: what bits_per_byte and difference take.
 
-    sum p_reference (log p_reference - log p_model), over the vocabulary, for each token. Likelihood asks how good a model is, this how far
-    it is from the one that it was made of. Raises as `score` does, and ValueError for models of two vocabularies.
+    nats: sum p_reference (log p_reference - log p_model), over the vocabulary and the block's tokens; 0 only if they always agree.
+    Raises as `score` does, and ValueError for models of two vocabularies.
     """
     nats = []
     for rows in _rows(text, batch):
@@ -158,7 +158,15 @@ def divergence(model: nn.Module, reference: nn.Module, text: Text, batch: int = 
         if p.shape != q.shape:
             raise ValueError(f"the models have vocabularies of {p.shape[-1]} and {q.shape[-1]} entries, and must have the same.")
         nats.append(kl_div(p, q, log_target=True, reduction="none").sum((1, 2)))
-    return _ratio(torch.cat(nats) / math.log(2), text.nbytes)
+    return Scores(torch.cat(nats), text.nbytes, torch.full_like(text.nbytes, text.tokens.shape[1] - 1))
+
+
+def divergence(model: nn.Module, reference: nn.Module, text: Text, batch: int = 16) -> Estimate:
+    """Mean divergence of the model's predictions from the reference's, in bits a byte. Raises as `divergences` does.
+
+    Likelihood asks how good a model is, this how far it is from the one that it was made of.
+    """
+    return bits_per_byte(divergences(model, reference, text, batch))
 
 
 def _ratio(x: torch.Tensor, y: torch.Tensor) -> Estimate:
