@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qlab.lab import language, methods, runs
+from qlab.lab import language, methods, runs, zoo
 from qlab.lab.advise import WANTS, Advice, advise
 from qlab.lab.methods import DATA, HARDWARE, NETS, compare, load
 from qlab.llm import weights
+from qlab.nets import ptq
 
 
 def raw(name):
@@ -180,13 +181,44 @@ def test_what_is_no_answer_is_one_sentence(answers, words):
 
 def test_the_printed_advice_names_the_commands():
     found = advise("depthwise", lost=1.0)
-    assert isinstance(found, Advice) and "sweep: python -m qlab.lab.sweep" in str(found)
+    assert isinstance(found, Advice) and "search: python -m qlab.lab.experiments.search" in str(found)
     assert all(row.name in methods.table(found.rows) for row in found.rows)
+
+
+def test_learned_roundings_are_those_of_the_search_with_all_biases():
+    record, sweep = raw("search"), raw("sweep")["rows"]
+    names = {"corrected": "bias corrected", "gptq": "GPTQ", "adaround": "AdaRound"}
+    for net, rows in record["rounding"].items():
+        biases = sum(p.numel() for name, p in ptq.fold_batch_norm(zoo.load(net)).named_parameters() if name.endswith("bias"))
+        base = next(right(row) for row in sweep if row["net"] == net and row["method"] == "float")
+        for how, name in names.items():
+            for key, method in ((f"3 bits: {how}", f"{name}, per channel, 3 bits"),
+                                (f"program, 2.5 bits: {how}", f"{name}, chosen, 2.5 bits")):
+                found, row = row_of(net, method), rows[key]
+                gone, come = (base & ~right(row)).sum(), (right(row) & ~base).sum()
+                assert found.nbytes == row["nbytes"] + 4 * biases and found.bits == float(method.split()[-2])
+                assert found.lost.value == pytest.approx(100 * (base.mean() - row["correct"] / row["images"]))
+                assert found.lost.p == pytest.approx(stats.binomtest(int(gone), int(gone + come)).pvalue, rel=1e-6, abs=1e-300)
+                assert found.minutes * 60 == pytest.approx(row["cpu_s"] + ("program" in key) * record["proxies"][net]["kl"]["cpu_s"])
+
+
+def test_rounding_to_the_nearest_at_one_width_stands_in_the_table_once():
+    """The search's record and the sweep's agree on it, so that leaving one out loses nothing."""
+    again = {(row["net"], row["bits"]): row for row in raw("sweep_ranges")["rows"] if row["method"] == "clipped" and row["per"] == "channel"}
+    for net, rows in raw("search")["rounding"].items():
+        for bits in (2, 3, 4):
+            assert abs(rows[f"{bits} bits: nearest"]["correct"] - right(again[net, bits]).sum()) <= 2
+        assert not [row for row in load(net) if row.record == "search" and row.name.startswith("linear") and "chosen" not in row.name]
 
 
 def test_what_the_page_says_of_the_table():
     collapsed = row_of("depthwise", "W4A4, trained, LSQ, per tensor")
     assert sorted(round(result.value, 1) for result in collapsed.results) == [0.1, 0.9, 0.9]                # one seed is lost, not all
-    without, trained = (advise("depthwise", data, data == "training", lost=2.5).rows for data in ("calibration", "training"))
-    assert trained[0].trains and trained[0].nbytes < without[0].nbytes                                      # the ladder moves to the left,
-    assert trained[-1].nbytes >= without[-1].nbytes - 5000 and not trained[-1].trains                       # and not at its right end
+    nothing, some, trained = (advise("depthwise", data, data == "training").rows for data in DATA)
+    at_36 = [next(row for row in rows if 36_000 < row.nbytes < 36_200) for rows in (nothing, some)]
+    assert at_36[0].nbytes == at_36[1].nbytes and at_36[0].lost.value > 10 > 1 > at_36[1].lost.high         # what some images buy
+    assert [row for row in trained if row.trains] and [row for row in trained if not row.trains] == list(some)     # what training adds
+    assert all(row.activations == 3 for row in trained if row.trains)
+    bits = [row for row in load() if row.lost.unit == "points" and not row.trains]
+    assert all(row.name.startswith("log") for row in bits if row.bits == 8 and row.lost.high >= 1)
+    assert all(row.lost.high >= 1 for row in bits if row.bits == 2)

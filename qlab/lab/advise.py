@@ -4,8 +4,7 @@
     training   may the network be trained again?
     hardware   what is it to run on?
     want       fewer bytes, or less time?
-    bits       at most how many for a weight?
-
+    bits       at most how many for a weight, on average?
     lost       at most how much, in points of accuracy or bits a byte, by the upper end of the 95 % interval?
 
 There is no rule here without a record. A row goes out because of what its record says it needs, or does not say: arithmetic that no record

@@ -1,8 +1,7 @@
 """Every method of the course in one table: bits, true bytes, what it loses with its interval, what it needs, and what runs it.
 
 Nothing here is measured, and nothing is typed in: each row is read from a committed record of records/, and says which one and the command
-that makes it again. What a record does not hold is None: the minutes of a method that nobody timed, the speed of arithmetic that did not
-run.
+that makes it again. What a record does not hold is None: minutes that nobody timed, the speed of arithmetic that did not run.
 
 A loss is paired: of images in points of accuracy, of a language model in bits a byte; above 0 is worse. What was trained is set against a
 control trained equally long, with as many seeds.
@@ -46,7 +45,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Method:
-    """One row. bits: of a weight, scales and codebooks not counted; activations: bits of theirs, 32 for floats; nbytes: of the network.
+    """One row. bits: of a weight, on average, without scales; activations: of theirs, 32 for floats; nbytes: of the network.
 
     needs: of DATA; minutes: of work, None where no record has them, on what; runs_on: of HARDWARE, as it is stored or decoded; integers:
     whether it is multiplied as integers there; faster: times as fast as float32 in the same runtime, None where no record has timed it.
@@ -92,10 +91,9 @@ def _lost(results: tuple, reference: tuple) -> Lost:
     if len(results) == len(reference) == 1:
         d = mcnemar(reference[0], results[0])
         return Lost(-100 * d.difference, -100 * d.high, -100 * d.low, d.p, "points")
-    seeds = max(len(results), len(reference))
-    b, a = (one * seeds if len(one) == 1 else one[:seeds] for one in (results, reference))
-    fewest = min(len(a), len(b))                                            # the seeds that both have, in their order
-    d = over_seeds(a[:fewest], b[:fewest])
+    seeds = min(len(one) for one in (results, reference) if len(one) > 1)   # those that both have, in their order; one stands for all
+    b, a = ((one * seeds)[:seeds] for one in (results, reference))
+    d = over_seeds(a, b)
     error = (d.high - d.low) / (2 * evaluate.Z95)
     return Lost(-d.mean, -d.high, -d.low, _two_sided(d.mean / error) if error else float(d.mean == 0), "points")
 
@@ -110,30 +108,41 @@ def load(net: str | None = None) -> tuple[Method, ...]:
 
     >>> row = min(load("depthwise"), key=lambda row: row.nbytes if row.lost.value < 1 else 1e9)
     >>> row.name, row.nbytes, row.record
-    ('linear, per channel, 4 bits', 44784, 'sweep')
+    ('AdaRound, chosen, 2.5 bits', 31656, 'search')
     """
-    if net is not None and net not in NETS:
+    if net not in (None, *NETS):
         raise ValueError(f"net is {net!r}, and must be one of {', '.join(NETS)}, or None for all.")
-    if net is not None:
+    if net:
         return tuple(row for row in load() if row.net == net)
-    parts = (_rounded, _static, _quantization_aware, _pruned, _compressed, _distilled, _half, _language, _ternary)
+    parts = (_rounded, _static, _quantization_aware, _pruned, _compressed, _distilled, _half, _searched, _language, _ternary)
     return tuple(sorted((row for part in parts for row in part()), key=lambda row: (NETS.index(row.net), -row.nbytes)))
+
+
+NUMBERS = ("bits", "bytes", "minutes", "faster")
+COLUMNS = ("method", "bits", "bytes", "loses [95 %]", "needs", "minutes", "runs on", "faster", "record")
+
+
+def cells(row: Method) -> tuple[str, ...]:
+    """A row's entries, one for each of COLUMNS. faster: times as fast as float32; "-" where no record says it.
+
+    >>> cells(load("lenet5")[0])[2:6]
+    ('38,202', '+0.07 [-0.24, +0.38] points', 'training', '-')
+    """
+    minutes, faster = ("-" if x is None else f"{x:.2g}" for x in (row.minutes, row.faster))
+    return (row.name, f"{row.bits:.2g}", f"{row.nbytes:,}", str(row.lost).rpartition(", p")[0], row.needs, minutes,
+            ", ".join(row.runs_on), faster, row.record)
 
 
 def table(rows) -> str:
     """Rows as text, one a line, under a head.
 
     >>> print(table(load("lenet5")))
-    method                 bits   bytes  loses [95 %]                 needs     minutes  record
-    pruned, shared, coded  0.71  38,202  +0.07 [-0.24, +0.38] points  training        -  compression_lenet5
+    method                 bits   bytes  loses [95 %]                 needs     minutes  runs on   faster  record
+    pruned, shared, coded  0.71  38,202  +0.07 [-0.24, +0.38] points  training        -  cpu, gpu       -  compression_lenet5
     """
-    cells = [("method", "bits", "bytes", "loses [95 %]", "needs", "minutes", "record")]
-    for row in rows:
-        minutes = "-" if row.minutes is None else f"{row.minutes:.2g}"
-        cells.append((row.name, f"{row.bits:.2g}", f"{row.nbytes:,}", str(row.lost).rpartition(", p")[0], row.needs, minutes, row.record))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(f"{cell:{'>' if place in (1, 2, 5) else '<'}{width}}" for place, (cell, width) in
-                               enumerate(zip(line, widths))).rstrip() for line in cells)
+    lines = [COLUMNS, *map(cells, rows)]
+    shapes = [f"{'>' if name in NUMBERS else '<'}{max(map(len, column))}" for name, column in zip(COLUMNS, zip(*lines))]
+    return "\n".join("  ".join(map(format, line, shapes)).rstrip() for line in lines)
 
 
 def _rounded() -> Iterator[Method]:
@@ -245,6 +254,23 @@ def _half() -> Iterator[Method]:
                      against=f"float32, trained as long, {len(results)} seeds")
 
 
+def _searched() -> Iterator[Method]:
+    """Notebook 17: weights rounded better than to the nearest, at one width or at the program's, which takes its minutes, too."""
+    names = {"nearest": "linear, range by mse", "corrected": "bias corrected", "gptq": "GPTQ", "adaround": "AdaRound"}
+    record, sweep = runs.load("search"), runs.load("sweep")["rows"]
+    for net, rows in record["rounding"].items():
+        same = {(row["method"], row["per"], row["bits"]): row for row in sweep if row["net"] == net}
+        floats = next(row["result"] for key, row in same.items() if key[0] == "float")
+        rest = same["linear", "channel", 4]["nbytes"] - rows["4 bits: nearest"]["nbytes"]    # biases: the record counts weights alone
+        for name, row in rows.items():
+            widths, how = name.split(": ")
+            bits, chosen = float(widths.split()[-2]), widths.startswith("program")
+            if chosen or how != "nearest":                                                  # sweep_ranges has the rest
+                yield Method(f"{names[how]}, {'chosen' if chosen else 'per channel'}, {bits:g} bits", net, bits, row["nbytes"] + rest,
+                             _lost((row["result"],), (floats,)), "search", record["command"], needs="calibration", minutes_on="cpu",
+                             minutes=(row["cpu_s"] + chosen * record["proxies"][net]["kl"]["cpu_s"]) / 60, results=(row["result"],))
+
+
 def _language() -> Iterator[Method]:
     """Notebooks 15 and 16: matrices of the language model; what is not coded counts as float16."""
     record = runs.load("language_gpt")
@@ -252,14 +278,13 @@ def _language() -> Iterator[Method]:
     base = (scores_of(record, rows["float32"]),)
     eight = rows["8 bits, row"]
     rest = runs.raw("language_ternary")["rows"]["float"]["nbytes"] - 2 * round(8 * eight["layers_nbytes"] / eight["bits_per_weight"])
-    common = {"net": "gpt", "record": "language_gpt", "command": record["command"]}
     for name, row in rows.items():
         if "layers_nbytes" in row:
             results = (scores_of(record, row),)
             bits = int(name[0]) if name[1:6] == " bits" else row["bits_per_weight"]
-            yield Method(name, bits=bits, nbytes=row["layers_nbytes"] + rest, lost=_lost(results, base), results=results,
+            yield Method(name, "gpt", bits, row["layers_nbytes"] + rest, _lost(results, base), "language_gpt", record["command"],
                          needs="calibration" if "gptq" in name or "awq" in name else "none", minutes=row["making_cpu_s"] / 60,
-                         minutes_on="cpu", **common)
+                         minutes_on="cpu", results=results)
 
 
 def _ternary() -> Iterator[Method]:
@@ -267,8 +292,7 @@ def _ternary() -> Iterator[Method]:
     record = runs.load("language_ternary")
     rows = record["rows"]
     for arm, reference in (("ternary, rounded", "float"), ("ternary, trained", "float, trained on")):
-        row, results = rows[arm], (scores_of(record, rows[arm]),)
-        trains = "steps" in row
+        row, results, trains = rows[arm], (scores_of(record, rows[arm]),), "steps" in rows[arm]
         yield Method(arm, "gpt", 1.6, row["nbytes"], _lost(results, (scores_of(record, rows[reference]),)), "language_ternary",
                      record["command"], needs="training" if trains else "none", trains=trains, results=results,
                      against="the float model trained as long" if trains else "the float network")

@@ -4,13 +4,16 @@ A pale dot is a method that does not answer the questions, a blue one does, and 
 is better than the smaller one below it, by a paired test. Filled squares were multiplied as integers, dots were decoded to floats first.
 """
 
+import html
+
 import ipywidgets
 import numpy as np
+from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from qlab.lab import plot, widgets
 from qlab.lab.advise import WANTS, Advice, advise
-from qlab.lab.methods import DATA, HARDWARE, NETS, load
+from qlab.lab.methods import COLUMNS, DATA, HARDWARE, NETS, cells, load
 
 ANY = "any"
 BITS = (1.6, 2, 3, 4, 8, ANY)
@@ -29,6 +32,29 @@ def dots(net: str, ax: Axes) -> Axes:
     ax.plot([row.nbytes / plot.KB for row in rows], [row.lost.value for row in rows], "o", color=plot.COLORS["linear"], markersize=4)
     _axes(ax, unit)
     return ax
+
+
+def tables() -> HTML:
+    """Every method of the course: a table a network, each folded under a line that counts it and names the smallest that loses little.
+
+    Little: by the upper end of the 95 % interval, below the first limit of LINEAR.
+
+    >>> "INT8, per channel" in tables().data
+    True
+    """
+    parts = []
+    for net in NETS:
+        rows = load(net)
+        unit = rows[0].lost.unit
+        good = min((row for row in rows if row.lost.high < LINEAR[unit]), key=lambda row: row.nbytes, default=None)
+        said = f"{net}: {len(rows)} method{'s' * (len(rows) > 1)}"
+        little = {"points": "a point"}.get(unit, f"{LINEAR[unit]:g} {unit}")
+        said += f"; the smallest that loses less than {little}: {good.name}, {good.nbytes:,} bytes, {good.lost}" if good else ""
+        lines = ["".join(f"<th>{name}</th>" for name in COLUMNS)]
+        lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) for row in rows]
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        parts.append(f"<details><summary>{html.escape(said)}</summary><table>{body}</table></details>")
+    return HTML("\n".join(parts))
 
 
 def _axes(ax: Axes, unit: str) -> None:
