@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import qlab
-from qlab import auto_command, demo_command, export_command, get_command, lab_command
+from qlab import auto_command, collect_command, demo_command, export_command, get_command, lab_command
 from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
 
@@ -241,6 +241,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=gradescope)
 
     auto_command.add_to(commands)
+    collect_command.add_to(commands)
     export_command.add_to(commands)
     get_command.add_to(commands)
 
