@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import qlab
-from qlab import auto_command, collect_command, demo_command, export_command, get_command, lab_command
+from qlab import auto_command, collect_command, demo_command, export_command, get_command, lab_command, lecture_command, translate_command
 from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
 
@@ -244,6 +244,8 @@ def parser() -> argparse.ArgumentParser:
     collect_command.add_to(commands)
     export_command.add_to(commands)
     get_command.add_to(commands)
+    lecture_command.add_to(commands)
+    translate_command.add_to(commands)
 
     commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")
     commands.add_parser("pins", help="show that the pins of constraints.txt resolve on every Python and platform; see qlab pins --help")

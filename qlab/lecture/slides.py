@@ -1,0 +1,271 @@
+"""What is a slide: worked out from a notebook's cells, in their order.
+
+    a slide begins    at every heading, also those inside a cell; before every figure; where what stands on the last one leaves no room
+    on its own        a live figure (its code runs, and is not shown), a question
+    unfolds           what stands under Derive: paragraph by paragraph, formula by formula
+    not shown         folded code, which runs; the paragraph on Run All; cells with the tag speaker, which are the notes
+
+A text that does not fit is spread over slides of nearly equal height, a table with its head repeated. Code and what it prints stand
+together where they fit, one after the other otherwise. What is still too large is scaled down, never cut.
+"""
+
+import base64
+import io
+import math
+import re
+from dataclasses import dataclass, field
+
+from nbformat import NotebookNode
+from PIL import Image
+
+from qlab.lab import minutes
+from qlab.lecture import HEIGHT, INNER, MARGIN, blocks
+
+HEAD, ROOM = 50, HEIGHT - 2 * MARGIN - 12           # a heading; all that stands on a slide, the number in its corner left out
+PROSE = 300                                         # of text alone: a slide is not a page
+CODE_LINE, CODE_BOX, LETTER = 17, 14, 7.85          # a line of code or of what it prints, the box around it, a letter
+PICTURE, CAPTION = 235, 115                         # the least height of a figure; text of at most this height may stand below it
+LEAST, LARGEST = 0.8, 1.3                           # how much smaller code may be to keep its sentence, how much larger a short text is
+SPEAKER = "speaker"
+
+
+@dataclass
+class Piece:
+    """What stands on a slide: kind is text, source (code), output, picture, live, question or run (a cell that is not shown, and runs)."""
+
+    kind: str
+    height: float = 0.0
+    source: str = ""                    # a text's Markdown
+    cell: NotebookNode | None = None
+    step: int = 0                       # how often one goes on until it appears
+    scale: float = 1.0                  # of its own size
+
+
+@dataclass
+class Slide:
+    """A heading, Markdown without its marks, and the pieces below it. level: 1 the title, 2 a part, 3 a section."""
+
+    title: str
+    level: int
+    pieces: list[Piece] = field(default_factory=list)
+    unfolds: bool = False
+
+    @property
+    def shown(self) -> list[Piece]:
+        """The pieces that a class sees."""
+        return [piece for piece in self.pieces if piece.kind != "run"]
+
+    @property
+    def room(self) -> float:
+        """Pixels that are left."""
+        return ROOM - HEAD - sum(min(piece.height, PICTURE) if piece.kind == "picture" else piece.height for piece in self.shown)
+
+    def holds(self, *kinds: str) -> bool:
+        """Is a piece of one of these kinds on it?"""
+        return any(piece.kind in kinds for piece in self.pieces)
+
+
+def make(cells: list[NotebookNode], short: bool = False) -> list[Slide]:
+    """The slides of a notebook's cells. short: of the short path alone; what is left out still runs, wherever it has code.
+
+    >>> from nbformat.v4 import new_code_cell, new_markdown_cell
+    >>> [(slide.title, len(slide.pieces)) for slide in make([new_markdown_cell("# One\\nA.\\n\\nB.\\n## Two"), new_code_cell("x = 1")])]
+    [('One', 2), ('Two', 1)]
+    """
+    kept = {id(cell) for cell in (minutes.short_path(cells) if short else cells)}
+    slides = [Slide("", 1)]
+    for cell in cells:
+        if SPEAKER in cell.metadata.get("tags", []):
+            continue
+        if id(cell) not in kept:
+            if cell.cell_type == "code":
+                slides[-1].pieces.append(Piece("run", cell=cell))
+        elif cell.cell_type == "markdown":
+            _add_text(slides, blocks.split(cell.source))
+        elif cell.cell_type == "code":
+            _add_code(slides, cell)
+    slides = _tidied(slides)
+    for slide in slides:
+        _finish(slide)
+    return slides
+
+
+def notes(cells: list[NotebookNode]) -> str:
+    """The Markdown of the cells with the tag speaker; "" where there are none."""
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown" and SPEAKER in cell.metadata.get("tags", []))
+
+
+def _next(slides: list[Slide]) -> Slide:
+    """A further slide under the same heading."""
+    last = slides[-1]
+    slides.append(Slide(last.title, last.level, unfolds=last.unfolds))
+    return slides[-1]
+
+
+def _add_text(slides: list[Slide], found: list[blocks.Block]) -> None:
+    held: list[Piece] = []
+    for block in [*found, blocks.Block("heading", "")]:
+        if block.kind == "heading":
+            _spread(slides, held)
+            held = []
+            if block.source:
+                title = block.source.replace(minutes.MARK, "").strip()
+                part = block.level < 3
+                slides.append(Slide(title, block.level, unfolds=title == "Derive" if part else slides[-1].unfolds))
+        elif not block.source.startswith("**Run all cells now**"):
+            held += _pieces(block)
+
+
+def _pieces(block: blocks.Block) -> list[Piece]:
+    if block.kind == "table" and block.height > ROOM - HEAD:
+        tables = (blocks.Block("table", part) for part in blocks.cut_table(block.source, ROOM - HEAD))
+        return [Piece("text", table.height, table.source) for table in tables]
+    return [Piece("text", block.height, block.source)]
+
+
+def _spread(slides: list[Slide], pieces: list[Piece]) -> None:
+    """Texts onto the last slide where they fit, and else onto as many as they need, about equally full."""
+    if not pieces:
+        return
+    slide, total = slides[-1], sum(piece.height for piece in pieces)
+    alone, largest = not slide.shown, max(piece.height for piece in pieces)
+    if total <= CAPTION and not alone:
+        _shrink(slide, total)
+    if total <= min(slide.room, max(PROSE, largest) if alone else CAPTION if slide.holds("picture") else ROOM):
+        slide.pieces += pieces
+        return
+    goal = total / math.ceil(total / max(PROSE, largest))
+    slide = slide if alone else _next(slides)
+    for piece in pieces:
+        height = sum(other.height for other in slide.shown)
+        if slide.shown and (height + piece.height / 2 > goal or piece.height > slide.room) and not _leads(slide.shown[-1], piece):
+            slide = _next(slides)
+        slide.pieces.append(piece)
+
+
+def _shrink(slide: Slide, height: float) -> None:
+    """Code and what it prints made a little smaller, if that leaves room for height below them."""
+    pieces = [piece for piece in slide.shown if piece.kind in ("source", "output")]
+    code = sum(piece.height for piece in pieces)
+    if code and slide.room < height <= slide.room + code - LEAST * code and all(piece.scale == 1 for piece in pieces):
+        _scale(pieces, 1 - (height - slide.room) / code)
+
+
+def _scale(pieces: list[Piece], factor: float) -> None:
+    for piece in pieces:
+        piece.scale, piece.height = piece.scale * factor, piece.height * factor
+
+
+def _leads(before: Piece, piece: Piece) -> bool:
+    """A text that ends in a colon is not parted from what it announces, if that is a formula or a list."""
+    return before.source.rstrip().endswith((":", ",")) and piece.height < 120 and not re.match(r"\w", piece.source)
+
+
+def _add_code(slides: list[Slide], cell: NotebookNode) -> None:
+    kind, output = _output(cell)
+    folded = cell.metadata.get("jupyter", {}).get("source_hidden")
+    if folded and kind == "none":
+        slides[-1].pieces.append(Piece("run", cell=cell))
+        return
+    if kind in ("live", "question"):
+        _add_alone(slides, Piece(kind, cell=cell, height=output))
+        return
+    source = None if folded else Piece("source", CODE_LINE * len(cell.source.splitlines()) + CODE_BOX, cell=cell)
+    shown = Piece("picture" if kind == "picture" else "output", output, cell=cell) if kind != "none" else None
+    together = sum(piece.height for piece in (source, shown) if piece)
+    if source and shown and (kind == "picture" or LEAST * together > ROOM - HEAD):  # one after the other
+        _add_below(slides, source)
+        source = None
+    if kind == "picture":
+        _add_picture(slides, shown)
+    else:
+        _add_below(slides, *filter(None, (source, shown)))
+
+
+def _add_below(slides: list[Slide], *pieces: Piece) -> None:
+    """Code or its output below what is there, if it fits; else on a further slide, with the text that announces it if that fits there."""
+    slide, height = slides[-1], sum(piece.height for piece in pieces)
+    if slide.holds("picture", "output") and slide.room < height or slide.holds("picture"):
+        slide = _next(slides)
+    elif slide.shown and height > slide.room and (LEAST * height > slide.room or ROOM - HEAD - slide.room > CAPTION):
+        last = slide.shown[-1]
+        takes = len(slide.shown) > 1 and last.source.rstrip().endswith((":", "?")) and last.height + LEAST * height <= ROOM - HEAD
+        if takes:
+            slide.pieces.remove(last)
+        slide = _next(slides)
+        slide.pieces += [last] if takes else []
+    if height > slide.room:
+        _scale(pieces, slide.room / height)
+    slide.pieces += pieces
+
+
+def _add_alone(slides: list[Slide], piece: Piece) -> None:
+    slide = slides[-1]
+    slide = _next(slides) if slide.shown else slide
+    slide.pieces.append(piece)
+    _next(slides)
+
+
+def _add_picture(slides: list[Slide], piece: Piece) -> None:
+    """A figure: on the title's slide where it is flat; else on a slide that it begins, as large as the slide allows."""
+    slide = slides[-1]
+    if slide.level == 1 and piece.height <= slide.room and not slide.holds("picture"):
+        slide.pieces.append(piece)
+        return
+    slide = _next(slides) if slide.shown else slide
+    slide.pieces.append(piece)
+
+
+def _output(cell: NotebookNode) -> tuple[str, float]:
+    """What a class sees of a cell's outputs, and its height: none, output, picture, live or question."""
+    height, kind = 0.0, "none"
+    for output in cell.get("outputs", []):
+        data, text = output.get("data", {}), output.get("text", "")
+        plain = data.get("text/plain", "")
+        if plain.startswith("Live figure:"):
+            return "live", ROOM - HEAD
+        if plain.startswith(("Predict.", "Check yourself.")):
+            return "question", ROOM - HEAD
+        if "image/png" in data:
+            kind, height = "picture", height + _picture_height(data["image/png"])
+        elif "text/markdown" in data or "text/html" in data:
+            rows = len(re.findall(r"<tr|\n\||^\|", data.get("text/html", data.get("text/markdown", "")))) - ("text/markdown" in data)
+            kind, height = ("output" if kind == "none" else kind), height + 29 * rows + 10
+        else:
+            lines = (text or plain).rstrip("\n").splitlines()
+            kind, height = ("output" if kind == "none" else kind), height + CODE_LINE * len(lines) + CODE_BOX
+    return kind, height
+
+
+def _picture_height(png: str) -> float:
+    """Of a picture as wide as the text."""
+    width, height = Image.open(io.BytesIO(base64.b64decode(png))).size
+    return INNER * height / width
+
+
+def _tidied(slides: list[Slide]) -> list[Slide]:
+    """Without slides on which nothing new stands; the code on them runs all the same."""
+    kept: list[Slide] = []
+    for slide in slides:
+        if slide.shown or (slide.title and not (kept and kept[-1].title == slide.title)):
+            kept.append(slide)
+        elif kept:
+            kept[-1].pieces += slide.pieces
+        elif slide.pieces:
+            kept.append(slide)
+    return kept
+
+
+def _finish(slide: Slide) -> None:
+    """The steps; a short text larger, and a picture as high as the text beside it allows."""
+    texts = [piece for piece in slide.shown if piece.kind == "text"]
+    height = sum(piece.height for piece in texts)
+    if texts == slide.shown and texts and not any(piece.source.startswith("|") for piece in texts):
+        larger = min(LARGEST, math.sqrt(0.8 * (ROOM - HEAD) / height))      # a text of s times the size is s * s times as high
+        if larger > 1:
+            for piece in texts:
+                piece.scale, piece.height = larger, piece.height * larger**2
+    for k, piece in enumerate(slide.shown):
+        piece.step = k if slide.unfolds else 0
+        if piece.kind == "picture":
+            piece.height = min(piece.height, ROOM - HEAD - height)

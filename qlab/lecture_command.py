@@ -1,0 +1,98 @@
+"""The command `qlab lecture`: a notebook as slides, in JupyterLab with its kernel, or as one folder of web pages.
+
+Only the standard library is imported here, as in qlab.cli.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from urllib.parse import quote
+
+from qlab.folders import course, find_notebook
+from qlab.lab_command import choose_port
+
+WINDOWING = Path("@jupyterlab", "notebook-extension", "tracker.jupyterlab-settings")
+KEYS = """keys:
+  right, down, space, Page Down     on; the keys of a remote control among them
+  left, up, shift-space, Page Up    back
+  Home, End                         the first and the last slide
+  b or .                            a black screen, and back
+  l                                 a pointer that follows the mouse
+  f                                 full screen
+  s                                 the speaker's notes in a window of their own
+  Escape                            live: out of the slides and into JupyterLab; exported: all slides at a glance
+An arrow key that a slider or an answer has in hand is theirs; Page Up and Page Down always turn the slides.
+
+live: the copy lies in lectures/, made afresh each time; one that you have changed is kept there under another name, which is said.
+Its cells run in their order while you speak; until a cell's turn has come its slide shows the stored output. Shift-Enter runs a
+changed cell again."""
+
+
+def add_to(commands) -> None:
+    """The command's arguments."""
+    command = commands.add_parser("lecture", help="show a notebook as slides, live in JupyterLab or as one folder of web pages",
+                                  description="Shows a notebook as slides, worked out from the notebook itself: one at every "
+                                  "heading and before every figure. Nothing is fetched from the network.",
+                                  epilog=KEYS, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("notebook", metavar="NOTEBOOK", help="a path, a name or a number such as 02; one from lectures/ opens as it is")
+    command.add_argument("--short", action="store_true", help="slides of the headings marked (short path) alone")
+    command.add_argument("--html", nargs="?", const="", metavar="FOLDER", help="write web pages with the stored outputs instead, "
+                         "reveal.js and MathJax among them (default: lectures/ and the notebook's name)")
+    command.add_argument("--port", type=int, help="port on 127.0.0.1 (default: the first free one from 8888 on)")
+    command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    root = course()
+    path = find_notebook(args.notebook, root)
+    if args.html is not None:
+        return export(path, Path(args.html) if args.html else root / "lectures" / path.stem, args.short)
+    for package in ("jupyterlab_slideshow", "jupyterlab_fonts"):
+        if importlib.util.find_spec(package) is None:
+            raise FileNotFoundError(f"{package.replace('_', '-')} is not installed: .venv/bin/pip install -e '.[lecture]' "
+                                    "-c constraints.txt brings it.")
+    port = choose_port(args.port)
+    from qlab.lecture import live
+
+    copied, kept = live.write(path, root.resolve(), args.short)
+    if kept:
+        print(f"qlab: {copied.name} had been changed, and is kept as {kept.relative_to(root.resolve())}.", flush=True)
+    start(root, copied, port, args.no_browser)
+    return 0
+
+
+def export(path: Path, folder: Path, short: bool) -> int:
+    from qlab.lecture import html, live
+
+    count = html.export(live.read(path), folder, short)
+    print(f"{folder / 'index.html'}: {count} slides; open it in a browser, no network is needed.")
+    return 0
+
+
+def start(root: Path, copied: Path, port: int, no_browser: bool) -> None:
+    """JupyterLab at the copy, until Ctrl-C. Its settings and windows are the lecture's own: `qlab lab` opens as it was left."""
+    from jupyterlab.labapp import LabApp
+
+    import qlab.lecture
+    from qlab import saving
+    from qlab.lab.jupyter import enable
+    from qlab.lecture import live
+
+    own = root.resolve() / live.FOLDER / ".jupyter"
+    saving.make_folder(own / "settings" / WINDOWING.parent)
+    saving.write({own / "settings" / WINDOWING: b'{"windowingMode": "none"}'})              # every slide is measured, seen or not
+    print(f"qlab: starting the slides of {copied.name}; stop them with Ctrl-C. f fills the screen; qlab lecture --help lists the keys.")
+    if live.notes_page(copied).exists():
+        print(f"qlab: speaker's notes: http://127.0.0.1:{port}/files/{live.FOLDER}/{quote(live.notes_page(copied).name)}")
+    print(end="", flush=True)
+    LabApp.launch_instance([
+        "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
+        f"--LabApp.default_url=/lab/tree/{quote(copied.relative_to(root.resolve()).as_posix())}",
+        f"--LabApp.user_settings_dir={own / 'settings'}", f"--LabApp.workspaces_dir={own / 'workspaces'}",
+        f"--LabApp.extra_labextensions_path={Path(qlab.lecture.__file__).parent / 'labextension'}",
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--ServerApp.allow_root=True", "--ServerApp.answer_yes=True", "--Application.log_level=WARN",
+        *enable(),
+        *(["--ServerApp.open_browser=False"] if no_browser else []),
+    ])
