@@ -98,6 +98,18 @@ def test_sixty_layers_are_no_trouble():
     assert value(allocate.exact(value, cost, budget)) == pytest.approx(value(allocate.milp(value, cost, budget)), rel=1e-6)
 
 
+def test_the_solver_says_nothing_on_the_screen(capfd):
+    """With these costs a solution of HiGHS has to be repaired, which it is told to say nowhere."""
+    lost = [[0, 0, 0, 0], [8, 7, 2, 2], [78140, 31852, 27170, 9756], [36897, 9201, 48221, 43437], [0, 0, 0, 0], [6101, 8994, 5851, 1311],
+            [0, 0, 0, 0], [0, 0, 0, 0]]
+    spent = [[560, 1731, 3170, 4750], [285, 1118, 1254, 4016], [492, 925, 1055, 2542], [611, 3419, 4219, 4813], [381, 1466, 1607, 4522],
+             [943, 2940, 3134, 4198], [288, 2347, 2511, 2604], [1332, 2460, 3982, 4921]]
+    value, cost = (Table(tuple("abcdefgh"), range(2, 6), torch.tensor(rows).double()) for rows in (lost, spent))
+    found = allocate.milp(value, cost, 9382.7)
+    assert value(found) == value(allocate.exact(value, cost, 9382.7))
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("solve", [allocate.exact, allocate.greedy, allocate.milp])
 def test_what_cannot_be_asked_for_is_one_sentence(solve):
     value, cost = table([[3.0, 2.0, 1.0]] * 2), table([[1000.0, 2000.0, 4000.0]] * 2)

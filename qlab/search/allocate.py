@@ -106,7 +106,7 @@ def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float
     while True:
         kept = LinearConstraint(parts, ub=tight)
         found = solve(scaled.ravel(), integrality=np.ones(scaled.size), bounds=Bounds(0, 1), constraints=[one_each, kept],
-                      options={"mip_rel_gap": 0})
+                      options={"mip_rel_gap": 0, "presolve": False})                        # whose repairs HiGHS 1.12 prints on stdout
         if found.x is None:
             least = " and ".join(f"{_least(c):,.6g}" for c in costs)
             raise ValueError(f"the budgets {', '.join(f'{b:,.6g}' for b in budgets)} cannot be kept together: the least possible, each by "
