@@ -12,12 +12,12 @@ MUST = ("00", "01", "02", "03")  # the pages that are promised, with their exerc
 def add_to(commands) -> None:
     """The command's arguments."""
     command = commands.add_parser("translate", help="say how much of the Chinese edition is done, or refresh what a translator fills",
-                                  description="Without --check it writes translations/zh/: what is done stays, and what is missing or stale "
-                                  "gets the English text below it.")
-    command.add_argument("names", nargs="*", metavar="PAGE", help="a path, a name or a number such as 02, with its exercise set (default: all "
-                         "pages that somebody has begun)")
-    command.add_argument("--check", action="store_true", help="write nothing; exit status 1 if something is stale or broken, or missing in "
-                         f"{MUST[0]} to {MUST[-1]}")
+                                  description="Without --check it writes translations/zh/: what is done stays, and what is missing or "
+                                  "stale gets the English text below it.")
+    command.add_argument("names", nargs="*", metavar="PAGE", help="a path, a name or a number such as 02, with its exercise set (default: "
+                         "all pages that somebody has begun)")
+    command.add_argument("--check", action="store_true", help="write nothing; exit status 1 if something is stale or broken, or missing "
+                         f"in {MUST[0]} to {MUST[-1]}")
     command.add_argument("--lang", default="zh", help="the language (default: zh)")
     command.set_defaults(run=run)
 

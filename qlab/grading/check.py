@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from qlab.grading.author.cases import PUBLIC, Case
+from qlab.translate import columns, tr
 
 POINTS: dict[str, float] = {}
 PARTS: dict[str, tuple[float, ...]] = {}  # of the questions that give their points in parts
 SECONDS: dict[str, float] = {}
-LATER = "Hidden tests run when it is graded."
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Result:
 
     def __repr__(self) -> str:
         indent = "\n" + " " * 12
-        return "\n".join([self.message, *(f"  {label:8}  {text.replace(chr(10), indent)}" for label, text in self.details)])
+        rows = (f"  {_padded(_label(label), 8)}  {text.replace(chr(10), indent)}" for label, text in self.details)
+        return "\n".join([self.message, *rows])
 
     def _repr_html_(self) -> str:
         return _page(_entry(self))
@@ -61,15 +62,15 @@ class Summary:
     def message(self) -> str:
         done = [r.question for r in self.results if r.state == "passed"]
         reached, full = sum(map(self._reached, self.results)), sum(self.points.values())
-        return (f"Public tests pass for {len(done)} of {len(self.results)} questions, worth {reached:g} of {full:g} points "
-                "if the hidden tests pass, too.")
+        return tr("Public tests pass for {done} of {all} questions, worth {reached:g} of {full:g} points if the hidden tests pass, too.",
+                  done=len(done), all=len(self.results), reached=reached, full=full)
 
     def __repr__(self) -> str:
         share = self._share()
         bar = "#" * round(30 * share) + "." * (30 - round(30 * share))
         worth = list(map(self._worth, self.results))
-        width = max([10, *map(len, worth)])
-        lines = [f"  {r.question:8}{points:>{width}}   {STATES[r.state]}" for r, points in zip(self.results, worth)]
+        width = max([10, *map(columns, worth)])
+        lines = [f"  {r.question:8}{' ' * (width - columns(points))}{points}   {_state(r.state)}" for r, points in zip(self.results, worth)]
         return "\n".join([f"[{bar}] {100 * share:.0f} %", *lines, self.message])
 
     def _repr_html_(self) -> str:
@@ -80,7 +81,7 @@ class Summary:
         rows = "".join(
             f'<tr style="background: none"><td style="text-align: left; padding: 2px 16px 2px 0"><b>{html.escape(r.question)}</b></td>'
             f'<td style="text-align: right; padding: 2px 16px 2px 0">{self._worth(r)}</td>'
-            f'<td style="text-align: left; padding: 2px 0">{_mark(r.state)}{STATES[r.state]}</td></tr>' for r in self.results)
+            f'<td style="text-align: left; padding: 2px 0">{_mark(r.state)}{_state(r.state)}</td></tr>' for r in self.results)
         table = f'<table style="margin: 0; border-collapse: collapse; font-size: inherit; color: inherit">{rows}</table>'
         return _page(f"{bar}{table}<div style=\"margin-top: 6px\">{html.escape(self.message)}</div>")
 
@@ -89,7 +90,9 @@ class Summary:
 
     def _worth(self, result: Result) -> str:
         parts = () if result.reached else self.parts.get(result.question, ())
-        return " + ".join(f"{part:g}" for part in parts) + " points" if parts else _points(self.points[result.question], result.reached)
+        if parts:
+            return tr("{points} points", points=" + ".join(f"{part:g}" for part in parts))
+        return _points(self.points[result.question], result.reached)
 
     def _reached(self, result: Result) -> float:
         return self.points[result.question] if result.state == "passed" else result.reached
@@ -122,7 +125,7 @@ def check(question: str | None = None) -> None:
     if question is not None:
         _show(run(question, names))
     elif not POINTS:
-        raise ValueError("there is nothing to check yet: run the first code cell of this notebook.")
+        raise ValueError(tr("there is nothing to check yet: run the first code cell of this notebook."))
     else:
         _show(Summary(tuple(run(q, names) for q in POINTS), dict(POINTS), dict(PARTS)))
 
@@ -156,21 +159,24 @@ def run(question: str, names: dict) -> Result:
     groups = [(function.points or 0, list(function())) for function in PUBLIC.get(question, {}).values()]
     cases = [case for _, found in groups for case in found]
     if not cases:
-        return Result(question, "untested", 0, 0, f"The tests of {question} are not here yet: run its test cell.")
+        return Result(question, "untested", 0, 0, tr("The tests of {question} are not here yet: run its test cell.", question=question))
     failing = [[failure for case in found if (failure := _failure(case, names)) is not None] for _, found in groups]
     failures = [failure for group in failing for failure in group]
     passed = len(cases) - len(failures)
+    count = {"question": question, "passed": passed, "all": len(cases)}
     if not failures:
-        return Result(question, "passed", passed, len(cases), f"Public tests of {question}: {passed} of {len(cases)} passed. {LATER}")
+        said = tr("Public tests of {question}: {passed} of {all} passed. Hidden tests run when it is graded.", **count)
+        return Result(question, "passed", passed, len(cases), said)
     blank = next((name for name, _ in failures if name), None)
     if blank:
         own = any(blank in _names(case.call + "\n" + case.setup) for case in cases)
-        return Result(question, "unanswered", passed, len(cases), f"{question} is not answered yet." if own else
-                      f"{question} cannot be checked yet: it uses {blank}, which is not answered yet.")
+        said = tr("{question} is not answered yet.", question=question) if own else tr(
+            "{question} cannot be checked yet: it uses {blank}, which is not answered yet.", question=question, blank=blank)
+        return Result(question, "unanswered", passed, len(cases), said)
     reached = sum(points for (points, found), failed in zip(groups, failing) if found and not failed)
-    worth = f", worth {_points(reached)} by themselves" if reached else ""
-    return Result(question, "failed", passed, len(cases), f"Public tests of {question}: {passed} of {len(cases)} passed{worth}.",
-                  failures[0][1], reached)
+    said = tr("Public tests of {question}: {passed} of {all} passed, worth {points} by themselves.", points=_points(reached), **count) \
+        if reached else tr("Public tests of {question}: {passed} of {all} passed.", **count)
+    return Result(question, "failed", passed, len(cases), said, failures[0][1], reached)
 
 
 def _failure(case: Case, names: dict) -> tuple[str, tuple] | None:
@@ -182,7 +188,7 @@ def _failure(case: Case, names: dict) -> tuple[str, tuple] | None:
     told = [("test", case.call), *([("input", inputs)] if inputs else [])]
     hint = [("hint", case.hint)] if case.hint else []
     expect = None if case.raises else values.encode(case.expect)
-    expected = ("expected", f"{case.raises} is raised" if case.raises else values.show(expect))
+    expected = ("expected", tr("{error} is raised", error=case.raises) if case.raises else values.show(expect))
     try:
         here = {**names, **copy.deepcopy(case.inputs)}
         exec(compile(case.setup, "<setup>", "exec"), here)
@@ -192,7 +198,7 @@ def _failure(case: Case, names: dict) -> tuple[str, tuple] | None:
             return None
         return _unanswered(error, names), (*told, expected, ("error", _own_line(error, names)), *hint)
     if case.raises:
-        return "", (*told, expected, ("got", values.show(got)), ("why", "no error was raised."), *hint)
+        return "", (*told, expected, ("got", values.show(got)), ("why", tr("no error was raised.")), *hint)
     if not (why := compare(got, expect, case.tol, case.dtype)):
         return None
     right, given = show.beside(expect, got, case.tol)
@@ -220,13 +226,14 @@ def _own_line(error: Exception, names: dict) -> str:
     """The error, and the line of the student's own code that it came from."""
     said = "".join(traceback.format_exception_only(error)).strip().split("\n")[-1]
     if isinstance(error, NameError) and error.name not in names and not (frames := _own_frames(error, names)):
-        return f"{error.name} is not defined: run the cell with your answer first."
+        return tr("{name} is not defined: run the cell with your answer first.", name=error.name)
     frames = _own_frames(error, names)
     if not frames:
         return said
     frame = frames[-1]
     line = linecache.getline(frame.filename, frame.lineno).strip()
-    return f"{said}\nin line {frame.lineno} of the cell, in {frame.name}{': ' if line else ''}{line}"[:2000]
+    where = tr("in line {number} of the cell, in {name}", number=frame.lineno, name=frame.name)
+    return f"{said}\n{where}{': ' if line else ''}{line}"[:2000]
 
 
 def _names(source: str) -> set[str]:
@@ -238,12 +245,26 @@ def _names(source: str) -> set[str]:
 COLORS = {"passed": "var(--jp-success-color1, #2e7d32)", "failed": "var(--jp-error-color1, #c62828)",
           "unanswered": "var(--jp-ui-font-color2, #757575)", "untested": "var(--jp-ui-font-color2, #757575)"}
 LINE = "var(--jp-border-color2, #bdbdbd)"
-STATES = {"passed": "public tests passed", "failed": "a public test fails", "unanswered": "not answered yet",
-          "untested": "its test cell has not run"}
+
+
+def _state(state: str) -> str:
+    return {"passed": tr("public tests passed"), "failed": tr("a public test fails"), "unanswered": tr("not answered yet"),
+            "untested": tr("its test cell has not run")}[state]
+
+
+def _label(label: str) -> str:
+    return {"test": tr("test"), "input": tr("input"), "expected": tr("expected"), "got": tr("got"), "why": tr("why"), "hint": tr("hint"),
+            "error": tr("error")}[label]
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - columns(text))
 
 
 def _points(points: float, reached: float = 0) -> str:
-    return (f"{reached:g} of " if reached else "") + f"{points:g} {'point' if points == 1 else 'points'}"
+    if reached:
+        return tr("{reached:g} of {all}", reached=reached, all=_points(points))
+    return tr("{points:g} point", points=points) if points == 1 else tr("{points:g} points", points=points)
 
 
 def _mark(state: str) -> str:
@@ -259,7 +280,7 @@ def _entry(result: Result) -> str:
     cell = "text-align: left; vertical-align: top; padding: 1px 14px 1px 0"
     code = "margin: 0; padding: 0; background: none; font-size: 13px; line-height: 1.5; white-space: pre-wrap"
     rows = "".join(
-        f'<tr style="background: none"><td style="{cell}; color: {COLORS["unanswered"]}">{label}</td><td style="{cell}">'
+        f'<tr style="background: none"><td style="{cell}; color: {COLORS["unanswered"]}">{_label(label)}</td><td style="{cell}">'
         + (f"<span>{html.escape(text)}</span>" if label in ("why", "hint") else f'<pre style="{code}">{html.escape(text)}</pre>')
         + "</td></tr>" for label, text in result.details)
     table = f'<table style="margin: 4px 0 0; border-collapse: collapse; font-size: inherit; color: inherit">{rows}</table>' if rows else ""

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from qlab.grading import values
+from qlab.translate import tr
 
 ROWS, COLUMNS = 8, 10
 
@@ -23,7 +24,7 @@ def beside(expect: dict, got: dict, tol: float = 0.0) -> tuple[str, str]:
     """
     if expect["t"] == got["t"] and expect["t"] in ("tuple", "list") and len(expect["v"]) == len(got["v"]) > 0:
         pairs = [beside(one, other, tol) for one, other in zip(expect["v"], got["v"])]
-        return tuple("\n".join(_indent(f"item {n}: ", pair[side]) for n, pair in enumerate(pairs)) for side in (0, 1))
+        return tuple("\n".join(_indent(tr("item {n}: ", n=n), pair[side]) for n, pair in enumerate(pairs)) for side in (0, 1))
     if "shape" in expect and "shape" in got and expect["shape"] == got["shape"] and expect["dtype"] == got["dtype"]:
         right, given = values.decode(expect), values.decode(got)
         if right.size and right.ndim and right.dtype.kind in "biuf":

@@ -18,6 +18,8 @@ import sys
 
 import numpy as np
 
+from qlab.translate import tr
+
 MAX_BYTES = 64 * 2**20  # of data in one value
 MAX_ITEMS = 100_000
 MAX_DEPTH = 20
@@ -260,7 +262,9 @@ def _show(value: dict) -> str:
     if kind == "error":
         return f"{value['type']}: {value['message']}" if value["message"] else value["type"]
     if kind == "unsupported":
-        return "something too large to compare" if value["type"] == "too large" else f"an object that cannot be compared ({value['type']})"
+        if value["type"] == "too large":
+            return tr("something too large to compare")
+        return tr("an object that cannot be compared ({kind})", kind=value["type"])
     if kind in ("list", "tuple"):
         shown = [_show(item) for item in value["v"][:50]] + ["..."] * (len(value["v"]) > 50)
         if kind == "list":

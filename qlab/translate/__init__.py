@@ -15,6 +15,7 @@ This module imports the standard library only: without QLAB_LANG `tr` costs one 
 
 import functools
 import os
+import unicodedata
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -56,6 +57,15 @@ def into(asked: str, text: str, **values) -> str:
     return said.format(**values) if values else said
 
 
+def columns(text: str) -> int:
+    """How wide a text is on a terminal: a Chinese letter takes two columns.
+
+    >>> columns("8 位")
+    4
+    """
+    return len(text) if text.isascii() else sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
 @functools.cache
 def words(asked: str) -> dict[str, str]:
     """English -> the other language, of the library's words.
@@ -75,15 +85,16 @@ def known(asked: str) -> str:
     ('zh', '')
     """
     if asked not in LANGUAGES | {"en", ""}:
-        raise ValueError(tr("there is no language {asked}: choose among en and {others}.", asked=asked, others=", ".join(sorted(LANGUAGES))))
+        others = ", ".join(sorted(LANGUAGES))
+        raise ValueError(tr("there is no language {asked}: choose among en and {others}.", asked=asked, others=others))
     return "" if asked == "en" else asked
 
 
 def translated(path: str | Path, asked: str):
     """A page of the course in another language: an nbformat notebook, or None where nobody has begun to translate it.
 
-    path: NAME.ipynb in a folder notebooks/ or exercises/, beside which translations/ lies. Cells whose translation is missing or stale are in
-    English. Raises ValueError for a language that the course does not have.
+    path: NAME.ipynb in a folder notebooks/ or exercises/, beside which translations/ lies. Cells whose translation is missing or stale are
+    in English. Raises ValueError for a language that the course does not have.
 
     >>> from qlab.folders import clone
     >>> notebook = translated(clone() / "notebooks" / "02_linear_quantization.ipynb", "zh")

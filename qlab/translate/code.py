@@ -13,8 +13,9 @@ import io
 import json
 import re
 import tokenize
-import unicodedata
 from collections.abc import Iterator, Mapping
+
+from qlab.translate import columns
 
 QUESTIONS = ("predict", "quiz")
 LEFT = ("# YOUR CODE HERE",)  # nbgrader's mark
@@ -149,22 +150,24 @@ def _put(source: str, node: ast.Constant | ast.JoinedStr, said: str) -> str:
     lines = [line.encode() for line in source.split("\n")]
     first, last = node.lineno - 1, node.end_lineno - 1
     before, after = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
-    indent = " " * width(before.decode())
+    indent = " " * columns(before.decode())
     if before.lstrip() == b"" and b'"""' in lines[first]:
         text = '"""' + said.replace("\\", "\\\\") + '"""'
     else:
         pieces = _cut(said, max(30, COLUMNS - 3 - len(indent)))
-        prefix = "f" if isinstance(node, ast.JoinedStr) else ""
-        text = ("\n" + indent).join((prefix if "{" in piece or "}" in piece else "") + json.dumps(piece, ensure_ascii=False) for piece in pieces)
+        quoted = [json.dumps(piece, ensure_ascii=False) for piece in pieces]
+        if isinstance(node, ast.JoinedStr):
+            quoted = ["f" + piece if "{" in piece or "}" in piece else piece for piece in quoted]
+        text = ("\n" + indent).join(quoted)
     made = b"\n".join([*lines[:first], before + text.encode() + after, *lines[last + 1 :]])
     return made.decode()
 
 
-def _cut(said: str, columns: int) -> list[str]:
-    """The text in pieces of at most so many columns, cut between words or Chinese letters, never inside of a tag or of braces."""
+def _cut(said: str, most: int) -> list[str]:
+    """The text in pieces of at most so many columns (most), cut between words or Chinese letters, never inside of a tag or of braces."""
     pieces, line = [], ""
     for part in re.findall(r"\{[^{}]*\}|<[^<>]*>|&\w+;|[A-Za-z0-9_.,*/+\-]+ ?|.", said, re.DOTALL):
-        if line and width(line + part) > columns and not re.fullmatch(r"[，。；：、？！）”.,;:?!)]", part):
+        if line and columns(line + part) > most and not re.fullmatch(r"[，。；：、？！）”.,;:?!)]", part):
             pieces.append(line)
             line = ""
         line += part
@@ -174,14 +177,6 @@ def _cut(said: str, columns: int) -> list[str]:
 def _wrapped(said: str, before: str, alone: bool) -> list[str]:
     if not alone:
         return [before + said]
-    pieces = _cut(said.removeprefix("# "), max(30, COLUMNS - 2 - width(before)))
+    pieces = _cut(said.removeprefix("# "), max(30, COLUMNS - 2 - columns(before)))
     return [f"{before}# {piece.strip()}" for piece in pieces]
 
-
-def width(text: str) -> int:
-    """Columns: a Chinese letter takes two.
-
-    >>> width("8 位")
-    4
-    """
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

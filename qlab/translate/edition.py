@@ -1,6 +1,6 @@
 """The pages of another language as files, in a folder beside the English ones, for a reader to work in: zh/notebooks/ and zh/exercises/.
 
-They are made fresh at every `qlab lab --lang zh`, and the reader's work comes first. `made.json` holds the hash of each page as it was made:
+They are made fresh at every `qlab lab --lang zh`, and the reader's work comes first. `made.json` holds each page's hash as it was made:
 
     the file is as it was made       a newer page takes its place
     the reader has changed it        it stays; where a newer page exists, this is said
@@ -23,7 +23,7 @@ FOLDERS = ("notebooks", "exercises")
 
 
 def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
-    """Makes the pages of a language in root/LANGUAGE: (the pages that are as made, those that a newer page would replace but for the reader).
+    """Makes the pages of a language in root/LANGUAGE: (the ones as made, the reader's of which a newer one exists).
 
     Raises OSError, in one sentence, where they cannot be written; whatever was there is then still there.
     """
@@ -50,7 +50,7 @@ def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
 
 
 def open_in(root: Path, asked: str, notebook: str) -> str:
-    """Makes the pages, says what a reader should know, and gives the page that stands for an English one; both are below root, as POSIX paths."""
+    """Makes the pages, says what a reader should know, and gives the page that stands for an English one; both as POSIX paths below root."""
     ours, newer = make(root, asked)
     _trust(root, asked, ours)
     for path in newer:

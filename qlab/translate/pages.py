@@ -6,9 +6,9 @@
     <!-- cell a480b678 of 0c1f5a9d22e7 -->                  the cell's id, and 12 digits of the SHA-256 of its English text
     # 02 · 线性量化
 
-A text is current as long as the page has a cell with that hash. A cell of another hash in the same place makes it stale: the page then shows
-the English text, with a line that says so. `qlab translate 02` writes ": stale" or ": missing" behind the new hash, and the English text below;
-a translator who has mended the text takes the word away.
+A text is current as long as the page has a cell with that hash. A cell of another hash in the same place makes it stale: the page then
+shows the English text, with a line that says so. `qlab translate 02` writes ": stale" or ": missing" behind the new hash, and the English text
+below; a translator who has mended the text takes the word away.
 """
 
 import difflib
@@ -79,8 +79,8 @@ def read(path: Path) -> list[Text]:
 def cells(notebook: nbformat.NotebookNode, texts: list[Text]) -> list[Cell]:
     """The Markdown cells of an English page, in their order, each with its translation: by its hash, else by its id, else by its place.
 
-    >>> page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("Two bits", id="a1"), nbformat.v4.new_markdown_cell("Zero", id="b1")])
-    >>> [cell.state for cell in cells(page, [Text("a0", "0" * 12, "两位"), Text("b1", digest("Zero"), "零")])]
+    >>> page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id=text) for text in ("Two", "Zero")])
+    >>> [cell.state for cell in cells(page, [Text("Tow", "0" * 12, "二"), Text("Zero", digest("Zero"), "零")])]
     ['stale', 'done']
     """
     english = [cell for cell in notebook.cells if cell.cell_type == "markdown" and SPEAKER not in cell.metadata.get("tags", [])]
@@ -185,7 +185,7 @@ def problems(path: Path, asked: str) -> list[str]:
     for cell in found:
         if cell.state == "done":
             told += [f"cell {cell.id}: {why}" for why in survives.lost(cell.english, cell.text)]
-    headings = {re.sub(r"[^\S\n]+", "-", match[1].strip()) for cell in found for match in re.finditer(r"^#+ (.+)$", cell.text, re.MULTILINE)}
+    headings = {match[1].strip().replace(" ", "-") for cell in found for match in re.finditer(r"^#+ (.+)$", cell.text, re.MULTILINE)}
     links = (match[1] for cell in found if cell.state == "done" for match in re.finditer(r"\]\(#([^)\s]+)\)", cell.text))
     told += [f"the link #{link} leads to no heading of the page" for link in links if link not in headings]
     known = {one: other for one, other in words(path, asked).items() if other}

@@ -70,6 +70,6 @@ def _quoted(said: str) -> str:
     """In quotes; on several lines where it has line breaks, or is long."""
     lines = said.splitlines(keepends=True)
     if len(lines) < 2:
-        lines = textwrap.wrap(said, 110, drop_whitespace=False, break_on_hyphens=False, replace_whitespace=False) if len(said) > 110 else [said]
+        lines = textwrap.wrap(said, 110, drop_whitespace=False, break_on_hyphens=False, replace_whitespace=False) or [""]
     quoted = ['"' + line.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"' for line in lines]
-    return "\n".join(['""', *quoted] if len(quoted) > 1 else quoted or ['""'])
+    return "\n".join(['""', *quoted] if len(quoted) > 1 else quoted)

@@ -22,10 +22,10 @@ def check(root: Path, asked: str, paths: Sequence[Path], must: Sequence[str]) ->
         stale = [f"cell {cell.id} is stale" for cell in found if cell.state == "stale"]
         missing = [f"cell {cell.id} is missing" for cell in found if cell.state == "missing"]
         unsaid = [f"no translation of {one[:60]!r}" for one, other in said.items() if not other]
-        begun = len(missing) < len(found) or len(unsaid) < len(said)
-        broken = _broken(path, asked, found, said, terms) if begun else []
+        broken = _broken(path, asked, found, said, terms) if len(missing) < len(found) else []
         told = stale + broken + (missing + unsaid if promised else [])
-        share = f"{len(found) - len(missing) - len(stale):3} of {len(found):3} texts, {len(said) - len(unsaid):3} of {len(said):3} words in code"
+        done = len(found) - len(missing) - len(stale), len(said) - len(unsaid)
+        share = f"{done[0]:3} of {len(found):3} texts, {done[1]:3} of {len(said):3} words in code"
         lines += [f"{path.parent.name + '/' + path.stem:46} {share}", *(f"    {one}" for one in told)]
         good = good and not told
     now, have = extract.of_library(), po.read(FOLDER / f"{asked}.po")

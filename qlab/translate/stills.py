@@ -1,10 +1,12 @@
 """The still of a question in another language, made from the English one: nothing is run.
 
-A page stores of `predict` and `quiz` what a reader without a kernel sees: the question and its options, as HTML and as plain text. Their words
-are those of the cell, so the translated cell's words take their places; what an f-string's {expression} gave is found in the English still.
-The plain text goes on beginning with "Predict." or "Check yourself.", by which a saved page's widgets are known (qlab.lab.jupyter.saving).
+A page stores of `predict` and `quiz` what a reader without a kernel sees: the question and its options, as HTML and as plain text. Their
+words are those of the cell, so the translated cell's words take their places; what an f-string's {expression} gave is found in the English
+still. The plain text goes on beginning with "Predict." or "Check yourself.", by which a saved page's widgets are known
+(qlab.lab.jupyter.saving).
 """
 
+import functools
 import html
 import re
 from collections.abc import Mapping
@@ -52,7 +54,8 @@ def _put(text: str, pairs: list[tuple[str, str]]) -> str:
     for one, other in pairs:
         names = EXPRESSION.findall(one)
         pattern = r"([^<>\s]+)".join(re.escape(part) for part in EXPRESSION.split(one))
-        text = re.sub(rf"(?<![A-Za-z\d]){pattern}(?![A-Za-z\d])", lambda match, names=names, other=other: _filled(other, names, match), text)
+        said = functools.partial(_filled, other, names)
+        text = re.sub(rf"(?<![A-Za-z\d]){pattern}(?![A-Za-z\d])", said, text)
     return text
 
 
