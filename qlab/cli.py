@@ -11,7 +11,17 @@ import sys
 from pathlib import Path
 
 import qlab
-from qlab import auto_command, collect_command, demo_command, export_command, get_command, lab_command, lecture_command, translate_command
+from qlab import (
+    auto_command,
+    collect_command,
+    demo_command,
+    export_command,
+    get_command,
+    lab_command,
+    lecture_command,
+    site_command,
+    translate_command,
+)
 from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
 
@@ -245,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     export_command.add_to(commands)
     get_command.add_to(commands)
     lecture_command.add_to(commands)
+    site_command.add_to(commands)
     translate_command.add_to(commands)
 
     commands.add_parser("grade", help="grade what was handed in: qlab grade FOLDER --assignment 02; see qlab grade --help")

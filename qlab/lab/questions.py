@@ -103,18 +103,24 @@ class Predict(_Question):
         if not self._numeric:
             self.lock.disabled = self.guess.value is None
 
+    @property
+    def answers(self) -> list[str]:
+        """The answer with its reason, as HTML; nothing that is shown or stored holds it before a guess."""
+        answer = f"{self._answer:g}" if self._numeric else html.escape(self._options[self._answer])
+        return [f"<b>{answer}</b>. {self._explain}"]
+
     def _lock(self, _button) -> None:
         if self.guess.disabled or self.guess.value is None:
             return
         self.guess.disabled = self.lock.disabled = True
         if self._numeric:
-            guess, answer = f"{self.guess.value:g}", f"{self._answer:g}"
+            guess = f"{self.guess.value:g}"
             off = abs(self.guess.value - self._answer)
             verdict = "as near as the slider goes" if off <= self._options[2] / 2 else f"off by {off:g}"
         else:
-            guess, answer = html.escape(self.guess.value), html.escape(self._options[self._answer])
+            guess = html.escape(self.guess.value)
             verdict = "right" if self._options.index(self.guess.value) == self._answer else "not this time"
-        self.outcome.value = f"You said: <b>{guess}</b> ({verdict}). The answer: <b>{answer}</b>. {self._explain}"
+        self.outcome.value = f"You said: <b>{guess}</b> ({verdict}). The answer: {self.answers[0]}"
 
 
 def predict(question: str, options, answer, explain: str) -> Predict:
@@ -152,6 +158,11 @@ class Quiz(_Question):
             f"<li>{text}{_list(options)}</li>" for text, options, _, _ in self._questions) + "</ol>"
         self.summary = " ".join(["Check yourself.", *(f"{i + 1}. {plain(text)}" for i, (text, *_) in enumerate(self._questions))])
         self._tell()
+
+    @property
+    def answers(self) -> list[str]:
+        """Each question's answer with its reason, as HTML; nothing that is shown or stored holds it before a guess."""
+        return [f"<b>{html.escape(options[right])}</b>. {why}" for _, options, right, why in self._questions]
 
     def _answered(self, number: int, chosen: str | None) -> None:
         if chosen is None:

@@ -26,6 +26,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from traitlets import TraitError
 
 from qlab.lab.questions import plain, predict, quiz
 from qlab.lab.redraw import Canvas, png
@@ -95,7 +96,7 @@ class Live(ipywidgets.VBox):
         self._image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=f"{self._width}px", max_width="100%", height="auto"))
         self._caption = ipywidgets.HTML()
         for name, control in controls.items():
-            _label(control, name)
+            label(control, name)
             if isinstance(control, SLIDERS):
                 _widen(control, self._width)
                 if control.has_trait("max"):
@@ -162,10 +163,34 @@ class Live(ipywidgets.VBox):
         >>> demo = Live(figure(2, 1)[0], lambda: None)
         >>> demo.sharpen(200)
         >>> Image.open(io.BytesIO(demo.still())).size
-        (400, 200)
+        (400, 216)
         """
         self._canvas = Canvas(self.fig, dpi)
         self._image.value = png(self._canvas.pixels())
+
+    def frames(self, states):
+        """For each state, values of some controls by name, what the figure then shows: (all values, pixels, text). None where the figure
+        cannot be in a state, say for an option that another control has taken away. pixels: uint8 (height, width, 3).
+
+        >>> fig, ax = figure()
+        >>> demo = Live(fig, lambda bits: f"{2 ** bits} levels", bits=ipywidgets.IntSlider(4, 1, 8))
+        >>> [text for _, _, text in demo.frames([{"bits": 2}, {"bits": 3}])]
+        ['4 levels', '8 levels']
+        """
+        for state in states:
+            self._drawing = True  # the picture is drawn once, after the last control
+            try:
+                for name, value in 2 * list(state.items()):  # twice: one control may set another
+                    self.controls[name].value = value
+            except TraitError:
+                yield None
+                continue
+            finally:
+                self._drawing = False
+            self._changed(None)
+            if self.error:
+                raise self.error
+            yield self.values, self._canvas.pixels(), self.text
 
     def settings(self) -> str:
         """Each control's label and value on one line, as in the still.
@@ -174,7 +199,7 @@ class Live(ipywidgets.VBox):
         >>> Live(fig, lambda bits: None, bits=ipywidgets.IntSlider(4, 1, 8)).settings()
         'bits = 4'
         """
-        return "   ".join(f"{_label(control, name)} = {_shown(control)}" for name, control in self.controls.items())
+        return "   ".join(f"{label(control, name)} = {_shown(control)}" for name, control in self.controls.items())
 
     def still(self) -> bytes:
         """PNG: the figure as it is, and under it update's text and the controls' values."""
@@ -196,7 +221,7 @@ class Live(ipywidgets.VBox):
         return data, {"image/png": size | {"alt": data["text/plain"]}}
 
 
-def _label(control: ipywidgets.Widget, name: str) -> str:
+def label(control: ipywidgets.Widget, name: str) -> str:
     """The control's own description, or its name, which then becomes the description: a screen reader reads it, and nothing is cut off."""
     if not control.has_trait("description"):
         return name.replace("_", " ")

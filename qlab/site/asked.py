@@ -1,0 +1,54 @@
+"""A question on a page without a kernel: its text and options as they are stored, and below each the answer to unfold."""
+
+import ast
+
+from qlab.lab.hidden import QUESTIONS
+from qlab.lab.questions import predict, quiz
+
+LATER = "The answer hangs on what the page measures on your machine: run the page to see it."
+
+
+def literal(source: str) -> list[str] | None:
+    """The answers of a cell's question, as HTML, if its code spells them out; None if it computes them, or asks nothing.
+
+    >>> literal('widgets.predict("How many levels have 3 bits?", ["3", "8"], "8", "Each bit doubles them.")')
+    ['<b>8</b>. Each bit doubles them.']
+    >>> literal('predict("How many?", options, right, "")')
+    """
+    call = _call(source)
+    try:
+        return call and {"predict": predict, "quiz": quiz}[call.func.attr](*(ast.literal_eval(arg) for arg in call.args)).answers
+    except ValueError:
+        return None
+
+
+def computes(source: str) -> bool:
+    """Whether a cell asks, and takes the answer from what the page has computed."""
+    return _call(source) is not None and literal(source) is None
+
+
+def with_answers(still: str, answers: list[str] | None) -> str:
+    """The stored HTML of predict or quiz, each question followed by its answer, folded.
+
+    >>> with_answers("<p>Why?</p>", ["So."])
+    '<p>Why?</p><details class="qlab-answer"><summary>Answer</summary><p>So.</p></details>'
+    """
+    parts = still.split("</ul></li>") if "<ol>" in still else [still, ""]
+    folded = [_folded(answer) for answer in answers or [LATER] * (len(parts) - 1)]
+    if len(folded) != len(parts) - 1:
+        raise ValueError(f"{len(folded)} answers do not fit {len(parts) - 1} questions.")
+    end = "</ul>{}</li>" if "<ol>" in still else "{}"
+    return "".join(part + end.format(answer) for part, answer in zip(parts, folded)) + parts[-1]
+
+
+def _folded(answer: str) -> str:
+    return f'<details class="qlab-answer"><summary>Answer</summary><p>{answer}</p></details>'
+
+
+def _call(source: str) -> ast.Call | None:
+    """The call of predict or quiz in a cell."""
+    try:
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    except SyntaxError:
+        return None
+    return next((call for call in calls if call.func.attr in QUESTIONS), None)

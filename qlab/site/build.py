@@ -1,0 +1,157 @@
+"""The whole site: a tree of sources for Sphinx, made from the clone, and what Sphinx makes of it."""
+
+import contextlib
+import importlib.util
+import io
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nbformat
+
+from qlab.site import entrance, frames, library, links, pages, theme
+
+MATHJAX = "sphinx-mathjax-offline"
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", MATHJAX)
+TEXTS = ("README.md", "exercises/README.md", "exercises/challenge/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "solutions/README.md",
+         "qlab/grading/README.md")
+FIRST = ("docs/teaching.md", "docs/classroom.md", "docs/architecture.md")  # of docs/, in this order
+WORKERS = 4  # that draw at the same time: each holds torch and a network or two
+
+
+def check_installed() -> None:
+    """Raises ImportError where the packages of the extra `site` are missing."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{missing[0]} is missing: the site needs pip install -e '.[site]' -c constraints.txt")
+
+
+def check_place(out: Path) -> None:
+    """Raises OSError where out holds something that is no site: it would be replaced."""
+    if out.exists() and not (out.is_dir() and ((out / ".buildinfo").exists() or not any(out.iterdir()))):
+        raise FileExistsError(f"{out} is there and is not a site that this command has made: name another folder with --out.")
+
+
+def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[str] | None = None,
+          say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Makes the site of the clone root in the folder out, and returns Sphinx's warnings.
+
+    repository: where the course is published, for links to files and for Binder; draw: the notebooks, by their stems, whose live figures
+    move, all without it; say is told what goes on. out is replaced at the end, as a whole.
+    """
+    check_installed()
+    check_place(out)
+    notebooks = {path.relative_to(root).as_posix(): nbformat.read(path, as_version=4)
+                 for folder in ("notebooks", "exercises") for path in sorted((root / folder).glob("*.ipynb"))}
+    drawn = _draw(root, [path for path in sorted((root / "notebooks").glob("*.ipynb")) if draw is None or path.stem in draw], say)
+    new = out.with_name(out.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="qlab-site-") as folder:
+        source = Path(folder) / "source"
+        for path, content in _sources(root, notebooks, {name: found for name, (_, found) in drawn.items()}, repository).items():
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
+            (source / path).write_bytes(content)
+        say(f"{len(list(source.rglob('*.ipynb')))} notebooks and {len(list(source.rglob('*.md')))} other pages")
+        warnings = _sphinx(source, new, Path(folder) / "doctrees", sorted(notebooks), repository)
+    for name, (pictures, _) in drawn.items():
+        shutil.copytree(pictures, new / "frames" / name, ignore=shutil.ignore_patterns("page.json"), dirs_exist_ok=True)
+    for path, notebook in notebooks.items():
+        (new / "downloads" / path).parent.mkdir(parents=True, exist_ok=True)
+        (new / "downloads" / path).write_bytes(pages.as_text(pages.without_notes(notebook)))
+    _mathjax(new / "_static" / "mathjax")
+    shutil.rmtree(out, ignore_errors=True)
+    new.replace(out)
+    return [line.replace(str(source), "") for line in warnings]
+
+
+def _draw(root: Path, sources: list[Path], say: Callable[[str], None]) -> dict[str, tuple[Path, dict]]:
+    """Each notebook's folder of pictures, and what qlab.site.frames says of them; those that are there already are taken as they are."""
+    store = root / "build" / "frames"
+    places = {path: store / f"{path.stem}-{frames.key(path)}" for path in sources}
+    missing = [path for path, place in places.items() if frames.read(place) is None]
+    for old in store.glob("*") if store.is_dir() else ():
+        if old not in places.values() and old.name.rpartition("-")[0] in {path.stem for path in sources}:
+            shutil.rmtree(old)
+    if missing:
+        say(f"drawing the live figures of {len(missing)} pages")
+        workers = min(WORKERS, len(missing), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=frames.alone) as pool:
+            list(pool.map(frames.draw, missing, [places[path] for path in missing]))
+    return {path.stem: (place, frames.read(place)) for path, place in places.items()}
+
+
+def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: str | None) -> dict[str, bytes]:
+    """What Sphinx reads: path -> content."""
+    texts = [path for path in TEXTS if (root / path).is_file()]
+    docs = sorted((path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md")), key=lambda path: (path not in FIRST, path))
+    docs.sort(key=lambda path: FIRST.index(path) if path in FIRST else len(FIRST))
+    known = library.modules(root)
+    leads = links.leading(root, {*notebooks, *texts, *docs}, known, repository)
+    found = {}
+    for path, notebook in notebooks.items():
+        lesson = path.startswith("notebooks/")
+        exercise = f"exercises/{Path(path).name}"
+        foot = pages.foot(notebook, f"/{exercise}" if lesson and exercise in notebooks else None, f"../downloads/{path}",
+                          theme.binder(repository, path))
+        found[path] = pages.as_text(pages.page(notebook, path, drawn.get(Path(path).stem) if lesson else None, leads, foot))
+    heads = {path: pages.head(notebook) for path, notebook in notebooks.items() if path.startswith("notebooks/")}
+    readme = dict(zip(("top", "README.md"), entrance.split((root / "README.md").read_text(encoding="utf-8"))))
+    for path in texts + docs:
+        text = readme.get(path) or (root / path).read_text(encoding="utf-8")
+        found[path] = links.rewritten(text, path, leads).encode()
+    packages = [f"api/{package}.md" for package in library.PACKAGES]
+    for package in library.PACKAGES:
+        found[f"api/{package}.md"] = library.page(f"qlab.{package}", known).encode()
+    trees = {title: [path for path in heads if entrance.part(Path(path).name) == title] for title in ("", *entrance.PARTS)}
+    menu = {title or "Before you begin": paths for title, paths in trees.items()}
+    menu |= {"Exercises": [path for path in texts if path.startswith("exercises/")][:1] + [path for path in notebooks if path not in heads]
+             + [path for path in texts if path.startswith("exercises/")][1:],
+             "Teaching": docs, "Library": packages, "About": [path for path in texts if not path.startswith("exercises/")]}
+    top = links.rewritten(readme["top"], "README.md", leads)
+    found["index.md"] = entrance.page(top, heads, {title: paths for title, paths in menu.items() if paths}).encode()
+    for picture in [*(root / "notebooks").glob("*.png"), *(path for path in (root / "docs").rglob("*") if path.suffix in (".png", ".svg"))]:
+        found[picture.relative_to(root).as_posix()] = picture.read_bytes()
+    return found
+
+
+def _sphinx(source: Path, out: Path, doctrees: Path, notebooks: list[str], repository: str | None) -> list[str]:
+    """Runs Sphinx, and returns its warnings."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
+
+    settings = {
+        "project": "qlab", "author": "the qlab authors", "html_title": "qlab", "language": "en",
+        "extensions": ["myst_nb", "qlab.site.theme"], "nb_execution_mode": "off", "nb_merge_streams": True,
+        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"], "myst_heading_anchors": 4,
+        "myst_heading_slug_func": "qlab.site.links.anchor",
+        "html_theme": "sphinx_book_theme", "html_static_path": [str(Path(__file__).parent / "static")],
+        "html_css_files": ["qlab.css"], "html_js_files": ["qlab.js"], "mathjax_path": "mathjax/tex-chtml.js",
+        "html_copy_source": False, "html_show_sphinx": False, "html_show_copyright": False,
+        "html_theme_options": {
+            "use_download_button": False, "show_toc_level": 2, "show_navbar_depth": 1, "max_navbar_depth": 1, "home_page_in_toc": True,
+            "logo": {"text": "qlab"}, "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
+        } | ({"repository_url": repository, "use_repository_button": True} if repository else {}),
+        "qlab_notebooks": notebooks, "qlab_repository": repository,
+    }
+    said = io.StringIO()
+    with docutils_namespace(), contextlib.redirect_stderr(io.StringIO()):
+        app = Sphinx(source, None, out, doctrees, "html", confoverrides=settings, status=None, warning=said, freshenv=True,
+                     parallel=min(WORKERS, os.cpu_count() or 1))
+        app.build()
+    return [re.sub(r"\x1b\[[\d;]*m", "", line) for line in said.getvalue().splitlines() if line.strip()]
+
+
+def _mathjax(folder: Path) -> None:
+    """MathJax's part that makes HTML of TeX, with its fonts: a tenth of the package."""
+    shipped = Path(next(iter(importlib.util.find_spec(MATHJAX).submodule_search_locations))) / "static" / "mathjax"
+    for part in ("tex-chtml.js", "output/chtml", "a11y", "sre"):
+        if (shipped / part).is_dir():
+            shutil.copytree(shipped / part, folder / part, dirs_exist_ok=True)
+        else:
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(shipped / part, folder / part)

@@ -1,0 +1,120 @@
+"""A notebook as a page of the site: what it has stored, no speaker's notes, the answers to its questions, its live figures moving."""
+
+import copy
+import html
+import json
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+
+from qlab.lab import hidden
+from qlab.site import asked, figures, frames, links
+
+RUN = re.compile(r"\*\*Run all cells now\*\*.*?machine\.\s+", re.DOTALL)  # advice for JupyterLab
+NOT_LIVE = "Live in JupyterLab; here one picture, for {}."
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a notebook's first cell says of it: title, objective, and the sections of the source document, Markdown."""
+
+    title: str
+    objective: str = ""
+    sections: str = ""
+
+
+def head(notebook: NotebookNode) -> Head:
+    """The head of a notebook.
+
+    >>> import nbformat
+    >>> source = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 5 minutes. *Source document:* 2.1,\\n3.1 and 4.1.\\n\\nA"
+    >>> head(nbformat.v4.new_notebook(cells=[new_markdown_cell(source)]))
+    Head(title='02 · Linear', objective='Turn numbers into codes.', sections='2.1, 3.1 and 4.1')
+    """
+    source = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+    title = re.search(r"^# (.+)$", source, re.MULTILINE)
+    objective = re.search(r"^\*\*(.+?)\*\*\s*$", source, re.MULTILINE | re.DOTALL)
+    sections = re.search(r"\*Source document:\*\s+((?:\d|\.\d|,|and|to|the worked example of|\s)+)", source)
+    words = [" ".join(found[1].split()) if found else "" for found in (title, objective, sections)]
+    return Head(words[0], words[1], words[2].rstrip(".,"))
+
+
+def without_notes(notebook: NotebookNode) -> NotebookNode:
+    """A copy without the cells that only a speaker sees."""
+    notebook = copy.deepcopy(notebook)
+    notebook.cells = [cell for cell in notebook.cells if "speaker" not in cell.metadata.get("tags", [])]
+    return notebook
+
+
+def page(notebook: NotebookNode, path: str, drawn: dict | None, leads: Callable[[str], str | None], foot: str = "") -> NotebookNode:
+    """The notebook that Sphinx makes a page of.
+
+    path: where it lies in the repository; drawn: what qlab.site.frames has made of it, None if nothing; leads: of qlab.site.links;
+    foot: Markdown for the end.
+    """
+    drawn = drawn or {"figures": {}, "answers": {}, "left": {}}
+    pictures = posixpath.relpath(f"frames/{posixpath.splitext(posixpath.basename(path))[0]}", posixpath.dirname(path))
+    new = copy.deepcopy(notebook)
+    new.cells = []
+    for number, cell in enumerate(notebook.cells):
+        if "speaker" in cell.metadata.get("tags", []):
+            continue
+        if cell.cell_type == "markdown":
+            new.cells.append(new_markdown_cell(links.rewritten(RUN.sub("", cell.source), path, leads)))
+        elif cell.cell_type == "code":
+            new.cells += _code(cell, number, drawn, pictures)
+    if foot:
+        new.cells.append(new_markdown_cell(foot))
+    return new
+
+
+def _code(cell: NotebookNode, number: int, drawn: dict, pictures: str) -> list[NotebookNode]:
+    """A question as its text; a live figure as its code and pictures; any other cell with its outputs, pictures with their text."""
+    if hidden.asks(cell.source):
+        still = next((output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})), "")
+        answers = asked.literal(cell.source) or drawn["answers"].get(number)
+        return [_raw(f'<div class="qlab-question">{asked.with_answers(still, answers)}</div>')]
+    cell = copy.deepcopy(cell)
+    folded = cell.metadata.get("jupyter", {}).get("source_hidden")
+    cell.metadata = NotebookNode(tags=["hide-input"] if folded else [])
+    picture = next((output for output in cell.outputs if "image/png" in output.get("data", {})), None)
+    if not picture:
+        return [cell]
+    if number in drawn["figures"]:
+        cell.outputs = [output for output in cell.outputs if output is not picture]
+        return [cell, _raw(figures.figure(drawn["figures"][number], pictures, f"figure-{number}"))]
+    known = picture.metadata.get("image/png", {})
+    look = {"alt": known.get("alt") or picture.data.get("text/plain", "")} | ({"width": f"{known['width']}px"} if "width" in known else {})
+    cell.metadata["mystnb"] = NotebookNode(image=look)
+    notes = [_raw(f'<p class="qlab-note">{NOT_LIVE.format(drawn["left"].get(number, "it has not been drawn in its other states"))}</p>')]
+    return [cell, *(notes if frames.is_live(cell) else [])]
+
+
+def _raw(text: str) -> NotebookNode:
+    """HTML as it is, on one line; LaTeX between dollar signs outside its tags and its data becomes what MathJax looks for."""
+    def math(found: re.Match) -> str:
+        return f'<span class="math notranslate nohighlight">\\({found[1]}\\)</span>'
+
+    parts = re.split(r"(<script.*?</script>|<[a-zA-Z/][^>]*>)", " ".join(text.split()))
+    return new_markdown_cell("".join(part if i % 2 else re.sub(r"\$([^$]+)\$", math, part) for i, part in enumerate(parts)))
+
+
+def foot(notebook: NotebookNode, exercise: str | None, download: str, binder: str | None) -> str:
+    """What stands at a page's end: its objective, its sections of the source document, its exercise set, and where to work on it."""
+    known = head(notebook)
+    work = [f'<a href="{html.escape(download)}" download>download this page (.ipynb)</a> and open it in a clone of the course']
+    work += [f'<a href="{html.escape(binder)}">run it on Binder</a>'] if binder else []
+    lines = [f"**Objective.** {known.objective}" if known.objective else "",
+             f"**In the source document.** {known.sections}." if known.sections else "",
+             f"**Practise.** [The exercise set of this page]({exercise})." if exercise else "",
+             f"**Work on it.** You can {', or '.join(work)}."]
+    return ":::{admonition} About this page\n:class: qlab-foot\n" + "\n\n".join(filter(None, lines)) + "\n:::"
+
+
+def as_text(notebook: NotebookNode) -> bytes:
+    """The bytes of a notebook's file."""
+    return (json.dumps(notebook, ensure_ascii=False, indent=1) + "\n").encode()
