@@ -1,14 +1,15 @@
 """A notebook's live figures alone, on a page of their own: which statements of the notebook build them, and how they are shown.
 
-A figure's page is worked out from the notebook. Its cell ends in the figure; read backwards from there, every statement that
-sets or changes what a later one reads is kept, the others (what prints, draws or asserts) are left out. Cells of imports are kept whole, for
-they also set the look of pictures.
+A figure's page is worked out from the notebook. Its cell ends in the figure; read backwards from there, every statement that sets or changes
+what a later one reads is kept, the others (what prints, draws or asserts) are left out. Imports are kept, and with them the calls that stand
+in their cell, which set the look of pictures.
 
     figures(path)   what live figures a notebook has, and what each is about: read from its text, nothing runs
     page(path)      the small notebook that builds them and calls `show`, which runs in the kernel of that page
 """
 
 import ast
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def page(path: Path, folder: Path) -> NotebookNode:
     if not live:
         raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
     setup = statements([cell.source if cell.cell_type == "code" else "" for cell in cells], live)
+    silent = "from IPython.utils.capture import capture_output\n\nqlab_figures = []\nwith capture_output():\n" + textwrap.indent(setup, 4 * " ")
     show = f"from qlab.lecture.demo import show\n\nshow(qlab_figures, {path.stem!r}, {str(folder)!r})"
-    code = [nbformat.v4.new_code_cell(source) for source in (f"%%capture\nqlab_figures = []\n{setup}", show)]
+    code = [nbformat.v4.new_code_cell(source) for source in (silent, show)]
     return nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
 
 
@@ -73,17 +75,25 @@ def statements(sources: list[str], live: set[int]) -> str:
     modules = {alias.asname or alias.name for node in every if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
     functions = {node.name: _reads(node) for node in every if isinstance(node, ast.FunctionDef)}
     for n, source in reversed(list(enumerate(sources))):
-        body, whole = ast.parse(source).body, hidden.imports(source)
+        body = ast.parse(source).body
+        whole = _prepares(body)
         if n in live:
             body[-1] = ast.parse(f"qlab_figures.append({ast.unparse(body[-1])})").body[0]
         for node in reversed(body):
-            if whole or needed & _changes(node) - modules:
+            if whole or isinstance(node, ast.Import | ast.ImportFrom) or needed & _changes(node) - modules:
                 kept.append(ast.unparse(node))
                 reads = _reads(node)
                 while more := set().union(*(functions.get(name, ()) for name in reads)) - reads:
                     reads |= more  # what a function reads when it is called, it may have been given after it was defined
                 needed = needed - _sets(node) | reads
     return "\n".join(reversed(kept))
+
+
+def _prepares(body: list[ast.stmt]) -> bool:
+    """Whether a cell is imports, and calls beside them whose results are dropped, such as plot.use_style()."""
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    calls = [node for node in body if isinstance(node, ast.Expr) or _stored(node) == {"_"}]
+    return bool(imports) and len(imports) + len(calls) == len(body)
 
 
 def _reads(statement: ast.AST) -> set[str]:
@@ -136,11 +146,11 @@ def _makers(sources: list[str]) -> dict[str, str]:
     makers = {}
     for node in (node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)):
         for alias in node.names:
-            name = alias.asname or alias.name
-            if node.module == demos.__name__:
+            name, module = alias.asname or alias.name, node.module or ""
+            if module == demos.__name__:
                 makers |= {f"{name}.{function}": text for function, text in _docstrings(alias.name).items()}
-            elif node.module and node.module.startswith(f"{demos.__name__}."):
-                makers |= {name: text for function, text in _docstrings(node.module.rpartition(".")[2]).items() if function == alias.name}
+            elif module.startswith(f"{demos.__name__}.") and (text := _docstrings(module.rpartition(".")[2]).get(alias.name)):
+                makers[name] = text
     return makers
 
 

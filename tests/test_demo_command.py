@@ -1,0 +1,224 @@
+"""qlab demo: which statements a live figure needs, that they make the figure of the page, and its page in a real browser."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from qlab import cli
+from qlab.lecture import demo
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WITH_FIGURES = [path for path in PAGES if demo.figures(path)]
+LONG = ("01", "10")  # one measures this machine for seconds, the other trains a network
+MEASURED = ("13",)   # shows times of this machine
+
+
+def live_cell(source):
+    output = nbformat.v4.new_output("display_data", {"text/plain": "Live figure: bits = 4"})
+    return nbformat.v4.new_code_cell(source, outputs=[output])
+
+
+def notebook(tmp_path, *cells):
+    path = tmp_path / "02_own.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
+    return path
+
+
+# Which statements
+
+
+@pytest.mark.parametrize("cells, kept", [
+    (["a = 1", "b = 2", "f(a)"], ["a = 1"]),
+    (["a = 1", "a = 2", "f(a)"], ["a = 2"]),                                        # the first is never read
+    (["a = 1", "a = a + 1", "f(a)"], ["a = 1", "a = a + 1"]),
+    (["a = []", "a.append(1)", "print(a)", "assert a", "f(a)"], ["a = []", "a.append(1)"]),
+    (["a = {}", "for k in (1, 2):\n    a[k] = k\n    print(k)", "f(a)"], ["a = {}", "for k in (1, 2):\n    a[k] = k\n    print(k)"]),
+    (["def f(x):\n    return x + c", "c = 1", "f(0)"], ["def f(x):\n    return x + c", "c = 1"]),   # read when it is called
+    (["k = 3", "a = [k for k in (1, 2)]", "f(a)"], ["a = [k for k in (1, 2)]"]),    # its own k
+    (["import os\nos.chdir('.')", "a = 1", "f(0)"], ["import os", "os.chdir('.')"]),  # imports and the call beside them stay
+    (["import torch", "x = 1", "y = torch.relu(2)\nf(y)"], ["import torch", "y = torch.relu(2)"]),
+])
+def test_what_a_figure_needs(cells, kept):
+    assert demo.statements(cells, {len(cells) - 1}).splitlines() == "\n".join([*kept, f"qlab_figures.append({cells[-1].splitlines()[-1]})"
+                                                                               ]).splitlines()
+
+
+def test_two_figures_of_a_page_come_in_their_order():
+    assert demo.statements(["a = 1", "f(a)", "b = a", "g(b)", "c = 2"], {1, 3}).splitlines() == [
+        "a = 1", "qlab_figures.append(f(a))", "b = a", "qlab_figures.append(g(b))"]
+
+
+@pytest.mark.parametrize("path", [path for path in WITH_FIGURES if path.stem[:2] not in LONG], ids=lambda path: path.stem[:2])
+def test_the_page_s_own_figure_comes_out(path, tmp_path):
+    """What the generated notebook builds says the same as what the page has stored, which the whole page made."""
+    shell = InteractiveShell()
+    setup = demo.page(path, tmp_path).cells[0].source
+    result = shell.run_cell(setup)
+    result.raise_error()
+    cells = nbformat.read(path, as_version=4).cells
+    stored = [output.data["text/plain"] for cell in cells for output in cell.get("outputs", [])
+              if output.get("data", {}).get("text/plain", "").startswith("Live figure:")]
+    made = [live._repr_mimebundle_()[0]["text/plain"] for live in shell.user_ns["qlab_figures"]]
+    if path.stem[:2] in MEASURED:
+        stored, made = ([text.partition(". ")[0] for text in texts] for texts in (stored, made))
+    assert made == stored
+
+
+# The command
+
+
+def test_the_list_has_every_figure_and_a_sentence_for_each(capsys):
+    assert cli.main(["demo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] for line in lines if not line.startswith(" ")] == [
+        path.stem[:2] for path in PAGES for cell in nbformat.read(path, as_version=4).cells
+        if any(output.get("data", {}).get("text/plain", "").startswith("Live figure:") for output in cell.get("outputs", []))]
+    assert any(re.fullmatch(r"02  .*\bbits\b.*", line, re.IGNORECASE) for line in lines) and max(map(len, lines)) <= 110
+
+
+def refused(capsys, *args):
+    assert cli.main(["demo", *args]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_notebook_without_a_live_figure_is_told_so(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("voila")
+    (tmp_path / "notebooks").mkdir()
+    notebook(tmp_path / "notebooks", nbformat.v4.new_code_cell("x = 1"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks" / "00_welcome.ipynb").write_text("{}")
+    assert refused(capsys, "02") == "qlab: 02_own.ipynb has no live figure: qlab demo lists the notebooks that have one.\n"
+
+
+def test_a_missing_extra_and_a_missing_folder_are_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "voila.app", None)
+    assert "pip install -e '.[lecture]' -c constraints.txt" in refused(capsys, "02")
+    assert refused(capsys, "02", "--stills", str(tmp_path / "none")) == f"qlab: there is no folder {tmp_path / 'none'} for stills.\n"
+    assert "there is no notebook 99" in refused(capsys, "99")
+
+
+def test_stills_get_names_that_are_free(tmp_path, monkeypatch):
+    class Still:
+        def still(self):
+            return b"PNG"
+
+    said = [demo._saved(Still(), "02", tmp_path) for _ in range(2)]
+    assert said == [f"Saved as {tmp_path / f'02_still_{number}.png'}" for number in (1, 2)]
+    monkeypatch.setattr(demo.saving, "write", lambda files: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert demo._saved(Still(), "02", tmp_path) == f"The still could not be saved in {tmp_path}: No space left on device."
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# In a browser
+
+
+@pytest.fixture
+def beamer(tmp_path):
+    """(page, stills' folder, requests to the outside and errors): `qlab demo 12`, two figures, in a window of 1280 x 720."""
+    pytest.importorskip("voila", reason="needs voila: pip install -e '.[lecture]' -c constraints.txt")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]' -c constraints.txt")
+    from test_browser import CHROMIUM, PATIENCE_MS
+
+    if os.name != "posix" or not CHROMIUM:
+        pytest.skip("needs a Chromium, and a terminal as Linux and macOS have it")
+    stills, terminal = tmp_path / "stills", tmp_path / "terminal"
+    stills.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with open(terminal, "w") as said:
+        command = [sys.executable, "-m", "qlab.cli", "demo", "12", "--no-browser", "--port", str(port), "--stills", stills]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True,
+                                   env=os.environ | {"HOME": str(tmp_path)})
+    try:
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
+                "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                "--disable-component-update", "--disable-sync"])
+            page = browser.new_page(viewport={"width": 1280, "height": 720})
+            page.set_default_timeout(2 * PATIENCE_MS)
+            problems = []
+            page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+
+            def only_here(route):
+                if re.match(r"http://127\.0\.0\.1[:/]", route.request.url):
+                    return route.continue_()
+                problems.append(f"request to {route.request.url}")
+                return route.abort()
+
+            page.route(re.compile("^https?:"), only_here)
+            while not terminal.read_text():
+                assert process.poll() is None, terminal.read_text()
+                page.wait_for_timeout(50)
+            for _ in range(600):  # the line comes just before the server
+                try:
+                    page.goto(f"http://127.0.0.1:{port}/", wait_until="commit")
+                    break
+                except sync_api.Error:
+                    assert process.poll() is None, terminal.read_text()
+                    page.wait_for_timeout(100)
+            yield page, stills, problems
+            browser.close()
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        assert terminal.read_text().count("\n") == 1  # the greeting, and nothing else
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_lecturer_s_keys(beamer):
+    page, stills, problems = beamer
+    page.wait_for_function("document.activeElement?.matches('.noUi-handle')")  # the first slider is in hand at once
+    figure = page.locator(".qlab-demo").first
+    image = figure.locator(".qlab-picture")
+
+    def moves(key):
+        source = image.get_attribute("src")
+        page.keyboard.press(key)
+        page.wait_for_function("([image, source]) => image.src !== source", arg=[image.element_handle(), source])
+
+    moves("ArrowRight")
+    page.evaluate("document.activeElement.blur()")
+    moves("ArrowRight")  # the slider in hand stays in hand
+    focused = page.evaluate_handle("document.activeElement")
+    page.keyboard.press("Tab")
+    assert page.evaluate("before => before !== document.activeElement && document.activeElement.closest('.qlab-demo') !== null", focused)
+    page.keyboard.press("s")
+    figure.locator(".qlab-said").get_by_text("12_int8_matmul_still_1.png").wait_for()
+    assert (stills / "12_int8_matmul_still_1.png").read_bytes().startswith(b"\x89PNG")
+    page.keyboard.press("f")
+    page.wait_for_function("document.fullscreenElement !== null")
+    page.keyboard.press("f")
+    page.wait_for_function("document.fullscreenElement === null")
+
+    # Nothing is cut off, words can be read from the last row (28 px on a beamer of 1920 x 1080), and code is nowhere.
+    for width, height in ((1280, 720), (1920, 1080), (1024, 768)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_function("([width, height]) => innerWidth === width && innerHeight === height", arg=[width, height])
+        for number in range(page.locator(".qlab-demo").count()):
+            box, picture, words = page.evaluate("""number => {
+                const figure = document.querySelectorAll('.qlab-demo')[number];
+                const of = selector => { const {left, top, right, bottom} = figure.querySelector(selector).getBoundingClientRect();
+                                         return {left, top, right, bottom}; };
+                return [of('.qlab-live'), of('.qlab-picture'), of('.qlab-text')];
+            }""", number)
+            assert box["top"] <= picture["top"] and picture["bottom"] <= words["top"] + 1 and words["bottom"] <= box["bottom"] + 1
+            assert picture["bottom"] - picture["top"] > height / 2
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    page.wait_for_function("""[...document.querySelectorAll('.qlab-text')].every(words =>
+        parseFloat(getComputedStyle(words).fontSize) * words.currentCSSZoom >= 28)""")
+    assert page.locator(".jp-InputArea, .highlight").count() == 0
+    assert problems == []
