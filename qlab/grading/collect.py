@@ -206,13 +206,14 @@ def _read(folder: int, name: str, owner: int) -> tuple[bytes, float]:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise Refused(f"{name} is a link or a socket, and must be a file") from None
             raise
-        with open(opened, "rb") as file:
+        with _open(opened):
             status = os.fstat(opened)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused(f"{name} is a folder, a pipe or a device, and must be a file")
             if status.st_uid != owner:
                 raise Refused(f"{name} belongs to user {status.st_uid}, and must be the student's own, user {owner}")
-            content = file.read(NOTEBOOK_BYTES + 1)
+            with open(opened, "rb", closefd=False) as file:
+                content = file.read(NOTEBOOK_BYTES + 1)
             if len(content) > NOTEBOOK_BYTES:
                 raise Refused(f"{name} has {size_text(status.st_size)}, and {size_text(NOTEBOOK_BYTES)} are allowed")
             after = os.fstat(opened)

@@ -18,9 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,16 +40,17 @@ c.JupyterHub.cleanup_servers, c.JupyterHub.cleanup_proxy = True, True
 c.JupyterHub.services = [{{"name": "teacher", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [{{"name": "teacher", "services": ["teacher"], "scopes": ["admin:users", "admin:servers", "access:servers"]}}]
 c.Spawner.start_timeout = c.Spawner.http_timeout = {patience}
-c.Spawner.environment.update({environment!r})
+for name, value in {environment!r}.items():
+    c.Spawner.environment.update({{name: value}}) if value is not None else c.Spawner.environment.pop(name, None)
 c.Spawner.args.append("--allow-root")  # in a container one is root, and the servers listen to this machine only
 """
 
 
 class Hub:
-    """A hub that answers at address; token: a teacher's; homes: the folder of the students' homes."""
+    """A hub that answers at address; token: a teacher's; homes: the folder of the students' homes; pid: its process."""
 
-    def __init__(self, address: str, token: str, homes: Path):
-        self.address, self.token, self.homes = address, token, homes
+    def __init__(self, address: str, token: str, homes: Path, pid: int):
+        self.address, self.token, self.homes, self.pid = address, token, homes, pid
 
     def ask(self, path: str, method: str = "GET", body: dict | None = None) -> dict | list | None:
         """What the server answers at a path such as /hub/api/users, as JSON; None for an empty answer. Raises urllib.error.HTTPError."""
@@ -171,7 +174,7 @@ def hub(folder: Path, environment: dict | None = None, config: Path | None = Non
     folder, token = Path(folder).resolve(), secrets.token_hex(16)
     (folder / "homes").mkdir(parents=True, exist_ok=True)
     port, hub_port, api_port = _free_ports(3)
-    environment = {name: str(value) for name, value in (environment or {}).items()}
+    environment = {name: None if value is None else str(value) for name, value in (environment or {}).items()}
     written = TRIAL.format(config=str(config or clone() / "docs" / "hub" / "jupyterhub_config.py"), port=port, hub_port=hub_port,
                            api_port=api_port, homes=str(folder / "homes"), token=token, patience=PATIENCE_S, environment=environment)
     (folder / "config.py").write_text(written)
@@ -180,7 +183,7 @@ def hub(folder: Path, environment: dict | None = None, config: Path | None = Non
     with open(folder / "hub.log", "w") as log:
         process = subprocess.Popen([sys.executable, "-m", "jupyterhub", "-f", "config.py"], cwd=folder, env=own, stdout=log, stderr=log,
                                    start_new_session=True)
-    started = Hub(f"http://127.0.0.1:{port}", token, folder / "homes")
+    started = Hub(f"http://127.0.0.1:{port}", token, folder / "homes", process.pid)
     try:
         _until(lambda: _answers(started, process, folder / "hub.log"), "the hub")
         yield started
@@ -190,6 +193,24 @@ def hub(folder: Path, environment: dict | None = None, config: Path | None = Non
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def publish(repository: Path) -> str:
+    """Put the pages and exercises of this clone into a git repository, as docs/hub/publish.sh does with a release; its address.
+
+    Raises RuntimeError with the script's last words where it fails.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        release = Path(place) / "students.zip"
+        with zipfile.ZipFile(release, "w") as archive:
+            for folder in ("notebooks", "exercises"):
+                for path in sorted((clone() / folder).glob("*.*")):
+                    archive.write(path, f"qlab-trial/{folder}/{path.name}")
+        script = clone() / "docs" / "hub" / "publish.sh"
+        run = subprocess.run(["sh", str(script), str(release), str(repository)], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"publish.sh failed: {run.stderr.strip()}")
+    return f"file://{repository}"
 
 
 def _answers(hub: Hub, process: subprocess.Popen, log: Path) -> bool:

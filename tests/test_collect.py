@@ -1,0 +1,292 @@
+"""qlab collect: what students saved, and nothing else, comes out of their homes; pages go back to them alone, whatever lies in the way."""
+
+import json
+import os
+import stat
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from qlab import cli
+from qlab.grading.handed_in import files, ingest
+from qlab.saving import make_folder
+
+if not hasattr(os, "O_NOFOLLOW"):
+    pytest.skip("qlab collect opens folders as Linux and macOS can", allow_module_level=True)
+from qlab.grading import collect
+
+SET = "02_linear_quantization"
+SECRET = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5, "secret": "of somebody else"}'
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+
+
+def notebook(text: str) -> bytes:
+    cell = {"cell_type": "code", "source": text, "outputs": [], "execution_count": None, "metadata": {"nbgrader": {
+        "grade_id": "q1", "grade": False, "solution": True, "schema_version": 3}}}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}).encode()
+
+
+@pytest.fixture
+def homes(tmp_path):
+    """Homes of ada and bob, who have saved something, and a file of somebody else's."""
+    for name in ("ada", "bob"):
+        make_folder(tmp_path / "homes" / name / "course" / "exercises")
+        saved(tmp_path / "homes", name).write_bytes(notebook(f"def f(x):\n    return '{name}'"))
+    (tmp_path / "secret.ipynb").write_bytes(SECRET)
+    return tmp_path / "homes"
+
+
+def saved(homes, name):
+    return homes / name / "course" / "exercises" / f"{SET}.ipynb"
+
+
+def take(homes, names=("ada", "bob"), **options):
+    return {one.student: one for one in collect.collect(homes, names, SET, homes.parent / "to", **options)}
+
+
+def everything(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def pages(homes, **texts):
+    """Results of qlab grade, as far as they are read, with a page for each student."""
+    folder = homes.parent / "results" / SET
+    for name, text in texts.items():
+        make_folder(folder / "export" / "feedback")
+        (folder / "export" / "feedback" / f"{name}-1a2b.html").write_text(text)
+        (folder / f"{name}-1a2b.json").write_text(json.dumps({
+            "format": 1, "status": "graded", "questions": [], "score": 1, "max_score": 1, "seconds": 0,
+            "submission": {"student": name, "id": f"{name}-1a2b", "duplicate_of": None}}))
+    return homes.parent / "results"
+
+
+# Out of the homes
+
+
+def test_the_grader_reads_what_was_collected(homes):
+    taken = take(homes)
+    assert {one.status for one in taken.values()} == {"collected"}
+    deadline = datetime.now(UTC) + timedelta(seconds=60)
+    for until, late in ((deadline, False), (deadline - timedelta(hours=1), True)):
+        found = [entry for hand_in in ingest.hand_ins(homes.parent / "to", SET, until) for entry in hand_in.read()]
+        assert [(entry.student, entry.platform, entry.late, entry.status) for entry in found] == [
+            ("ada", "nbgrader", late, ""), ("bob", "nbgrader", late, "")]
+        assert [entry.sha256 for entry in found] == [taken[entry.student].sha256 for entry in found]
+        assert taken["ada"].late(until) > 3500 if late else taken["ada"].late(until) == 0
+
+
+def test_only_the_teacher_reads_it_and_the_owner_is_recorded(homes):
+    take(homes)
+    to = homes.parent / "to"
+    assert stat.S_IMODE(to.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in to.rglob("*") if path.is_file()} == {0o600}
+    record = json.loads((to / f"{SET}.json").read_text())
+    assert [(one["student"], one["owner"], one["size"]) for one in record] == [
+        (name, os.geteuid(), saved(homes, name).stat().st_size) for name in ("ada", "bob")]
+
+
+def test_no_student_can_set_the_time_back(homes):
+    before = time.time()
+    os.utime(saved(homes, "ada"), (10**9, 10**9))
+    assert take(homes)["ada"].time >= before - 1
+
+
+@pytest.mark.parametrize("where", ["file", "exercises", "course", "home"])
+def test_no_link_is_followed(homes, where):
+    path = {"file": saved(homes, "bob"), "exercises": saved(homes, "bob").parent, "course": homes / "bob" / "course",
+            "home": homes / "bob"}[where]
+    elsewhere = make_folder(homes.parent / "elsewhere")
+    target = homes.parent / "secret.ipynb"
+    if where != "file":  # a folder in which all is as it should be, but that it is somebody else's
+        target = elsewhere
+        inner = elsewhere / Path(*saved(homes, "bob").relative_to(path).parts)
+        make_folder(inner.parent)
+        inner.write_bytes(SECRET)
+    path.rename(homes.parent / "away")
+    path.symlink_to(target)
+    taken = take(homes)
+    assert (taken["ada"].status, taken["bob"].status) == ("collected", "refused") and "is a link" in taken["bob"].why
+    assert b"somebody else" not in everything(homes.parent / "to")
+
+
+def test_what_is_no_file_is_refused_at_once(homes):
+    for name, make in (("ada", os.mkfifo), ("bob", os.mkdir)):
+        saved(homes, name).unlink()
+        make(saved(homes, name))
+    assert {one.why for one in take(homes).values()} == {f"{SET}.ipynb is a folder, a pipe or a device, and must be a file"}
+
+
+def test_what_is_too_large_is_refused(homes):
+    os.truncate(saved(homes, "bob"), files.NOTEBOOK_BYTES + 1)  # of zeros, which take no room
+    os.truncate(saved(homes, "ada"), files.NOTEBOOK_BYTES)
+    taken = take(homes)
+    assert taken["ada"].status == "collected" and taken["bob"].why.endswith("are allowed")
+
+
+@as_root
+def test_another_ones_file_is_refused(homes):
+    """A hard link, where the system allows it, has its owner with it."""
+    for path in (homes / "bob", *(homes / "bob").rglob("*")):
+        os.chown(path, 12345, 12345)
+    saved(homes, "bob").unlink()
+    os.link(homes.parent / "secret.ipynb", saved(homes, "bob"))
+    assert take(homes)["bob"].why == f"{SET}.ipynb belongs to user 0, and must be the student's own, user 12345"
+    os.chown(saved(homes, "bob").parent, 54321, 54321)
+    assert take(homes)["bob"].why == "the folder exercises belongs to user 54321, and must be the student's, user 12345"
+
+
+@as_root
+def test_a_home_is_that_of_the_user_of_its_name(homes):
+    (homes / "ada").rename(homes / "daemon")
+    assert take(homes, ["daemon"])["daemon"].why == "the home belongs to user 0, and daemon is user 1"
+
+
+def test_a_student_who_swaps_the_file_meanwhile_gains_nothing(homes):
+    path, ended = saved(homes, "bob"), threading.Event()
+    own, link = path.with_name("own"), path.with_name("link")
+    own.write_bytes(path.read_bytes())
+
+    def swap():
+        while not ended.is_set():
+            for make in (lambda: link.symlink_to(homes.parent / "secret.ipynb"), lambda: os.link(own, link)):
+                make()
+                os.replace(link, path)
+                link.unlink(missing_ok=True)  # a rename of one link to a file over another leaves both
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        found = {take(homes, ["bob"], update=True)["bob"].status for _ in range(300)}
+    finally:
+        ended.set()
+        swapping.join()
+    assert found <= {"collected", "the same", "refused", "nothing"} and b"somebody else" not in everything(homes.parent / "to")
+
+
+def test_what_was_collected_stays_until_it_is_asked_for_anew(homes):
+    first = take(homes)["ada"]
+    path = homes.parent / "to" / "submitted" / "ada" / SET / f"{SET}.ipynb"
+    former, content = path.read_bytes(), notebook("def f(x):\n    return 2")
+    assert take(homes)["ada"].status == "the same"
+    saved(homes, "ada").write_bytes(content)
+    assert take(homes)["ada"].status == "newer" and path.read_bytes() == former
+    assert json.loads((homes.parent / "to" / f"{SET}.json").read_text())[0]["time"] == first.time
+    assert take(homes, update=True)["ada"].status == "collected" and path.read_bytes() == content
+    earlier = list(path.parent.glob(f".earlier/*/{SET}.ipynb"))
+    assert [one.read_bytes() for one in earlier] == [former]
+    counted = [entry for hand_in in ingest.hand_ins(homes.parent / "to", SET) for entry in hand_in.read()]
+    assert len(counted) == 2  # the former copy is nobody's second hand-in
+
+
+def test_who_has_saved_nothing(homes):
+    saved(homes, "bob").unlink()
+    assert {name: one.status for name, one in take(homes, ["ada", "bob", "cyd"]).items()} == {
+        "ada": "collected", "bob": "nothing", "cyd": "nothing"}
+
+
+# And back
+
+
+def test_a_page_is_for_its_student_alone(homes):
+    out = pages(homes, ada="<p>Ada</p>", bob="<p>Bob</p>")
+    assert {one.status for one in collect.give_back(homes, SET, out)} == {"given back"}
+    for name in ("ada", "bob"):
+        page = homes / name / "course" / "feedback" / f"{SET}.html"
+        assert page.read_text() == f"<p>{name.title()}</p>" and stat.S_IMODE(page.stat().st_mode) == 0o600
+        assert stat.S_IMODE(page.parent.stat().st_mode) == 0o700 and [path.name for path in page.parent.iterdir()] == [page.name]
+    assert {one.status for one in collect.give_back(homes, SET, out)} == {"there"}
+
+
+@as_root
+def test_a_page_belongs_to_its_student(homes):
+    for path in (homes / "ada", *(homes / "ada").rglob("*")):
+        os.chown(path, 12345, 12346)
+    collect.give_back(homes, SET, pages(homes, ada="<p>Ada</p>"))
+    folder = homes / "ada" / "course" / "feedback"
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in (folder, folder / f"{SET}.html")} == {(12345, 12346)}
+
+
+def test_no_page_is_lost(homes):
+    folder = homes / "ada" / "course" / "feedback"
+    for text in ("first", "second"):
+        collect.give_back(homes, SET, pages(homes, ada=text))
+    (folder / f"{SET}.html").write_text("second, with the student's remarks")
+    collect.give_back(homes, SET, pages(homes, ada="third"))
+    assert sorted(path.read_text() for path in folder.iterdir()) == ["first", "second, with the student's remarks", "third"]
+    assert (folder / f"{SET}.html").read_text() == "third"
+
+
+@pytest.mark.parametrize("where", ["folder", "page"])
+def test_nothing_is_written_through_a_link(homes, where):
+    outside = make_folder(homes.parent / "outside")
+    (outside / f"{SET}.html").write_text("somebody else's")
+    folder = homes / "bob" / "course" / "feedback"
+    if where == "folder":
+        folder.symlink_to(outside)
+    else:
+        folder.mkdir()
+        (folder / f"{SET}.html").symlink_to(outside / f"{SET}.html")
+    (told,) = collect.give_back(homes, SET, pages(homes, bob="<p>Bob</p>"))
+    assert (outside / f"{SET}.html").read_text() == "somebody else's" and [path.name for path in outside.iterdir()] == [f"{SET}.html"]
+    if where == "folder":
+        assert (told.status, told.why) == ("refused", "feedback is a link or a file, and must be a folder")
+    else:
+        assert told.status == "given back" and (folder / f"{SET}.html").read_text() == "<p>Bob</p>"
+
+
+def test_a_full_disk_leaves_the_former_page(homes, monkeypatch):
+    collect.give_back(homes, SET, pages(homes, ada="first"))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (told,) = collect.give_back(homes, SET, pages(homes, ada="second"))
+    assert (told.status, told.why) == ("refused", "it cannot be written there: No space left on device")
+    folder = homes / "ada" / "course" / "feedback"
+    assert [path.read_text() for path in folder.iterdir()] == ["first"]
+
+
+def test_without_pages_there_is_nothing_to_give(homes):
+    with pytest.raises(FileNotFoundError, match=f"there are no pages in .*: make them with qlab grade ... --assignment {SET} --export html"):
+        collect.give_back(homes, SET, homes.parent / "results")
+
+
+# The command
+
+
+def test_the_command_tells_of_each(homes, capsys, monkeypatch):
+    monkeypatch.chdir(homes.parent)
+    saved(homes, "bob").unlink()
+    saved(homes, "bob").symlink_to(homes.parent / "secret.ipynb")
+    make_folder(homes / "cyd" / "course")
+    make_folder(homes / "teacher")
+    assert cli.main(["collect", "02", "--homes", "homes", "--deadline", "2020-01-01T00:00"]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == [f"{SET}: 1 collected into collected: ada", f"{SET}: 1 nothing there: cyd",
+                        f"bob: refused: {SET}.ipynb is a link or a socket, and must be a file"]
+    assert len(told) == 4 and told[3].startswith("ada: late by ") and " days " in told[3]
+    saved(homes, "bob").unlink()
+    assert cli.main(["collect", SET, "--homes", "homes"]) == 0
+    assert cli.main(["collect", "02", "--homes", "homes", "--give-back", str(pages(homes, ada="<p>Ada</p>"))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{SET}: 1 given back: ada"
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["77"], "there is no set 77: choose among 00, 01, 02"),
+    (["02", "--homes", "none"], "none: No such file or directory"),
+    (["02", "--course", "../ada"], "--course is '../ada', and must be the name of one folder in each home."),
+    (["02", "--course", "lesson"], "no home in homes has a folder lesson: name them with --students, or run this as root."),
+    (["02", "--students", "list"], "'../ada' is no user's name"),
+    (["02", "--deadline", "soon"], "'soon' is no date and time"),
+    (["02", "--to", "secret.ipynb"], "cannot make the folder secret.ipynb"),
+])
+def test_what_cannot_be_is_told_in_one_sentence(homes, capsys, monkeypatch, arguments, told):
+    monkeypatch.chdir(homes.parent)
+    Path("list").write_text("ada\n../ada\n")
+    assert cli.main(["collect", *(["--homes", "homes"] if "--homes" not in arguments else []), *arguments]) == 1
+    said = capsys.readouterr()
+    assert told in said.err and len(said.err.splitlines()) == 1 and not said.out and not Path("collected").exists()
