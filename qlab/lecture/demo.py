@@ -1,8 +1,8 @@
 """A notebook's live figures alone, on a page of their own: which statements of the notebook build them, and how they are shown.
 
-A figure's page is worked out from the notebook. Its cell ends in the figure; read backwards from there, every statement that sets or changes
-what a later one reads is kept, the others (what prints, draws or asserts) are left out. Imports are kept, and with them the calls that stand
-in their cell, which set the look of pictures.
+A figure's page is worked out from the notebook. Its cell ends in the figure; read backwards from there, every statement that sets or
+changes what a later one reads is kept, the others (what prints, draws or asserts) are left out. Imports are kept, and with them the calls
+that stand in their cell, which set the look of pictures.
 
     figures(path)   what live figures a notebook has, and what each is about: read from its text, nothing runs
     page(path)      the small notebook that builds them and calls `show`, which runs in the kernel of that page
@@ -53,7 +53,8 @@ def page(path: Path, folder: Path) -> NotebookNode:
     if not live:
         raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
     setup = statements([cell.source if cell.cell_type == "code" else "" for cell in cells], live)
-    silent = "from IPython.utils.capture import capture_output\n\nqlab_figures = []\nwith capture_output():\n" + textwrap.indent(setup, 4 * " ")
+    setup = textwrap.indent(setup, 4 * " ")
+    silent = f"from IPython.utils.capture import capture_output\n\nqlab_figures = []\nwith capture_output():\n{setup}"
     show = f"from qlab.lecture.demo import show\n\nshow(qlab_figures, {path.stem!r}, {str(folder)!r})"
     code = [nbformat.v4.new_code_cell(source) for source in (silent, show)]
     return nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
