@@ -204,7 +204,7 @@ def test_learned_roundings_are_those_of_the_search_with_all_biases():
 
 def test_rounding_to_the_nearest_at_one_width_stands_in_the_table_once():
     """The search's record and the sweep's agree on it, so that leaving one out loses nothing."""
-    again = {(row["net"], row["bits"]): row for row in raw("sweep_ranges")["rows"] if row["method"] == "clipped" and row["per"] == "channel"}
+    again = {(row["net"], row["bits"]): row for row in raw("sweep_ranges")["rows"] if (row["method"], row["per"]) == ("clipped", "channel")}
     for net, rows in raw("search")["rounding"].items():
         for bits in (2, 3, 4):
             assert abs(rows[f"{bits} bits: nearest"]["correct"] - right(again[net, bits]).sum()) <= 2

@@ -1,10 +1,12 @@
 """Notebook 18's widget, driven without a browser: every dot is a row of the table, and its colour what the adviser says of it."""
 
+import re
+
 import pytest
 
 from qlab.lab import plot
 from qlab.lab.advise import advise
-from qlab.lab.demos.choosing import ANY, LOST, adviser, dots
+from qlab.lab.demos.choosing import ANY, LOST, adviser, dots, tables
 from qlab.lab.methods import NETS, load
 
 
@@ -63,6 +65,19 @@ def test_still_dots_are_all_rows():
     dots("resnet", ax)
     assert points(ax.lines[0]) == sorted((row.nbytes / plot.KB, row.lost.value) for row in load("resnet"))
     plot.plt.close(fig)
+
+
+def test_the_tables_hold_every_row_once_and_name_the_smallest_that_loses_little():
+    parts = tables().data.split("<details>")[1:]
+    assert len(parts) == len(NETS) and tables().data.count("<table>") == tables().data.count("</table>") == len(NETS)
+    for net, part in zip(NETS, parts):
+        rows = load(net)
+        assert part.count("<tr>") == len(rows) + 1 and all(f"<td>{row.name}</td>" in part for row in rows)
+        head = part.partition("</summary>")[0]
+        assert head.startswith(f"<summary>{net}: {len(rows)} method")
+        for row in rows:
+            if row.lost.high < {"points": 1, "bits a byte": 0.01}[row.lost.unit]:
+                assert row.nbytes >= int(re.search(r"([\d,]+) bytes", head)[1].replace(",", ""))
 
 
 def test_what_is_no_network():

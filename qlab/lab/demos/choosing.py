@@ -16,7 +16,7 @@ from qlab.lab.advise import WANTS, Advice, advise
 from qlab.lab.methods import COLUMNS, DATA, HARDWARE, NETS, cells, load
 
 ANY = "any"
-BITS = (1.6, 2, 3, 4, 8, ANY)
+BITS = (1.6, 2, 2.5, 3, 4, 6, ANY)
 LOST = {"points": (0.5, 1, 3, 10, ANY), "bits a byte": (0.005, 0.01, 0.03, 0.1, ANY)}
 LINEAR = {"points": 1.0, "bits a byte": 0.01}   # below it the axis is linear: a loss may be 0, or a gain
 TOP = {"points": 100, "bits a byte": 2}
