@@ -1,7 +1,8 @@
 """How long a page takes: 200 words a minute, and 20 seconds for each line of code that a reader sees.
 
-Not counted: comments, blank lines, and the source of folded cells (qlab.lab.hidden). A page of more than LONG minutes marks a path of about
-30 minutes through it: headings that end in MARK, each with what stands under it up to the next heading, and all before the first one.
+Not counted: comments, blank lines, the source of folded cells (qlab.lab.hidden), and a lecturer's notes (cells with the tag speaker). A page
+of more than LONG minutes marks a path of about 30 minutes through it: headings that end in MARK, each with what stands under it up to the
+next heading, and all before the first one.
 The title says both numbers; `qlab notebooks` fills them in.
 """
 
@@ -23,7 +24,8 @@ def of(cells: Sequence[NotebookNode]) -> float:
     >>> of([new_markdown_cell("word " * 300), new_code_cell("x = 1\\n\\n# that was all\\ny = 2\\nz = 3")])
     2.5
     """
-    words = sum(len(_prose(cell.source).split()) for cell in cells if cell.cell_type == "markdown")
+    words = sum(len(_prose(cell.source).split()) for cell in cells
+                if cell.cell_type == "markdown" and "speaker" not in cell.metadata.get("tags", []))
     seen = [cell.source for cell in cells if cell.cell_type == "code" and not cell.metadata.get("jupyter", {}).get("source_hidden")]
     lines = sum(bool(line.strip()) and not line.lstrip().startswith("#") for source in seen for line in source.splitlines())
     return words / WORDS_A_MINUTE + lines * SECONDS_A_LINE / 60

@@ -1,10 +1,13 @@
 """qlab release: a zip for students. The course, the library and the exercises; no solutions, no bundles, no results, no tests, no seed.
 
-It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can. Where a Markdown file links to
-what is left out, the zip's copy keeps the words and drops the link.
+It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can. The notebooks go without their
+speaker notes, the cells with the tag speaker. Where a Markdown file links to what is left out, the zip's copy keeps the words and drops the
+link.
 """
 
+import hashlib
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +20,7 @@ from qlab.grading.author import student
 
 FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "setup.py", "constraints.txt", "environment.yml")
 FOLDERS = ("qlab", "notebooks", "exercises")
+RELEASED = "qlab/lab/jupyter/released.json"
 LEFT_OUT = {"solutions", "bundles", "tests"}
 
 
@@ -32,8 +36,22 @@ def release(root: Path, out: Path) -> int:
         if name.endswith(".md"):
             contents[name] = links.without(name, content, LEFT_OUT)
     _check(root, contents)
+    _leave_out_notes(contents)
     write_zip(out, {f"qlab-{qlab.__version__}/{name}": content for name, content in contents.items()})
     return len(contents)
+
+
+def _leave_out_notes(contents: dict[str, bytes]) -> None:
+    """Takes the cells with the tag speaker from the notebooks, and notes the changed ones as released, so that JupyterLab trusts them."""
+    digests = json.loads(contents[RELEASED]) if RELEASED in contents else {}
+    for name in [name for name in contents if name.startswith("notebooks/") and name.endswith(".ipynb")]:
+        notebook = json.loads(contents[name])
+        cells = [cell for cell in notebook["cells"] if "speaker" not in cell["metadata"].get("tags", [])]
+        if len(cells) < len(notebook["cells"]):
+            contents[name] = (json.dumps(notebook | {"cells": cells}, ensure_ascii=False, indent=1) + "\n").encode()
+            digests[name] = hashlib.sha256(contents[name]).hexdigest()
+    if RELEASED in contents:
+        contents[RELEASED] = (json.dumps(digests, indent=1) + "\n").encode()
 
 
 def check_zip(out: Path) -> None:

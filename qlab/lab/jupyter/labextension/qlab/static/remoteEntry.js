@@ -1,4 +1,5 @@
 // What JupyterLab and ipywidgets leave out for a screen reader and the keyboard: the names of sliders, of groups of answers, of pictures.
+// And a lecturer's own cells, those with the tag speaker: hidden from a reader until View > Speaker Notes shows them.
 //
 // JupyterLab loads this file as it is: there is nothing to build. Whatever appears on the page is looked at a moment later, once. Nothing
 // of JupyterLab's own is changed, and nothing is written into the notebook.
@@ -103,11 +104,37 @@
     }
   }
 
+  // Cells of the tag are hidden as those below a collapsed heading are, so that the page's own measures and keys know of it.
+  const NOTES = 'qlab-speaker-notes';
+  const notesShown = () => localStorage.getItem(NOTES) === 'shown';
+
+  function speakerCells(app) {
+    const panels = [...app.shell.widgets('main')];
+    return panels.flatMap(panel => panel.content?.widgets ?? []).filter(cell => cell.model?.getMetadata?.('tags')?.includes?.('speaker'));
+  }
+
+  function hideNotes(app) {
+    if (!notesShown()) {
+      speakerCells(app).forEach(cell => cell.setHidden(true));
+    }
+  }
+
+  function addNotesCommand(app) {
+    app.commands.addCommand('qlab:speaker-notes', { // the View menu has it from schemas/qlab/access.json
+      label: 'Speaker Notes',
+      isToggled: notesShown,
+      execute: () => {
+        localStorage.setItem(NOTES, notesShown() ? 'hidden' : 'shown');
+        speakerCells(app).forEach(cell => cell.setHidden(!notesShown()));
+      }
+    });
+  }
+
   function activate(app) {
     let waiting = null;
     function look() {
       waiting = null;
-      for (const step of [nameSliders, groupAnswers, describeLivePictures, () => describeStoredPictures(app)]) {
+      for (const step of [nameSliders, groupAnswers, describeLivePictures, () => describeStoredPictures(app), () => hideNotes(app)]) {
         try {
           step();
         } catch (error) { // a later JupyterLab may be built otherwise: the page is then what it was without this
@@ -118,11 +145,12 @@
     new MutationObserver(() => {
       waiting ??= setTimeout(look, PAUSE_MS);
     }).observe(document.body, { childList: true, subtree: true, characterData: true });
+    addNotesCommand(app);
     window.addEventListener('keydown', keepKeys, true); // before JupyterLab, which listens to the document
     look();
   }
 
-  const plugin = { id: 'qlab:access', description: 'Names for sliders, answers and pictures.', autoStart: true, activate };
+  const plugin = { id: 'qlab:access', description: 'Names for sliders, answers and pictures; speaker notes hidden or shown.', autoStart: true, activate };
   window._JUPYTERLAB = window._JUPYTERLAB || {};
   window._JUPYTERLAB.qlab = { init: () => {}, get: async () => () => ({ __esModule: true, default: plugin }) };
 })();
