@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 
-from qlab.lab.demos.search import COSTS, compare, compare_ranks, correlation, kind_of, spend, table
+from qlab.lab.demos.search import COSTS, compare, kind_of, spend, table
 from qlab.lab.significance import Accuracy, mcnemar
 
 LAYERS = ["conv", "block1.depthwise", "block1.pointwise", "fc"]
@@ -72,22 +71,6 @@ def test_p_between_the_limits_is_said():
 def test_a_table_has_accuracy_bytes_and_bits(rows):
     text = table(rows, ["bytes, 2 bits", "bytes, 2.5 bits"])
     assert text.splitlines()[0].split() == "bytes, 2 bits 30.0 % [27.2, 32.9] 1,500 bytes 8 2 3 2".split()
-
-
-def test_correlation_is_scipys_with_ties():
-    generator = torch.Generator().manual_seed(1)
-    a, b = torch.randint(0, 9, (2, 50), generator=generator).double()
-    assert correlation(a, b).item() == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
-
-
-def test_a_proxy_that_orders_like_the_truth_is_told_from_one_that_does_not():
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(120, generator=generator)
-    noise = torch.rand(2, 120, generator=generator)
-    predicted = {"good": (truth + 0.1 * noise[0]).tolist(), "twin": (truth + 0.1 * noise[1]).tolist(), "blind": noise[0].tolist()}
-    near, far = compare_ranks(predicted, truth.tolist(), [("good", "twin"), ("good", "blind")]).splitlines()
-    assert near.endswith("inside the noise") and not far.endswith("inside the noise")
-    assert far.startswith("good minus blind: +")
 
 
 def test_kinds():

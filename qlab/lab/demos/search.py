@@ -7,10 +7,8 @@ images say. A switch pays in bytes or in bit operations.
 from collections.abc import Mapping, Sequence
 
 import ipywidgets
-import torch
 
 from qlab.lab import plot, widgets
-from qlab.lab.experiments.search import RESAMPLES, ranks
 from qlab.lab.significance import Accuracy, holm, mcnemar
 
 COSTS = ("bytes", "bit operations")
@@ -21,6 +19,7 @@ KINDS = {"first": plot.COLORS["accent"], "depthwise": plot.COLORS["error"], "poi
 def compare(rows: Mapping[str, Accuracy], pairs: Sequence[tuple[str, str]]) -> str:
     """A line for each pair, (this, than that): the difference in points with its 95 % interval, and p of all of them together (Holm).
 
+    >>> import torch
     >>> right = torch.arange(1000) % 10 > 0
     >>> print(compare({"a": Accuracy(right), "b": Accuracy(right | True)}, [("b", "a")]))
     b minus a: +10.00 points [+8.10, +11.86], p < 0.001
@@ -38,37 +37,6 @@ def table(rows: Mapping[str, Mapping], names: Sequence[str]) -> str:
     width = max(map(len, names))
     return "\n".join(f"{name:{width}}  {row['result']!s:19}  {row['nbytes']:6,} bytes  {' '.join(map(str, row['bits']))}"
                      for name, row in ((name, rows[name]) for name in names))
-
-
-def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Spearman's, along the last axis.
-
-    >>> correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0, 8.0, 9.0], [9.0, 8.0, 1.0]])).tolist()
-    [1.0, -1.0]
-    """
-    a, b = (r - r.mean(-1, keepdim=True) for r in (ranks(a), ranks(b)))
-    return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()
-
-
-def compare_ranks(predicted: Mapping[str, Sequence[float]], truth: Sequence[float], pairs: Sequence[tuple[str, str]]) -> str:
-    """A line for each pair of proxies: how much better the first ranks the allocations, the allocations drawn again with replacement.
-
-    Both correlations of a draw are of the same allocations: the comparison is paired. The interval is wide enough for all pairs together
-    (Bonferroni): 95 % that all of them hold.
-    """
-    generator, n = torch.Generator().manual_seed(0), len(truth)
-    drawn, truth = torch.randint(0, n, (RESAMPLES, n), generator=generator), torch.tensor(truth)
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    ends = torch.stack([ends[0] / len(pairs), 1 - ends[0] / len(pairs)])
-    values = {name: torch.tensor(predicted[name]) for pair in pairs for name in pair}
-    found, lines = {name: correlation(value[drawn], truth[drawn]) for name, value in values.items()}, []
-    for this, that in pairs:
-        whole = (correlation(values[this], truth) - correlation(values[that], truth)).item()
-        gaps = found[this] - found[that]
-        low, high = gaps[gaps.isfinite()].quantile(ends).tolist()
-        noise = " inside the noise" if low <= 0 <= high else ""
-        lines.append(f"{this} minus {that}: {whole:+.3f} [{low:+.3f}, {high:+.3f}]{noise}")
-    return "\n".join(lines)
 
 
 def kind_of(layers: Sequence[str]) -> list[str]:

@@ -11,6 +11,9 @@
                predict, and that on the test images; of the depthwise net alone
     solvers    at the bytes of uniform 3 and 4 bits: the program on each proxy, greedy, evolution from the program's answer and from
                uniform bits, rules of thumb; uniform and program with ranges up to the largest weight; on the test images
+    grids      at the same bytes: for each layer and width the range, by least error or up to the largest weight, that has the smaller KL
+               alone; uniform bits, and the program; on the test images
+    seeds      the two evolutions at 3 bits again with other seeds, on the test images; of the depthwise net alone
     costs      the program on KL under budgets of bytes, of bit operations, of milliseconds: each what uniform 3 bits cost; on the test
                images. Milliseconds are of a batch of 32 images and one thread: it waits until the machine is quiet
     rounding   nearest, corrected, GPTQ and AdaRound, at 2, 3 and 4 bits for all layers, and at the program's bits for the bytes of 2.5
@@ -23,6 +26,7 @@ calibration images, none of which is a test image.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -33,13 +37,14 @@ import torch
 from qlab.lab import data, quiet, runs, zoo
 from qlab.lab.data import Split
 from qlab.lab.measure import accuracy
+from qlab.lab.ranks import spearman
 from qlab.llm.weights import round_to_nearest
 from qlab.nets import ptq
 from qlab.search import allocate, candidates, costs, curvature, evolution, kernels, rounding, sensitivity
 from qlab.search.table import Table
 
 NETS, BUDGETS, BATCH, OTHERS = ("depthwise", "cnn"), (3, 4), 32, 2000
-PROBES, EVALUATIONS, LATENCY_REPEATS, RESAMPLES, CHOOSERS, FEW = 32, 150, 100, 2000, 1000, 256
+PROBES, EVALUATIONS, LATENCY_REPEATS, CHOOSERS, FEW, SEEDS = 32, 150, 100, 1000, 256, (1, 2)
 SWEEP = [2 + step / 4 for step in range(13)]                                                # bits a weight, in the mean
 PROXIES = {
     "loss": lambda m, c, x, y: sensitivity.by_loss(m, c, x, y), "kl": lambda m, c, x, y: sensitivity.by_kl(m, c, x),
@@ -93,34 +98,6 @@ class Subject:
 @lru_cache(maxsize=4)
 def subject(net: str, images: int, ranges: str = "mse") -> Subject:
     return Subject(net, images, ranges)
-
-
-def ranks(x: torch.Tensor) -> torch.Tensor:
-    """The rank of each of x, (..., n), equal ones share theirs.
-
-    >>> ranks(torch.tensor([3.0, 1.0, 3.0]))
-    tensor([2.5000, 1.0000, 2.5000], dtype=torch.float64)
-    """
-    ordered = x.double().sort(-1).values
-    below, upto = (torch.searchsorted(ordered, x.double(), right=right) for right in (False, True))
-    return (below + upto + 1).double() / 2
-
-
-def spearman(a: torch.Tensor, b: torch.Tensor, seed: int = 0) -> dict[str, float]:
-    """The rank correlation of a and b, (n,), with its 95 % interval: percentiles over allocations drawn again with replacement.
-
-    >>> spearman(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 4.0, 9.0, 16.0]))["value"]
-    1.0
-    """
-    drawn = torch.randint(0, len(a), (RESAMPLES, len(a)), generator=torch.Generator().manual_seed(seed))
-
-    def correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        x, y = (r - r.mean(-1, keepdim=True) for r in (ranks(x), ranks(y)))
-        return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
-
-    each = correlation(a[drawn], b[drawn])
-    low, high = each[each.isfinite()].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"value": round(correlation(a, b).item(), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def random_allocations(of: Table, budget: float, count: int, seed: int = 0) -> list[dict[str, int]]:
@@ -204,6 +181,29 @@ def solvers(net: str, options: argparse.Namespace) -> Rows:
             yield f"{bits} bits: evolution from {name}", measured(s, found.allocation, options.tests, history=found.history)
 
 
+def grids(net: str, options: argparse.Namespace) -> Rows:
+    near, wide = (subject(net, options.images, ranges) for ranges in ("mse", "max"))
+    better = near.table("kl").values <= wide.table("kl").values                             # (layers, widths)
+    both = copy.copy(near)
+    both.made = {name: {bits: (near if own else wide).made[name][bits] for bits, own in zip(near.nbytes.widths, row)}
+                 for name, row in zip(near.made, better.tolist())}
+    yield "by least error", {"chosen": better.tolist()}
+    for bits in BUDGETS:
+        uniform = both.uniform(bits)
+        ways = {"uniform": uniform, "program, kl": allocate.exact(both.table("kl"), both.nbytes, both.nbytes(uniform))}
+        for name, allocation in ways.items():
+            yield f"{bits} bits: {name}", measured(both, allocation, options.tests)
+
+
+def seeds(net: str, options: argparse.Namespace) -> Rows:
+    s = subject(net, options.images)
+    for seed in SEEDS:
+        for name, start in {"program, kl": s.program(s.nbytes, BUDGETS[0]), "uniform": s.uniform(BUDGETS[0])}.items():
+            found = evolution.evolve(s.kl, s.nbytes, s.nbytes(s.uniform(BUDGETS[0])), start, s.nbytes.widths, options.evaluations,
+                                     seed=seed)
+            yield f"evolution from {name}, {seed}", measured(s, found.allocation, options.tests, history=found.history)
+
+
 def cost_models(net: str, options: argparse.Namespace) -> Rows:
     s = subject(net, options.images)
     watch = quiet.wait(anyway=options.busy)
@@ -252,8 +252,9 @@ def overfit(net: str, options: argparse.Namespace) -> Rows:
 
 
 PARTS: dict[str, Callable[[str, argparse.Namespace], Rows]] = {
-    "proxies": proxies, "budgets": budgets, "solvers": solvers, "costs": cost_models, "rounding": roundings, "overfit": overfit}
-DEPTHWISE_ALONE = ("budgets", "overfit")                                                    # the cnn has little to gain, and little to show
+    "proxies": proxies, "budgets": budgets, "solvers": solvers, "grids": grids, "seeds": seeds, "costs": cost_models,
+    "rounding": roundings, "overfit": overfit}
+DEPTHWISE_ALONE = ("budgets", "seeds", "overfit")                                           # the cnn has little to gain, and little to show
 
 
 def main(arguments: list[str] | None = None) -> None:
