@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qlab
+from qlab.translate import tr
 
 NEEDED = ("torch", "numpy", "matplotlib", "jupyterlab", "ipywidgets", "safetensors")
 OPTIONAL_MODULES = ("torchao", "triton", "amaranth", "onnx", "onnxruntime", "onnxscript", "ai_edge_litert", "tflite_micro",
@@ -20,33 +21,34 @@ OPTIONAL_PROGRAMS = ("gcc", "arm-none-eabi-gcc", "qemu-system-arm")
 def _data() -> str:
     from qlab.lab import data
 
-    return ", ".join(f"{len(data.load(split).labels):,} {split} images" for split in ("train", "test"))
+    train, test = (len(data.load(split).labels) for split in ("train", "test"))
+    return tr("{train:,} train images, {test:,} test images", train=train, test=test)
 
 
 def _network(name: str) -> str:
     from qlab.lab import zoo
 
     zoo.load(name)  # checks the sha256
-    return f"{zoo.record(name)['test_accuracy']:.2%} on the test images, says its record"
+    return tr("{accuracy:.2%} on the test images, says its record", accuracy=zoo.record(name)["test_accuracy"])
 
 
 def _novels() -> str:
     from qlab.lab import text
 
-    return f"{sum(len(text.part(part)) for part in text.PARTS):,} characters of six novels"
+    return tr("{count:,} characters of six novels", count=sum(len(text.part(part)) for part in text.PARTS))
 
 
 def _language_model() -> str:
     from qlab.lab import language
 
     language.load()
-    return f"{language.record()['test_bits_per_byte'][0]:.3f} bits per byte of the test part, says its record"
+    return tr("{bits:.3f} bits per byte of the test part, says its record", bits=language.record()["test_bits_per_byte"][0])
 
 
 def _sandbox() -> str:
     from qlab.grading.sandbox import bwrap
 
-    return f"present: {bwrap.find_bwrap()}"
+    return tr("present: {path}", path=bwrap.find_bwrap())
 
 
 def _abilities() -> dict[str, str | int | bool]:
@@ -85,8 +87,8 @@ def health() -> list[tuple[str, str, bool]]:
     checks = [(name, lambda module: importlib.import_module(module).__version__, (name,)) for name in NEEDED]
     checks.append(("Fashion-MNIST", _data, ()))
     names, _ = attempt(_networks)  # None where torch is broken, and torch has its own line
-    checks += [(f"network {name}", _network, (name,)) for name in names or ()]
-    checks += [("Austen's novels", _novels, ()), ("network gpt", _language_model, ())]
+    checks += [(tr("network {name}", name=name), _network, (name,)) for name in names or ()]
+    checks += [(tr("Austen's novels"), _novels, ()), (tr("network {name}", name="gpt"), _language_model, ())]
     rows = [("qlab", qlab.__version__, True), ("python", sys.version.split()[0], True)]
     for thing, check, args in checks:
         details, wrong = attempt(check, *args)
@@ -107,22 +109,23 @@ def report() -> int:
     rows = health()
     table = Table(title=f"qlab {qlab.__version__}", title_justify="left", show_header=False)
     for thing, details, works in rows:
-        table.add_row(thing, details, "ok" if works else "broken")
+        table.add_row(thing, details, tr("ok") if works else tr("broken"))
     table.add_section()
     present = {name: importlib.util.find_spec(name) for name in OPTIONAL_MODULES} | {name: shutil.which(name) for name in OPTIONAL_PROGRAMS}
     for name, found in present.items():
-        table.add_row(name, "optional", "present" if found else "absent")
+        table.add_row(name, tr("optional"), tr("present") if found else tr("absent"))
     sandbox, why_not = attempt(_sandbox)
-    table.add_row("bubblewrap", "optional", sandbox or f"absent: {why_not}")
+    table.add_row("bubblewrap", tr("optional"), sandbox or tr("absent: {why}", why=why_not))
     table.add_section()
     abilities, wrong = attempt(_abilities)
-    for ability, value in (abilities or {"this machine": wrong}).items():
-        table.add_row(ability, {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value)))
+    for ability, value in (abilities or {tr("this machine"): wrong}).items():
+        table.add_row(ability, {"True": tr("yes"), "False": tr("no"), "None": tr("none")}.get(str(value), str(value)))
     for name, page in (("INT8 matmul", "product"), ("INT4 matmul", "int4")):
         backend, why_not = attempt(_backend, page)
         table.add_row(name, backend or why_not)
     Console().print(table)
-    broken = [thing for thing, _, works in rows if not works] + (["this machine"] if wrong else [])
+    broken = [thing for thing, _, works in rows if not works] + ([tr("this machine")] if wrong else [])
     if broken:
-        print(f"qlab: broken: {', '.join(broken)}. Run make setup again, or restore the files with git checkout.", file=sys.stderr)
+        print(tr("qlab: broken: {things}. Run make setup again, or restore the files with git checkout.", things=", ".join(broken)),
+              file=sys.stderr)
     return 1 if broken else 0

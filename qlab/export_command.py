@@ -8,6 +8,7 @@ import os
 import sys
 
 from qlab.errors import one_line
+from qlab.translate import tr
 
 EXAMPLES = """For instance: qlab export --to tflite depthwise depthwise.tflite; or
 qlab export my_module:make_model --weights state.pt --calibration images.npy net.onnx.
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
         return of_the_zoo(args)
     try:
         if not args.calibration:
-            raise ValueError("calibration images are needed for a network of your own: --calibration images.npy, training images (n, ...).")
+            raise ValueError(tr("calibration images are needed for a network of your own: --calibration images.npy, training "
+                                "images (n, ...)."))
         from qlab.lab.exporting import export_own
 
         print(export_own(args.model, args.calibration, args.out, args.to, args.weights))
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         print("qlab:", one_line(error), file=sys.stderr)
         return 2
-    print(f"{args.out}.json says what it holds.")
+    print(tr("{out}.json says what it holds.", out=args.out))
     return 0
 
 
@@ -52,11 +54,11 @@ def of_the_zoo(args: argparse.Namespace) -> int:
     from qlab.nets.models import MODELS
 
     if args.model not in MODELS:
-        raise ValueError(f"there is no network {args.model}: choose among {', '.join(MODELS)}.")
+        raise ValueError(tr("there is no network {model}: choose among {choices}.", model=args.model, choices=", ".join(MODELS)))
     from qlab.deploy.door import where
     from qlab.lab.exporting import export
 
     description = export(args.model, args.to or where(args.out, None)[1], args.out)
-    print(f"{args.out}: {description.network} as {description.format}, {description.nbytes:,} bytes; "
-          f"{args.out}.json says what it holds.")
+    print(tr("{out}: {network} as {format}, {nbytes:,} bytes; {out}.json says what it holds.",
+             out=args.out, network=description.network, format=description.format, nbytes=description.nbytes))
     return 0

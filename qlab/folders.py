@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import qlab
+from qlab.translate import tr
 
 WELCOME = "00_welcome.ipynb"
 
@@ -14,14 +15,15 @@ def course() -> Path:
         for place in places:
             if (place / "notebooks" / holds).exists():
                 return place
-    raise FileNotFoundError(f"there is no notebooks folder in {places[0]} or {places[1]}: run this command in a clone of qlab.")
+    raise FileNotFoundError(tr("there is no notebooks folder in {here} or {there}: run this command in a clone of qlab.",
+                               here=places[0], there=places[1]))
 
 
 def clone() -> Path:
     """The folder that qlab is installed from, which holds tests/ and notebooks/ too."""
     folder = Path(qlab.__file__).resolve().parent.parent
     if not (folder / "pyproject.toml").exists():
-        raise FileNotFoundError(f"{folder} is not a clone of qlab: this command needs one.")
+        raise FileNotFoundError(tr("{folder} is not a clone of qlab: this command needs one.", folder=folder))
     return folder
 
 
@@ -31,8 +33,8 @@ def find_notebook(name: str, root: Path) -> Path:
     found = [path for path in tried if path.is_file()] or sorted(
         path for path in (root / "notebooks").glob("*.ipynb") if name and path.name.startswith(f"{name}_"))[:1]
     if not found:
-        raise FileNotFoundError(f"there is no notebook {name} in {root / 'notebooks'}.")
+        raise FileNotFoundError(tr("there is no notebook {name} in {folder}.", name=name, folder=root / "notebooks"))
     path = found[0].resolve()
     if path.suffix != ".ipynb" or not path.is_relative_to(root.resolve()):
-        raise ValueError(f"{path} is not a notebook (.ipynb) inside {root}.")
+        raise ValueError(tr("{path} is not a notebook (.ipynb) inside {root}.", path=path, root=root))
     return path

@@ -9,6 +9,7 @@ import socket
 from urllib.parse import quote
 
 from qlab.folders import WELCOME, course, find_notebook
+from qlab.translate import known, language, tr
 
 PORT = 8888
 
@@ -19,6 +20,8 @@ def add_to(commands) -> None:
     command.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help=f"a path, a name or a number such as 02 (default: {WELCOME})")
     command.add_argument("--port", type=int, help=f"port on 127.0.0.1 (default: the first free one from {PORT} on)")
     command.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    command.add_argument("--lang", metavar="LANGUAGE", help="open the pages in that language, zh for Chinese, where they are translated; "
+                         "they are made in a folder of that name (default: QLAB_LANG, or English)")
     command.set_defaults(run=run)
 
 
@@ -30,9 +33,9 @@ def why_taken(port: int) -> str:
         try:
             probe.bind(("127.0.0.1", port))
         except PermissionError:
-            return "needs administrator rights"
+            return tr("needs administrator rights")
         except OSError:
-            return "is taken by another program"
+            return tr("is taken by another program")
     return ""
 
 
@@ -40,23 +43,30 @@ def choose_port(asked: int | None) -> int:
     """The port asked for, if it is free; without one, the first free port from 8888 on."""
     if asked is not None:
         if not 1 <= asked <= 65535:
-            raise ValueError(f"port is {asked}, and must be from 1 to 65535.")
+            raise ValueError(tr("port is {asked}, and must be from 1 to 65535.", asked=asked))
         if why := why_taken(asked):
-            raise OSError(f"port {asked} {why}: choose another one, or none to get the first free one.")
+            raise OSError(tr("port {asked} {why}: choose another one, or none to get the first free one.", asked=asked, why=why))
         return asked
     for port in range(PORT, PORT + 100):
         if not why_taken(port):
             if port != PORT:
-                print(f"qlab: port {PORT} is taken, using {port}.", flush=True)
+                print(tr("qlab: port {taken} is taken, using {port}.", taken=PORT, port=port), flush=True)
             return port
-    raise OSError(f"ports {PORT} to {PORT + 99} are all taken: name a free one (qlab lab --port P).")
+    raise OSError(tr("ports {first} to {last} are all taken: name a free one (qlab lab --port P).", first=PORT, last=PORT + 99))
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.lang is not None:
+        os.environ["QLAB_LANG"] = known(args.lang)  # the kernels inherit it: their widgets and check() speak
+    asked = language()
     root = course()
     notebook = find_notebook(args.notebook or WELCOME, root).relative_to(root.resolve()).as_posix()
+    if asked:
+        from qlab.translate import edition
+
+        notebook = edition.open_in(root.resolve(), asked, notebook)
     port = choose_port(args.port)
-    print(f"qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", flush=True)
+    print(tr("qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", root=root), flush=True)
     from jupyterlab.labapp import LabApp
 
     from qlab.lab.jupyter import enable

@@ -31,6 +31,7 @@ from qlab.nets import integer, ptq
 from qlab.nets.integer import IntegerNetwork
 from qlab.nets.plain import plain_copy
 from qlab.nets.ptq import Quantized
+from qlab.translate import tr
 
 ENDINGS = {".tflite": "tflite", ".c": "c", ".onnx": "onnx", ".pt2": "pytorch"}
 RUNTIMES, INTEGER = tuple(ENDINGS.values()), ("tflite", "c")
@@ -108,7 +109,8 @@ def export(model: nn.Module | Quantized | IntegerNetwork, calibration, path: str
     module, notes = importlib.import_module(f"qlab.deploy.{runtime}"), []
     network = model if isinstance(model, (Quantized, IntegerNetwork)) else _float_copy(model, notes)
     if network is model and runtime not in INTEGER:
-        raise TypeError(f"model is a {type(model).__name__}, and must be the float network: {runtime} brings its own quantizer.")
+        raise TypeError(tr("model is a {kind}, and must be the float network: {runtime} brings its own quantizer.",
+                           kind=type(model).__name__, runtime=runtime))
     quantizing, writing = _sorted(options, runtime, module, network)
     if runtime == "c" and writing.get("name") is None:
         writing["name"] = _c_name(path.stem)
@@ -154,20 +156,21 @@ def where(path: str | os.PathLike, to: str | None) -> tuple[Path, str]:
 
 def _path(path) -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path is a {type(path).__name__}, and must be the name of a file, such as 'net.tflite'.")
+        raise TypeError(tr("path is a {kind}, and must be the name of a file, such as 'net.tflite'.", kind=type(path).__name__))
     path = Path(path)
     try:
         if "\0" in str(path):
-            raise OSError("it holds a zero")
+            raise OSError(tr("it holds a zero"))
         folder = path.is_dir()
         if not folder:
             files.beside(path).exists()                                                     # the longer of the two names
     except OSError as error:
-        raise OSError(f"cannot write {str(path)!r} ({error.strerror or error}): name another place.") from None
+        raise OSError(tr("cannot write {path!r} ({reason}): name another place.", path=str(path), reason=error.strerror or error)) from None
     if folder:
-        raise ValueError(f"path is {path}, a folder, and must be the name of a file, such as {path / 'net.tflite'}.")
+        raise ValueError(tr("path is {path}, a folder, and must be the name of a file, such as {example}.",
+                            path=path, example=path / "net.tflite"))
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
+        raise FileNotFoundError(tr("cannot write {path}: there is no folder {parent}.", path=path, parent=path.parent))
     return path
 
 
@@ -184,11 +187,13 @@ def _c_name(stem: str) -> str:
 def _runtime(path: Path, to: str | None) -> str:
     named = ENDINGS.get(path.suffix.lower())
     if to is not None and to not in RUNTIMES:
-        raise ValueError(f"to is {to!r}, and must be one of {', '.join(RUNTIMES)}.")
+        raise ValueError(tr("to is {to!r}, and must be one of {choices}.", to=to, choices=", ".join(RUNTIMES)))
     if to is None and named is None:
-        raise ValueError(f"path is {path}, and must end in {', '.join(ENDINGS)}, or to must name the runtime: {', '.join(RUNTIMES)}.")
+        raise ValueError(tr("path is {path}, and must end in {endings}, or to must name the runtime: {runtimes}.",
+                            path=path, endings=", ".join(ENDINGS), runtimes=", ".join(RUNTIMES)))
     if to is not None and (named or to) != to or to == "c" and path.suffix != ".c":
-        raise ValueError(f"path is {path}, and a file for {to} ends in {next(end for end, runtime in ENDINGS.items() if runtime == to)}.")
+        raise ValueError(tr("path is {path}, and a file for {to} ends in {ending}.",
+                            path=path, to=to, ending=next(end for end, runtime in ENDINGS.items() if runtime == to)))
     return to or named
 
 
@@ -198,7 +203,8 @@ def _sorted(options: dict, runtime: str, module, network) -> tuple[dict, dict]:
     writing = set(inspect.signature(module.export).parameters)
     quantizing, writing = ({*names} - {"model", "network", "calibration", "path", "image_shape"} for names in (quantizing, writing))
     if unknown := sorted({*options} - quantizing - writing):
-        raise ValueError(f"there is no option {unknown[0]} here: {runtime} takes {', '.join(sorted(quantizing | writing))}.")
+        raise ValueError(tr("there is no option {option} here: {runtime} takes {choices}.",
+                            option=unknown[0], runtime=runtime, choices=", ".join(sorted(quantizing | writing))))
     return {k: v for k, v in options.items() if k in quantizing}, {k: v for k, v in options.items() if k in writing - quantizing}
 
 
@@ -214,13 +220,14 @@ def _float_copy(model, notes: list[str]) -> nn.Module:
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for name, tensor in tensors.items():
         if is_lazy(tensor):
-            raise ValueError(f"{name} has no values yet, for its layer is a lazy one: run the network on an image, and train it, first.")
+            raise ValueError(tr("{name} has no values yet, for its layer is a lazy one: run the network on an image, and train it, first.",
+                                name=name))
         if tensor.is_meta:
-            raise ValueError(f"{name} is on the meta device, and has no values: load the network's weights first.")
+            raise ValueError(tr("{name} is on the meta device, and has no values: load the network's weights first.", name=name))
         if tensor.is_complex():
-            raise ValueError(f"{name} holds {tensor.dtype}, and must hold real numbers.")
+            raise ValueError(tr("{name} holds {dtype}, and must hold real numbers.", name=name, dtype=tensor.dtype))
         if tensor.is_floating_point() and not tensor.detach().float().isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity, in float32 at least, and must be finite everywhere.")
+            raise ValueError(tr("{name} holds NaN or infinity, in float32 at least, and must be finite everywhere.", name=name))
     if any(module.training for module in model.modules()):
         notes.append("the network was in training mode: exported as it computes in evaluation mode")
     if dtypes := sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {"float32"}):
@@ -230,7 +237,7 @@ def _float_copy(model, notes: list[str]) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # noqa: BLE001 - an object may refuse to be copied in any way
-        raise ValueError(f"the network cannot be copied ({first_line(error)}).") from None
+        raise ValueError(tr("the network cannot be copied ({why}).", why=first_line(error))) from None
 
 
 def _check_module(model) -> None:
@@ -238,20 +245,21 @@ def _check_module(model) -> None:
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule) and not hasattr(model, "_guards_fn"):
         return
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-        what = "a scripted module (torch.jit), and must be the torch.nn.Module that it was made of"
+        what = tr("a scripted module (torch.jit), and must be the torch.nn.Module that it was made of")
     elif isinstance(model, torch.export.ExportedProgram) or hasattr(model, "_guards_fn"):   # .module() of one
-        what = "an exported program, and must be the torch.nn.Module that it was made of"
+        what = tr("an exported program, and must be the torch.nn.Module that it was made of")
     elif isinstance(model, (str, os.PathLike)):
-        what = f"the path {os.fspath(model)}, and must be the network itself: make it, then load_state_dict(torch.load(path))"
+        what = tr("the path {path}, and must be the network itself: make it, then load_state_dict(torch.load(path))", path=os.fspath(model))
     elif isinstance(model, dict):
-        what = "a dict, such as a state_dict, and must be the network itself: make it, then load_state_dict(...)"
+        what = tr("a dict, such as a state_dict, and must be the network itself: make it, then load_state_dict(...)")
     elif isinstance(model, type):
-        what = f"the class {model.__name__}, and must be an instance of it: {model.__name__}(...)"
+        what = tr("the class {kind}, and must be an instance of it: {kind}(...)", kind=model.__name__)
     elif callable(model):
-        what = f"a function, {getattr(model, '__name__', type(model).__name__)}, and must be a torch.nn.Module, which has its weights"
+        name = getattr(model, "__name__", type(model).__name__)
+        what = tr("a function, {name}, and must be a torch.nn.Module, which has its weights", name=name)
     else:
-        what = f"a {type(model).__name__}, and must be a torch.nn.Module"
-    raise TypeError(f"model is {what}.")
+        what = tr("a {kind}, and must be a torch.nn.Module", kind=type(model).__name__)
+    raise TypeError(tr("model is {what}.", what=what))
 
 
 def _rewritten(network) -> list[str]:

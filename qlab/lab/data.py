@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from qlab.lab import shared
+from qlab.translate import tr
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 TRAIN = 60_000
@@ -42,9 +43,11 @@ def packaged(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): reinstall qlab, or restore the file with git checkout.") from None
+        raise FileNotFoundError(tr("cannot read {path} ({reason}): reinstall qlab, or restore the file with git checkout.",
+                                   path=path, reason=error.strerror)) from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path} is damaged ({len(content)} bytes, wrong sha256): reinstall qlab, or restore the file with git checkout.")
+        raise ValueError(tr("{path} is damaged ({count} bytes, wrong sha256): reinstall qlab, or restore the file with git checkout.",
+                            path=path, count=len(content)))
     return content
 
 
@@ -81,7 +84,7 @@ def load(split: str) -> Split:
     (torch.Size([10000, 1, 28, 28]), 'Ankle boot')
     """
     if split not in ("train", "test"):
-        raise ValueError(f'split is {split!r}, and must be "train" or "test".')
+        raise ValueError(tr("split is {split!r}, and must be \"train\" or \"test\".", split=split))
     return _load(split, FOLDER)
 
 
@@ -92,7 +95,7 @@ def calibration(n: int = 1024, seed: int = 0) -> Split:
     torch.Size([256, 1, 28, 28])
     """
     if not 1 <= n <= TRAIN:
-        raise ValueError(f"n is {n}, and must be from 1 to {TRAIN}.")
+        raise ValueError(tr("n is {n}, and must be from 1 to {most}.", n=n, most=TRAIN))
     picked = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(seed))[:n]
     if shared.there():
         return Split(*(tensor[picked] for tensor in load("train")))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import ipywidgets
 
+from qlab.translate import tr
+
 WIDE = {"width": "auto", "max_width": "48em"}
 # ipywidgets gives each option one line's height: a long one would run into the next
 STYLE = """<style>.qlab-question .widget-radio-box label {height: auto; line-height: 1.5; padding: 2px 0 2px 24px; position: relative}
@@ -82,20 +84,20 @@ class Predict(_Question):
             if isinstance(answer, bool) or not isinstance(answer, (int, float)):
                 raise ValueError(f"answer is {answer!r}, and must be a number when options is (low, high, step).")
             kind = ipywidgets.IntSlider if all(isinstance(number, int) for number in options) else ipywidgets.FloatSlider
-            self.guess = kind(value=low, min=low, max=high, step=step, description="Your guess", style={"description_width": "initial"},
+            self.guess = kind(value=low, min=low, max=high, step=step, description=tr("Your guess"), style={"description_width": "initial"},
                               layout=ipywidgets.Layout(width="32em", max_width="100%"))
-            choices = f"<p>A number from {low:g} to {high:g}.</p>"
+            choices = "<p>" + tr("A number from {low:g} to {high:g}.", low=low, high=high) + "</p>"
         else:
             answer = list(options).index(answer) if isinstance(answer, str) and answer in list(options) else answer
             options = _options(options, answer)
             self.guess = _radio(options)
             choices = _list(options)
         self._options, self._answer, self._explain, self._numeric = options, answer, explain, numeric
-        self.lock = ipywidgets.Button(description="Lock in my guess", disabled=not numeric, layout=ipywidgets.Layout(width="12em"))
+        self.lock = ipywidgets.Button(description=tr("Lock in my guess"), disabled=not numeric, layout=ipywidgets.Layout(width="12em"))
         self.outcome = _html("")
-        super().__init__([_ask(f"<b>Predict.</b> {question}"), self.guess, self.lock, self.outcome])
-        self.still = f"<p><b>Predict.</b> {question} <em>Choose before you read on.</em></p>{choices}"
-        self.summary = f"Predict. {plain(question)}"
+        super().__init__([_ask(f"{tr('<b>Predict.</b>')} {question}"), self.guess, self.lock, self.outcome])
+        self.still = f"<p>{tr('<b>Predict.</b>')} {question} <em>{tr('Choose before you read on.')}</em></p>{choices}"
+        self.summary = f"Predict. {plain(question)}"  # in every language: a saved page's widgets are known by it
         self.guess.observe(self._chosen, "value")
         self.lock.on_click(self._lock)
 
@@ -116,11 +118,12 @@ class Predict(_Question):
         if self._numeric:
             guess = f"{self.guess.value:g}"
             off = abs(self.guess.value - self._answer)
-            verdict = "as near as the slider goes" if off <= self._options[2] / 2 else f"off by {off:g}"
+            verdict = tr("as near as the slider goes") if off <= self._options[2] / 2 else tr("off by {off:g}", off=off)
         else:
             guess = html.escape(self.guess.value)
-            verdict = "right" if self._options.index(self.guess.value) == self._answer else "not this time"
-        self.outcome.value = f"You said: <b>{guess}</b> ({verdict}). The answer: {self.answers[0]}"
+            verdict = tr("right") if self._options.index(self.guess.value) == self._answer else tr("not this time")
+        self.outcome.value = tr("You said: <b>{guess}</b> ({verdict}). The answer: {answer}", guess=guess, verdict=verdict,
+                                answer=self.answers[0])
 
 
 def predict(question: str, options, answer, explain: str) -> Predict:
@@ -149,12 +152,12 @@ class Quiz(_Question):
         self.feedback = [_html("") for _ in self._questions]
         self.score = _html("")
         self._first: dict[int, bool] = {}  # question -> was its first answer right
-        rows = [_html("<b>Check yourself.</b>")]
+        rows = [_html(tr("<b>Check yourself.</b>"))]
         for number, (text, _, _, _) in enumerate(self._questions):
             rows += [_ask(f"{number + 1}. {text}", margin="0.8em 2px 0"), self.choices[number], self.feedback[number]]
             self.choices[number].observe(lambda change, number=number: self._answered(number, change["new"]), "value")
         super().__init__([*rows, self.score])
-        self.still = "<p><b>Check yourself.</b></p><ol>" + "".join(
+        self.still = f"<p>{tr('<b>Check yourself.</b>')}</p><ol>" + "".join(
             f"<li>{text}{_list(options)}</li>" for text, options, _, _ in self._questions) + "</ol>"
         self.summary = " ".join(["Check yourself.", *(f"{i + 1}. {plain(text)}" for i, (text, *_) in enumerate(self._questions))])
         self._tell()
@@ -170,12 +173,13 @@ class Quiz(_Question):
         _, options, right, why = self._questions[number]
         correct = options.index(chosen) == right
         self._first.setdefault(number, correct)
-        self.feedback[number].value = f"<b>Right.</b> {why}" if correct else "<b>No.</b> Think again, and choose another."
+        self.feedback[number].value = f"{tr('<b>Right.</b>')} {why}" if correct else tr("<b>No.</b> Think again, and choose another.")
         self._tell()
 
     def _tell(self) -> None:
         right, answered = sum(self._first.values()), len(self._first)
-        self.score.value = f"Right at the first try: {right} of {answered} answered, {len(self._questions)} asked."
+        self.score.value = tr("Right at the first try: {right} of {answered} answered, {asked} asked.",
+                              right=right, answered=answered, asked=len(self._questions))
 
 
 def quiz(questions: Sequence[tuple]) -> Quiz:

@@ -30,6 +30,7 @@ from traitlets import TraitError
 
 from qlab.lab.questions import plain, predict, quiz
 from qlab.lab.redraw import Canvas, png
+from qlab.translate import tr
 
 __all__ = ["Live", "figure", "one_thread", "predict", "quiz"]
 DPI = 144           # dots per inch drawn
@@ -143,7 +144,7 @@ class Live(ipywidgets.VBox):
         except Exception as error:  # shown rather than raised: in a browser nobody would see it
             self.error = error
             message = html.escape(f"{type(error).__name__}: {' '.join(str(error).split())}")
-            self._say(f"<b>This setting does not work</b>, and the picture is the last that did. {message}")
+            self._say(tr("<b>This setting does not work</b>, and the picture is the last that did. {message}", message=message))
             return
         self.error = None
         self._image.value = picture

@@ -32,6 +32,7 @@ from qlab.nets import dead
 from qlab.nets.models import MODELS
 from qlab.nets.ptq import fold_batch_norm
 from qlab.nets.training import fit
+from qlab.translate import tr
 
 FOLDER = Path(__file__).parent / "checkpoints"
 FLIPS, NONE = "horizontal flip, shift by up to 2 pixels", "none"
@@ -43,12 +44,11 @@ RECIPE = {  # SGD with Nesterov momentum, one-cycle learning rate (Smith 2018)
     "lenet5": {"augmentation": FLIPS, "epochs": 16, "max_lr": 0.05, "weight_decay": 5e-4, "label_smoothing": 0.0},
 }
 BATCH_SIZE, MOMENTUM = 128, 0.9
-_REMEDY = "restore it with git checkout, or train it with qlab zoo"
 
 
 def _known(name: str) -> str:
     if name not in MODELS:
-        raise ValueError(f"name is {name!r}, and must be one of {', '.join(MODELS)}.")
+        raise ValueError(tr("name is {name!r}, and must be one of {choices}.", name=name, choices=", ".join(MODELS)))
     return name
 
 
@@ -100,7 +100,8 @@ def read_record(name: str, folder: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
+        raise FileNotFoundError(tr("cannot read {path} ({reason}): restore it with git checkout, or train it with qlab zoo {name}.",
+                                   path=path, reason=error.strerror, name=name)) from None
 
 
 def read_checkpoint(name: str, entry: dict, folder: Path) -> dict[str, torch.Tensor]:
@@ -109,9 +110,11 @@ def read_checkpoint(name: str, entry: dict, folder: Path) -> dict[str, torch.Ten
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise FileNotFoundError(f"cannot read {path} ({error.strerror}): {_REMEDY} {name}.") from None
+        raise FileNotFoundError(tr("cannot read {path} ({reason}): restore it with git checkout, or train it with qlab zoo {name}.",
+                                   path=path, reason=error.strerror, name=name)) from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path} is not the checkpoint of its record (wrong sha256): {_REMEDY} {name}.")
+        raise ValueError(tr("{path} is not the checkpoint of its record (wrong sha256): restore it with git checkout, or train it with qlab zoo {name}.",
+                            path=path, name=name))
     return load_bytes(content)
 
 

@@ -36,7 +36,7 @@ def language() -> str:
     return asked if asked in LANGUAGES else ""
 
 
-def tr(text: str, **values) -> str:
+def tr(text: str, /, **values) -> str:
     """The text in the reader's language, or as it is, with the values put into its braces, as str.format does.
 
     text: a literal, for `qlab translate --check` finds it in the source. Values are not translated.
@@ -47,7 +47,7 @@ def tr(text: str, **values) -> str:
     return into(language() if "QLAB_LANG" in os.environ else "", text, **values)
 
 
-def into(asked: str, text: str, **values) -> str:
+def into(asked: str, text: str, /, **values) -> str:
     """As tr, in the language that is asked for; "" is English.
 
     >>> into("zh", "not answered yet")
