@@ -5,8 +5,8 @@ import torch
 from scipy.stats import spearmanr
 
 from qlab.lab import ranks, runs
-from qlab.lab.experiments.search import CHOOSERS, PROXIES
-from qlab.lab.significance import holm, mcnemar
+from qlab.lab.experiments.search import CHOOSERS, PROXIES, SEEDS
+from qlab.lab.significance import holm, mcnemar, over_seeds
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,20 @@ def test_the_program_is_as_good_as_its_values(record):
     assert rows["program, kl"]["predicted_kl"] <= rows["greedy, kl"]["predicted_kl"] < 1.01 * rows["program, kl"]["predicted_kl"]
     for name in ("first at 8", "first and last at 8", "first at 8, depthwise one more"):
         assert rows[name]["nbytes"] > rows["uniform"]["nbytes"]
+
+
+def test_evolution_gains_from_the_programs_answer_with_every_seed_and_from_uniform_bits_by_luck(record):
+    rows, more = at(record, "depthwise", 3), record["seeds"]["depthwise"]
+    program = [rows["program, kl"]["result"]] * 3
+    found = {start: [rows[f"evolution from {start}"]["result"], *(more[f"evolution from {start}, {seed}"]["result"] for seed in SEEDS)]
+             for start in ("program, kl", "uniform")}
+    near, far = over_seeds(program, found["program, kl"]), over_seeds(program, found["uniform"])
+    assert near.agree and 0.5 < near.mean < 1
+    assert not far.agree and far.low < 0 < far.high
+    assert far.each[0] == pytest.approx(2, abs=0.1) and far.each[1] == pytest.approx(-2, abs=0.1)
+    assert max(row["result"].value for row in rows.values()) == found["uniform"][0].value
+    lost = rows["program, kl"]["result"].value - rows["greedy, kl"]["result"].value
+    assert 0 < lost < 0.005
 
 
 def test_the_whole_is_more_than_its_parts(record):
