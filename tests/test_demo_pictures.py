@@ -30,6 +30,7 @@ from qlab.lab.demos import (
     pruning,
     ptq,
     qat,
+    search,
     welcome,
 )
 from qlab.matmul.roofline import Roof
@@ -72,6 +73,7 @@ MADE = {
     "13, rooflines": hardware.rooflines,
     "14": lambda: deployment.pick(runs.load("deployment")),
     "16": lambda: language.smoothing(models.load("gpt-planted"), novels.sample("calibration", count=3).tokens[:, :-1]),
+    "17": lambda: search.spend(runs.load("search")["budgets"]["depthwise"]),
     "18": choosing.adviser,
     "15": lambda: formats.levels_of_a_matrix({"one": 0.05 * random(512, 256), "two": random(64, 512)}),
 }
