@@ -26,6 +26,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from qlab.folders import clone
 
@@ -54,11 +55,15 @@ class Hub:
 
     def ask(self, path: str, method: str = "GET", body: dict | None = None) -> dict | list | None:
         """What the server answers at a path such as /hub/api/users, as JSON; None for an empty answer. Raises urllib.error.HTTPError."""
+        content = self.read(path, method, body)
+        return json.loads(content) if content else None
+
+    def read(self, path: str, method: str = "GET", body: dict | None = None) -> bytes:
+        """The same as it comes."""
         request = urllib.request.Request(self.address + path, None if body is None else json.dumps(body).encode(), method=method,
                                          headers={"Authorization": f"token {self.token}"})
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
+            return answer.read()
 
     def student(self, name: str) -> "Student":
         """A student of this name, for whom the hub has an account from now on."""
@@ -101,6 +106,10 @@ class Student:
     def save(self, path: str, notebook: dict) -> None:
         """Save a notebook, as JupyterLab does."""
         self.ask(f"/api/contents/{path}", "PUT", {"type": "notebook", "format": "json", "content": notebook})
+
+    def update(self, repository: str) -> str:
+        """Follow a link of nbgitpuller's that brings her folder up to date; what it says, line by line."""
+        return self.hub.read(f"/user/{self.name}/git-pull/api?targetpath=.&branch=main&repo={quote(repository, safe='')}").decode()
 
     def kernel(self, path: str) -> "Kernel":
         """A kernel in the notebook's folder."""

@@ -1,9 +1,10 @@
-"""The memory that a class takes on one server: notebook 02 run to its end by 1 and by 10 students, with the hub's economies and without.
+"""The memory that a class takes on one server: notebook 02 run to its end by 1 and by 10 students; and by 1 without the hub's economies.
 
     PSS    what a process has, each page that it shares with others divided by their number: sums add up
     USS    what it has alone, and would give back if it ended
 
-    python -m qlab.lab.classroom_bench        some ten minutes of a core; writes qlab/lab/records/classroom.json
+    python -m qlab.lab.classroom_bench        some five minutes of a core; writes qlab/lab/records/classroom.json
+    python -m qlab.lab.classroom_bench hub    one of the two, hub or plain, into the record that is there
 
 Memory, unlike time, may be measured on a busy machine. Needs Linux and the extra hub. All servers run as one user, which changes nothing.
 """
@@ -12,6 +13,7 @@ import datetime
 import json
 import platform
 import statistics
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -21,7 +23,7 @@ from qlab import saving
 from qlab.lab import classroom, machine, shared
 
 RECORD = Path(__file__).parent / "records" / "classroom.json"
-PAGE, STUDENTS, MIB = "notebooks/02_linear_quantization.ipynb", 10, 2**20
+PAGE, ARMS = "notebooks/02_linear_quantization.ipynb", {"hub": 10, "plain": 1}
 ECONOMIES = ("QLAB_SHARED", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_",
              "MALLOC_MMAP_THRESHOLD_")
 
@@ -39,29 +41,37 @@ def memory(pid: int) -> dict[str, float]:
     return {"pss": round(kib["Pss"] / 1024, 1), "uss": round((kib["Private_Clean"] + kib["Private_Dirty"]) / 1024, 1)}
 
 
-def needed_gib(record: dict, students: int, arm: str = "hub") -> float:
-    """GiB that a class of so many takes by a record: hub and proxy, the first student, and each further one what the tenth took on average.
+def each_mib(record: dict) -> float:
+    """MiB that one more student takes, by a record: what nine more took, divided.
 
-    >>> row = {"hub_pss": 100, "first_pss": 500, "all_pss": 500 + 9 * 400}
-    >>> round(needed_gib({"students": 10, "arms": {"hub": row}}, 30), 2)
+    >>> each_mib({"arms": {"hub": {"students": 10, "first_pss": 500, "all_pss": 500 + 9 * 400}}})
+    400.0
+    """
+    row = record["arms"]["hub"]
+    return (row["all_pss"] - row["first_pss"]) / (row["students"] - 1)
+
+
+def needed_gib(record: dict, students: int) -> float:
+    """GiB that a class of so many takes by a record: hub and proxy, the first student, and each further one.
+
+    >>> round(needed_gib({"arms": {"hub": {"students": 10, "hub_pss": 100, "first_pss": 500, "all_pss": 500 + 9 * 400}}}, 30), 2)
     11.91
     """
-    row = record["arms"][arm]
-    each = (row["all_pss"] - row["first_pss"]) / (record["students"] - 1)
+    row, each = record["arms"]["hub"], each_mib(record)
     return (row["hub_pss"] + row["first_pss"] + (students - 1) * each) / 1024
 
 
-def measure(folder: Path, course: str, environment: dict) -> dict:
+def measure(folder: Path, course: str, environment: dict, students: int) -> dict:
     """One arm: MiB of the first student's server and kernel alone, of all, and of each on average, with the page run to its end."""
     with classroom.hub(folder, environment, course=course) as hub:
         alone = _work(hub.student("student0"))
         first = {name: memory(pid) for name, pid in alone.items()}
         with ThreadPoolExecutor(2) as pool:
-            everyone = [alone, *pool.map(_work, [hub.student(f"student{k}") for k in range(1, STUDENTS)])]
+            everyone = [alone, *pool.map(_work, [hub.student(f"student{k}") for k in range(1, students)])]
         found = [{name: memory(pid) for name, pid in one.items()} for one in everyone]
         children = Path(f"/proc/{hub.pid}/task/{hub.pid}/children").read_text().split()
         proxy = [int(pid) for pid in children if "configurable-http-proxy" in Path(f"/proc/{pid}/cmdline").read_text()]
-        return {"first": first, "first_pss": _sum(first, "pss"), "first_uss": _sum(first, "uss"),
+        return {"students": students, "first": first, "first_pss": _sum(first, "pss"), "first_uss": _sum(first, "uss"),
                 "all_pss": round(sum(_sum(one, "pss") for one in found), 1),
                 "server": {key: round(statistics.mean(one["server"][key] for one in found), 1) for key in ("pss", "uss")},
                 "kernel": {key: round(statistics.mean(one["kernel"][key] for one in found), 1) for key in ("pss", "uss")},
@@ -84,24 +94,30 @@ def _sum(of: dict, key: str) -> float:
     return round(sum(one[key] for one in of.values()), 1)
 
 
-def main() -> None:
-    """Measure both arms and write the record."""
+def main(argv: list[str]) -> None:
+    """Measure one arm or both, and write the record."""
+    if len(argv) > 1 or not set(argv) <= set(ARMS):
+        raise SystemExit(f"qlab: name nothing or one of {', '.join(ARMS)}: python -m qlab.lab.classroom_bench hub")
+    arms = json.loads(RECORD.read_text())["arms"] if argv else {}
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         course = classroom.publish(place / "course.git")
         shared.write(place / "shared")
-        arms = {}
-        for name, environment in {"hub": {"QLAB_SHARED": place / "shared"}, "plain": dict.fromkeys(ECONOMIES)}.items():
-            arms[name] = measure(place / name, course, environment)
-            print(name, json.dumps(arms[name]), flush=True)
+        for name in argv or ARMS:
+            environment = {"QLAB_SHARED": place / "shared"} if name == "hub" else dict.fromkeys(ECONOMIES)
+            arms[name] = measure(place / name, course, environment, ARMS[name])
+    write(arms)
+
+
+def write(arms: dict) -> None:
+    """The record of these arms, made on this machine today."""
     record = {"command": "python -m qlab.lab.classroom_bench", "date": datetime.date.today().isoformat(), "machine": machine.abilities(),
               "versions": {name: version(name) for name in ("torch", "jupyterhub", "jupyterlab", "ipykernel")} | {
                   "python": platform.python_version()},
-              "unit": "MiB", "page": PAGE, "students": STUDENTS, "arms": arms}
+              "unit": "MiB", "page": PAGE, "arms": arms}
     saving.write({RECORD: (json.dumps(record, indent=1) + "\n").encode()})
-    for name in arms:
-        print(f"{name}: 30 students need {needed_gib(record, 30, name):.1f} GiB")
+    print(f"{RECORD}: 30 students need {needed_gib(record, 30):.1f} GiB")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
