@@ -71,7 +71,9 @@ def test_the_grader_reads_what_was_collected(homes):
     assert {one.status for one in taken.values()} == {"collected"}
     deadline = datetime.now(UTC) + timedelta(seconds=60)
     for until, late in ((deadline, False), (deadline - timedelta(hours=1), True)):
-        found = [entry for hand_in in ingest.hand_ins(homes.parent / "to", SET, until) for entry in hand_in.read()]
+        told = []
+        found = [entry for hand_in in ingest.hand_ins(homes.parent / "to", SET, until, tell=told.append) for entry in hand_in.read()]
+        assert not told
         assert [(entry.student, entry.platform, entry.late, entry.status) for entry in found] == [
             ("ada", "nbgrader", late, ""), ("bob", "nbgrader", late, "")]
         assert [entry.sha256 for entry in found] == [taken[entry.student].sha256 for entry in found]
@@ -83,7 +85,7 @@ def test_only_the_teacher_reads_it_and_the_owner_is_recorded(homes):
     to = homes.parent / "to"
     assert stat.S_IMODE(to.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in to.rglob("*") if path.is_file()} == {0o600}
-    record = json.loads((to / f"{SET}.json").read_text())
+    record = json.loads((to / ".record" / f"{SET}.json").read_text())
     assert [(one["student"], one["owner"], one["size"]) for one in record] == [
         (name, os.geteuid(), saved(homes, name).stat().st_size) for name in ("ada", "bob")]
 
@@ -173,7 +175,7 @@ def test_what_was_collected_stays_until_it_is_asked_for_anew(homes):
     assert take(homes)["ada"].status == "the same"
     saved(homes, "ada").write_bytes(content)
     assert take(homes)["ada"].status == "newer" and path.read_bytes() == former
-    assert json.loads((homes.parent / "to" / f"{SET}.json").read_text())[0]["time"] == first.time
+    assert json.loads((homes.parent / "to" / ".record" / f"{SET}.json").read_text())[0]["time"] == first.time
     assert take(homes, update=True)["ada"].status == "collected" and path.read_bytes() == content
     earlier = list(path.parent.glob(f".earlier/*/{SET}.ipynb"))
     assert [one.read_bytes() for one in earlier] == [former]

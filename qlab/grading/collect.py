@@ -80,7 +80,7 @@ def students(homes: Path, names: Iterable[str] | None = None, course: str = COUR
 
 
 def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course: str = COURSE, update: bool = False) -> list[Taken]:
-    """Copy what each student has saved, and say what became of it; TO/ASSIGNMENT.json keeps the same.
+    """Copy what each student has saved, and say what became of it; TO/.record/ASSIGNMENT.json keeps the same.
 
     What was collected before stays as it is, unless update is set: then what a student has changed since takes its place, and the former
     copy goes into the folder .earlier beside it. Raises OSError where TO cannot be written.
@@ -90,7 +90,7 @@ def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course
     if made:
         to.chmod(0o700)
     taken = [_collect(Path(homes), name, assignment, to, course, update) for name in names]
-    path = to / f"{assignment}.json"
+    path = saving.make_folder(to / ".record") / f"{assignment}.json"  # a name that the grader passes over without a word
     before = {entry["student"]: entry for entry in json.loads(saving.read(path))} if path.exists() else {}
     kept = {"the same", "newer"}  # of what lies there, the first record tells
     after = before | {one.student: asdict(one) for one in taken if one.status not in kept or one.student not in before}
