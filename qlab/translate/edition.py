@@ -50,7 +50,7 @@ def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
 
 
 def open_in(root: Path, asked: str, notebook: str) -> str:
-    """Makes the pages, says what a reader should know, and gives the page that stands for an English one; both as POSIX paths below root."""
+    """Makes the pages, says what a reader should know, and gives the page that stands for an English one; as POSIX paths below root."""
     ours, newer = make(root, asked)
     _trust(root, asked, ours)
     for path in newer:

@@ -7,8 +7,8 @@
     # 02 · 线性量化
 
 A text is current as long as the page has a cell with that hash. A cell of another hash in the same place makes it stale: the page then
-shows the English text, with a line that says so. `qlab translate 02` writes ": stale" or ": missing" behind the new hash, and the English text
-below; a translator who has mended the text takes the word away.
+shows the English text, with a line that says so. `qlab translate 02` writes ": stale" or ": missing" behind the new hash, and the English
+text below; a translator who has mended the text takes the word away.
 """
 
 import difflib

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qlab import saving
 
+ESCAPES = {"\\": r"\\", '"': r'\"', "\n": r"\n", "\t": r"\t", "\r": r"\r"}
 LINE = re.compile(r'(?:(msgid|msgstr) )?(".*")$')
 
 
@@ -70,6 +71,6 @@ def _quoted(said: str) -> str:
     """In quotes; on several lines where it has line breaks, or is long."""
     lines = said.splitlines(keepends=True)
     if len(lines) < 2:
-        lines = textwrap.wrap(said, 110, drop_whitespace=False, break_on_hyphens=False, replace_whitespace=False) or [""]
-    quoted = ['"' + line.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"' for line in lines]
+        lines = textwrap.wrap(said, 110, expand_tabs=False, replace_whitespace=False, drop_whitespace=False, break_on_hyphens=False) or [""]
+    quoted = ['"' + "".join(ESCAPES.get(letter, letter) for letter in line) + '"' for line in lines]
     return "\n".join(['""', *quoted] if len(quoted) > 1 else quoted)
