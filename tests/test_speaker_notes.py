@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_browser import lab  # noqa: F401: a fixture
+from test_browser import lab  # noqa: F401
 
 from qlab.grading.author import release
 from qlab.lab import minutes

@@ -1,8 +1,8 @@
 """How long a page takes: 200 words a minute, and 20 seconds for each line of code that a reader sees.
 
-Not counted: comments, blank lines, the source of folded cells (qlab.lab.hidden), and a lecturer's notes (cells with the tag speaker). A page
-of more than LONG minutes marks a path of about 30 minutes through it: headings that end in MARK, each with what stands under it up to the
-next heading, and all before the first one.
+Not counted: comments, blank lines, the source of folded cells (qlab.lab.hidden), and a lecturer's notes (cells with the tag speaker).
+A page of more than LONG minutes marks a path of about 30 minutes through it: headings that end in MARK, each with what stands under it up
+to the next heading, and all before the first one.
 The title says both numbers; `qlab notebooks` fills them in.
 """
 
