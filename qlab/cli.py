@@ -26,7 +26,8 @@ from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
 
 QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune",
-         "compress", "distill", "mixed_precision", "training", "records", "check", "grading_values", "links")  # of tests/, for qlab check
+         "compress", "distill", "mixed_precision", "training", "records", "check", "grading_values", "links",
+         "translate", "translate_pages")  # of tests/, for qlab check
 PYTEST_TAKES_A_VALUE = ("-k", "-m", "-n", "-p", "-o", "-c", "-W", "--ignore", "--deselect", "--maxfail", "--dist", "--durations")
 
 

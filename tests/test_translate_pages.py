@@ -99,7 +99,7 @@ def built(text):
 
 
 def test_a_hand_in_made_from_the_chinese_page_gets_its_marks():
-    """Right answers written into the Chinese stubs, one question left blank, one wrong: exactly the marks that the English page would get."""
+    """Right answers written into the Chinese stubs, one question left blank, one wrong: exactly the marks that an English page would get."""
     exercise = made_up_work.Exercise("00")
     page = translated(ROOT / "exercises" / f"{exercise.name}.ipynb", "zh")
     first, second, *_ = exercise.questions
