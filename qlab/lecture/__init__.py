@@ -1,6 +1,7 @@
 """A notebook in front of a class: as slides, worked out from the notebook itself, and its live figure alone.
 
     blocks.py       the pieces of a Markdown text, and the room that each takes
+    outputs.py      what a class sees of what a cell has printed and drawn
     slides.py       which pieces make a slide
     live.py         the slides as a copy of the notebook that JupyterLab shows, with its kernel
     html.py         the slides as one folder of web pages, with the stored outputs

@@ -35,7 +35,7 @@ class Block:
         if self.kind == "math":
             return _formula(self.source) + GAP
         if self.kind == "table":
-            return sum(_rows(self.source)) + GAP
+            return sum(rows(self.source)) + GAP
         width = INNER - (30 if self.kind == "item" else 0)
         extra = 7 if any(TALL.search(part) for part in re.findall(r"\$[^$]+\$", self.source)) else 0
         return math.ceil(len(seen(self.source)) * LETTER / width * 1.03) * (LINE + extra) + (GAP if self.kind == "text" else GAP / 2)
@@ -128,11 +128,15 @@ def _cells(line: str) -> list[str]:
     return [cell.replace("\0", "|").strip() for cell in re.split(r"(?<!\\)\|", inside)]
 
 
-def _rows(source: str) -> list[float]:
-    """The height of each row of a table, the ruler between head and body left out."""
+def rows(source: str, width: float = INNER) -> list[float]:
+    """The height of each row of a table of this width, the ruler between head and body left out.
+
+    >>> rows("| a | b |\\n| - | - |\\n| 1 | two |")
+    [27, 27]
+    """
     table = [[seen(cell) for cell in _cells(line)] for line in source.splitlines() if not re.fullmatch(r"[|:\s-]+", line)]
     widths = [max(len(row[k]) if k < len(row) else 0 for row in table) for k in range(max(map(len, table)))]
-    room = INNER / 7.6 - 2.4 * len(widths)
+    room = width / 7.6 - 2.4 * len(widths)
     free, narrow = room, set()
     for k in sorted(range(len(widths)), key=widths.__getitem__):  # narrow columns have what they need, wide ones share the rest
         share = free / (len(widths) - len(narrow))
@@ -153,7 +157,7 @@ def cut_table(source: str, room: float) -> list[str]:
     ['| a |\\n| - |\\n| 1 |', '| a |\\n| - |\\n| 2 |']
     """
     head, ruler, *body = source.splitlines()
-    first, *heights = _rows(source)
+    first, *heights = rows(source)
     total = sum(heights)
     count = math.ceil(total / max(1, room - first - GAP))
     parts, held, height = [], [], 0.0

@@ -123,13 +123,25 @@ def _section(slide: Slide, number: int, pictures: Path, notes: str) -> str:
 
 
 def _piece(piece: Piece, name: str, pictures: Path) -> str:
-    step = f' class="piece {piece.kind}{" fragment" if piece.step else ""}" style="zoom: {piece.scale:.3f}; --height: {piece.height:.0f}px"'
+    size = f"zoom: {piece.scale:.3f}; --height: {piece.picture or piece.height:.0f}px"
+    step = f' class="piece {piece.kind}{" fragment" if piece.step else ""}" style="{size}"'
     if piece.kind == "text":
         return f"<div{step}>{prose(piece.source)}</div>"
     if piece.kind == "source":
         return f"<div{step}><pre>{_highlighted(piece.cell.source)}</pre></div>"
     inside = "\n".join(_shown(output, f"{name}-{k}", pictures) for k, output in enumerate(piece.cell.outputs))
-    return f"<div{step}>{inside}</div>"
+    return f"<div{step}>{_some_rows(inside, piece.rows) if piece.rows else inside}</div>"
+
+
+def _some_rows(table: str, rows: tuple[int, int]) -> str:
+    """A table of which some rows of the body are shown."""
+    number = iter(range(-1, table.count("<tr")))                                  # the first is the head
+
+    def one(row: re.Match) -> str:
+        k = next(number)
+        return row[0] if k < 0 or rows[0] <= k < rows[1] else ""
+
+    return re.sub(r"<tr.*?</tr>", one, table, flags=re.DOTALL)
 
 
 def _shown(output: NotebookNode, name: str, pictures: Path) -> str:

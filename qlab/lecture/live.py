@@ -1,7 +1,8 @@
 """The slides as a copy of the notebook, for JupyterLab: each slide's heading, texts and code as cells, with their stored outputs.
 
 A cell's metadata says where it stands, in words that jupyterlab-slideshow reads (slideshow.slide_type) and, under KEY, in those that
-labextension/ reads: at = [slide, step, part, scale, height] for each slide on which the cell is seen, part being source, output or both.
+labextension/ reads: at = [slide, step, part, scale, height] for each slide on which the cell is seen, part being source, output or both;
+of a long table also the first and the last row.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from nbformat.v4 import new_markdown_cell
 
 from qlab import saving
 from qlab.lab.jupyter import released
-from qlab.lecture import slides
+from qlab.lecture import blocks, slides
 from qlab.lecture.html import prose
 from qlab.lecture.slides import Piece
 
@@ -78,21 +79,22 @@ def _cell(kind: str, cell: NotebookNode, number: int, piece: Piece) -> NotebookN
 
 def _at(number: int, piece: Piece) -> list:
     part = {"source": "source", "text": "both"}.get(piece.kind, "output")
-    return [number, piece.step, part, round(piece.scale, 3), round(piece.height)]
+    return [number, piece.step, part, round(piece.scale, 3), round(piece.picture or piece.height), *(piece.rows or ())]
 
 
 def _also(cell: NotebookNode, number: int, piece: Piece) -> None:
     """A cell whose source is already placed: its output beside it, or on a further slide."""
     at = cell.metadata[KEY]["at"]
-    if at and at[-1][0] == number:
+    if at and at[-1][0] == number:                                  # its source stands on the same slide
         at[-1][2] = "both"
     else:
         at.append(_at(number, piece))
 
 
 def _joined(before: str, after: str) -> str:
-    both_items = all(slides.blocks.split(text)[0].kind == "item" for text in (before.splitlines()[-1], after))
-    return before + ("\n" if both_items else "\n\n") + after
+    """Two texts in one; items of a list stay one list, without a gap."""
+    items = blocks.split(before)[-1].kind == "item" == blocks.split(after)[0].kind
+    return before + ("\n" if items else "\n\n") + after
 
 
 def sources(notebook: NotebookNode) -> str:

@@ -3,30 +3,30 @@
     a slide begins    at every heading, also those inside a cell; before every figure; where what stands on the last one leaves no room
     on its own        a live figure (its code runs, and is not shown), a question
     unfolds           what stands under Derive: paragraph by paragraph, formula by formula
-    not shown         folded code, which runs; the paragraph on Run All; cells with the tag speaker, which are the notes
+    not shown         folded code, which runs; what is for who reads alone (ALONE); cells with the tag speaker, which are the notes
 
 A text that does not fit is spread over slides of nearly equal height, a table with its head repeated. Code and what it prints stand
 together where they fit, one after the other otherwise. What is still too large is scaled down, never cut.
 """
 
-import base64
-import io
 import math
 import re
 from dataclasses import dataclass, field
 
 from nbformat import NotebookNode
-from PIL import Image
 
 from qlab.lab import minutes
-from qlab.lecture import HEIGHT, INNER, MARGIN, blocks
+from qlab.lecture import HEIGHT, INNER, MARGIN, blocks, outputs
+from qlab.lecture.outputs import CODE_BOX, CODE_LINE
 
 HEAD, ROOM = 50, HEIGHT - 2 * MARGIN - 12           # a heading; all that stands on a slide, the number in its corner left out
 PROSE = 300                                         # of text alone: a slide is not a page
-CODE_LINE, CODE_BOX, LETTER = 17, 14, 7.85          # a line of code or of what it prints, the box around it, a letter
 PICTURE, CAPTION = 235, 115                         # the least height of a figure; text of at most this height may stand below it
+SMALLEST = 0.7                                      # of a table that code has printed; a longer one takes several slides
 LEAST, LARGEST = 0.8, 1.3                           # how much smaller code may be to keep its sentence, how much larger a short text is
 SPEAKER = "speaker"
+ALONE = re.compile(r"(\*\*Run all cells now\*\*|\*(You need|Time|Source document|Where it leads):\*).*?\.(\s+|\Z)", re.DOTALL)
+"""Sentences for who reads alone: how long it takes, what comes before."""
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Piece:
     cell: NotebookNode | None = None
     step: int = 0                       # how often one goes on until it appears
     scale: float = 1.0                  # of its own size
+    picture: float = 0.0                # the height of the picture in it
+    rows: tuple[int, int] | None = None # of a long table: the rows of its body that this slide shows
 
 
 @dataclass
@@ -81,7 +83,7 @@ def make(cells: list[NotebookNode], short: bool = False) -> list[Slide]:
             if cell.cell_type == "code":
                 slides[-1].pieces.append(Piece("run", cell=cell))
         elif cell.cell_type == "markdown":
-            _add_text(slides, blocks.split(cell.source))
+            _add_text(slides, blocks.split(ALONE.sub("", cell.source)))
         elif cell.cell_type == "code":
             _add_code(slides, cell)
     slides = _tidied(slides)
@@ -112,7 +114,7 @@ def _add_text(slides: list[Slide], found: list[blocks.Block]) -> None:
                 title = block.source.replace(minutes.MARK, "").strip()
                 part = block.level < 3
                 slides.append(Slide(title, block.level, unfolds=title == "Derive" if part else slides[-1].unfolds))
-        elif not block.source.startswith("**Run all cells now**"):
+        else:
             held += _pieces(block)
 
 
@@ -162,13 +164,13 @@ def _leads(before: Piece, piece: Piece) -> bool:
 
 
 def _add_code(slides: list[Slide], cell: NotebookNode) -> None:
-    kind, output = _output(cell)
+    kind, output = outputs.kind(cell.outputs), outputs.height(cell.outputs)
     folded = cell.metadata.get("jupyter", {}).get("source_hidden")
     if folded and kind == "none":
         slides[-1].pieces.append(Piece("run", cell=cell))
         return
     if kind in ("live", "question"):
-        _add_alone(slides, Piece(kind, cell=cell, height=output))
+        _add_alone(slides, Piece(kind, ROOM - HEAD, cell=cell))
         return
     source = None if folded else Piece("source", CODE_LINE * len(cell.source.splitlines()) + CODE_BOX, cell=cell)
     shown = Piece("picture" if kind == "picture" else "output", output, cell=cell) if kind != "none" else None
@@ -178,6 +180,8 @@ def _add_code(slides: list[Slide], cell: NotebookNode) -> None:
         source = None
     if kind == "picture":
         _add_picture(slides, shown)
+    elif shown and not source and shown.height > ROOM - HEAD and (table := outputs.table(cell.outputs)):
+        _add_pages(slides, shown, table)
     else:
         _add_below(slides, *filter(None, (source, shown)))
 
@@ -199,6 +203,21 @@ def _add_below(slides: list[Slide], *pieces: Piece) -> None:
     slide.pieces += pieces
 
 
+def _add_pages(slides: list[Slide], piece: Piece, table: str) -> None:
+    """A table that code has printed, as much smaller as SMALLEST allows; one that is too long even so on several slides."""
+    room, other = ROOM - HEAD, piece.height - sum(blocks.rows(table))
+    scales = [scale / 20 for scale in range(20, round(20 * SMALLEST) - 1, -1)]
+    fitting = [scale for scale in scales if scale * (other + sum(blocks.rows(table, INNER / scale))) <= room]
+    scale = fitting[0] if fitting else SMALLEST
+    first, *heights = blocks.rows(table, INNER / scale)
+    pages = math.ceil(sum(heights) / (room / scale - first - other))
+    for page in range(pages):
+        rows = (page * len(heights) // pages, (page + 1) * len(heights) // pages)
+        slide = _next(slides) if slides[-1].shown else slides[-1]
+        height = scale * (first + other + sum(heights[rows[0]:rows[1]]))
+        slide.pieces.append(Piece("output", min(height, room), cell=piece.cell, scale=scale, rows=rows if pages > 1 else None))
+
+
 def _add_alone(slides: list[Slide], piece: Piece) -> None:
     slide = slides[-1]
     slide = _next(slides) if slide.shown else slide
@@ -214,33 +233,6 @@ def _add_picture(slides: list[Slide], piece: Piece) -> None:
         return
     slide = _next(slides) if slide.shown else slide
     slide.pieces.append(piece)
-
-
-def _output(cell: NotebookNode) -> tuple[str, float]:
-    """What a class sees of a cell's outputs, and its height: none, output, picture, live or question."""
-    height, kind = 0.0, "none"
-    for output in cell.get("outputs", []):
-        data, text = output.get("data", {}), output.get("text", "")
-        plain = data.get("text/plain", "")
-        if plain.startswith("Live figure:"):
-            return "live", ROOM - HEAD
-        if plain.startswith(("Predict.", "Check yourself.")):
-            return "question", ROOM - HEAD
-        if "image/png" in data:
-            kind, height = "picture", height + _picture_height(data["image/png"])
-        elif "text/markdown" in data or "text/html" in data:
-            rows = len(re.findall(r"<tr|\n\||^\|", data.get("text/html", data.get("text/markdown", "")))) - ("text/markdown" in data)
-            kind, height = ("output" if kind == "none" else kind), height + 29 * rows + 10
-        else:
-            lines = (text or plain).rstrip("\n").splitlines()
-            kind, height = ("output" if kind == "none" else kind), height + CODE_LINE * len(lines) + CODE_BOX
-    return kind, height
-
-
-def _picture_height(png: str) -> float:
-    """Of a picture as wide as the text."""
-    width, height = Image.open(io.BytesIO(base64.b64decode(png))).size
-    return INNER * height / width
 
 
 def _tidied(slides: list[Slide]) -> list[Slide]:
@@ -262,10 +254,11 @@ def _finish(slide: Slide) -> None:
     height = sum(piece.height for piece in texts)
     if texts == slide.shown and texts and not any(piece.source.startswith("|") for piece in texts):
         larger = min(LARGEST, math.sqrt(0.8 * (ROOM - HEAD) / height))      # a text of s times the size is s * s times as high
-        if larger > 1:
-            for piece in texts:
-                piece.scale, piece.height = larger, piece.height * larger**2
+        larger = larger if larger > 1 else min(1.0, math.sqrt((ROOM - HEAD) / height))
+        for piece in texts:
+            piece.scale, piece.height = larger, piece.height * larger**2
     for k, piece in enumerate(slide.shown):
         piece.step = k if slide.unfolds else 0
         if piece.kind == "picture":
             piece.height = min(piece.height, ROOM - HEAD - height)
+            piece.picture = piece.height - outputs.height(piece.cell.outputs, pictures=False)

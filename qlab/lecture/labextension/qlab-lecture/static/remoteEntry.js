@@ -1,5 +1,5 @@
 // The slides of a lecture's copy of a notebook. jupyterlab-slideshow clears everything but the notebook off the screen; this turns the slides,
-// by what qlab/lecture/live.py has written into the cells: at = [slide, step, part, scale, height].
+// by what qlab/lecture/live.py has written into the cells: at = [slide, step, part, scale, height, first row, last row].
 //
 // JupyterLab loads this file as it is: there is nothing to build. Nothing is written into the notebook.
 
@@ -26,6 +26,7 @@
       this.addBar(titles);
       window.addEventListener('keydown', event => this.key(event), true); // before JupyterLab and the slide show, which have keys of their own
       window.addEventListener('resize', () => this.show());
+      panel.content.activeCellChanged.connect((_, cell) => cell?.node.classList.contains('qlab-off') && this.show());
       new ResizeObserver(() => this.fit()).observe(panel.content.viewportNode);
       new MutationObserver(() => this.fitLater()).observe(panel.content.viewportNode, { childList: true, subtree: true });
     }
@@ -47,7 +48,12 @@
 
     key(event) {
       const { target, key } = event;
-      if (!presenting() || event.ctrlKey || event.metaKey || event.altKey) {
+      if (!presenting() || event.ctrlKey || event.metaKey || event.altKey || event.key === 'Shift') {
+        return;
+      }
+      if (key === 'Enter' && event.shiftKey) { // runs the cell, and stays on its slide
+        this.stop(event);
+        this.app.commands.execute('notebook:run-cell');
         return;
       }
       const typing = target.closest?.('.cm-content, textarea, select, [contenteditable=true], input:not([type=radio]):not([type=checkbox])');
@@ -63,10 +69,16 @@
         Home: () => this.go(0), End: () => this.go(this.steps.length - 1), Escape: () => this.leave(),
       }[key];
       if (move || FORWARD.includes(key) || BACK.includes(key)) {
-        event.preventDefault();
-        event.stopImmediatePropagation();
+        this.stop(event);
         move ? move() : this.turn(BACK.includes(key) || event.shiftKey ? -1 : 1);
+      } else if (key.length === 1) {
+        this.stop(event); // JupyterLab would cut a cell at x, and insert one at a
       }
+    }
+
+    stop(event) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
     }
 
     turn(by) {
@@ -95,6 +107,9 @@
           last = k;
           cell.node.style.setProperty('--scale', here[3]);
           cell.node.style.setProperty('--height', `${here[4]}px`);
+          cell.node.querySelectorAll('.jp-OutputArea tr').forEach((row, n) => {
+            row.hidden = here.length > 5 && n > 0 && (n <= here[5] || n > here[6]); // the first is the head
+          });
           cell.node.dataset.kind = cell.model.getMetadata(KEY).heading ? `heading-${cell.model.getMetadata(KEY).heading}` : cell.model.type;
         }
       });
@@ -110,14 +125,23 @@
       this.waiting = setTimeout(() => this.fit(), 50);
     }
 
-    // The stage as large as the window; what a cell prints now and did not when the slides were made becomes smaller, and nothing is cut.
+    // The stage as large as the window; what is too large, for a cell prints now what it did not when the slides were made, becomes smaller,
+    // a live figure's picture first. Nothing is cut.
     fit() {
       const stage = this.notebook.viewportNode;
       const zoom = Math.min(window.innerWidth / WIDTH, window.innerHeight / HEIGHT);
+      const over = () => stage.scrollHeight - stage.clientHeight - 1;
       stage.style.setProperty('--stage', zoom);
+      stage.style.removeProperty('--picture');
       let fit = 1;
       stage.style.setProperty('--fit', fit);
-      while (fit > 0.4 && (stage.scrollHeight > stage.clientHeight + 1)) {
+      const picture = stage.querySelector('.jp-Cell:not(.qlab-off) .qlab-picture');
+      if (picture && over() > 0) {
+        const { width, height } = picture.getBoundingClientRect();
+        const left = Math.max(0.5, 1 - (over() + 3) * zoom / height);
+        stage.style.setProperty('--picture', `${(left * width) / zoom}px`);
+      }
+      while (fit > 0.4 && over() > 0) {
         fit -= 0.03;
         stage.style.setProperty('--fit', fit);
       }
