@@ -684,6 +684,7 @@ IN_GRADING = {
     "author": {"author.cases", "challenge", "check", "hints", "links", "mark", "results", "sandbox", "values"},
     "batch": {"handed_in", "mark", "results", "sandbox"},
     "cluster": {"batch", "handed_in"},
+    "collect": {"handed_in", "results"},
     "grade": {"batch", "challenge", "cluster", "handed_in", "hints", "mark", "report", "results"},
     "gradescope": {"author", "batch", "grade", "handed_in", "mark", "report", "results", "sandbox", "values"},
 }

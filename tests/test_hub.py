@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ import grading_helpers
 import nbformat
 import pytest
 import yaml
+from test_browser import CHROMIUM
 from test_grade import needs_bwrap, notebook_of
 
 from qlab.grading import collect, grade
@@ -120,6 +122,25 @@ def test_nobody_gets_into_another_ones_server(school):
     with pytest.raises(classroom.urllib.error.HTTPError) as refused:
         visitor.ask(f"/user/{bob.name}/api/contents/{PAGE}?content=0")
     assert refused.value.code == 403
+
+
+@needs_hub
+@pytest.mark.skipif(not CHROMIUM, reason="needs a Chromium: on Debian apt install chromium, elsewhere name one in QLAB_CHROMIUM")
+def test_in_a_browser_a_link_leads_to_the_page_by_way_of_the_login(school):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]' -c constraints.txt")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic",
+                                                                             "--no-first-run", "--disable-background-networking"])
+        page, outside = browser.new_page(), []
+        page.set_default_timeout(1000 * classroom.PATIENCE_S)
+        page.on("request", lambda asked: None if re.match(r"(http|ws)://127\.0\.0\.1:|data:|blob:|about:", asked.url)
+                else outside.append(asked.url))
+        page.goto(f"{school.address}/hub/user-redirect/lab/tree/{PAGE}")
+        page.fill("#username_input", NAMES[9])
+        page.click("#login_submit")
+        page.wait_for_selector(".jp-Notebook h1:has-text('Linear quantization')")
+        assert f"/user/{NAMES[9]}/lab/tree/{PAGE}" in page.url and not outside
+        browser.close()
 
 
 @needs_hub

@@ -28,8 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from qlab.folders import clone
-
+HUB = Path(__file__).resolve().parents[2] / "docs" / "hub"
 PATIENCE_S = 300
 TRIAL = """
 load_subconfig({config!r})
@@ -120,11 +119,12 @@ class Kernel:
     """A kernel of a student's, and the websocket to it."""
 
     def __init__(self, student: Student, number: str):
-        from websocket import create_connection
+        from websockets.sync.client import connect
 
         self.student, self.number, self.models = student, number, {}
-        self.socket = create_connection(f"ws{student.hub.address[4:]}/user/{student.name}/api/kernels/{number}/channels", PATIENCE_S,
-                                        header=[f"Authorization: token {student.hub.token}"])
+        address = f"ws{student.hub.address[4:]}/user/{student.name}/api/kernels/{number}/channels"
+        self.socket = connect(address, additional_headers={"Authorization": f"token {student.hub.token}"}, max_size=None,
+                              open_timeout=PATIENCE_S, ping_interval=None)  # a kernel that computes may be silent for long
 
     def run(self, code: str) -> str:
         """Execute a cell; what it printed. Raises RuntimeError with the error's name and text."""
@@ -162,7 +162,7 @@ class Kernel:
 
     def _receive(self) -> dict:
         """The next message; its buffers, such as a picture, are counted and dropped."""
-        data = self.socket.recv()
+        data = self.socket.recv(PATIENCE_S)
         if isinstance(data, str):
             return json.loads(data) | {"buffers": 0}
         count = int.from_bytes(data[:4], "big")  # then the offset of each part, the first of which is the message
@@ -171,12 +171,12 @@ class Kernel:
 
 
 @contextmanager
-def hub(folder: Path, environment: dict | None = None, config: Path | None = None, course: str = "") -> Iterator[Hub]:
+def hub(folder: Path, environment: dict | None = None, course: str = "") -> Iterator[Hub]:
     """A hub that keeps everything in folder; it and all servers are ended at the end.
 
-    environment: more of what each student's server finds there, over the configuration's own; None takes a name away. config: in place of
-    docs/hub/jupyterhub_config.py; course: the repository that students' folders follow. Raises ModuleNotFoundError without the extra hub,
-    RuntimeError with the hub's last words if it ends.
+    environment: more of what each student's server finds there, over the configuration's own; None takes a name away. course: the
+    repository that students' folders follow. Raises ModuleNotFoundError without the extra hub, RuntimeError with the hub's last words if it
+    ends.
     """
     if not shutil.which("jupyterhub", path=Path(sys.executable).parent):
         raise ModuleNotFoundError("jupyterhub is missing: pip install -e '.[hub]' -c constraints.txt.")
@@ -184,7 +184,7 @@ def hub(folder: Path, environment: dict | None = None, config: Path | None = Non
     (folder / "homes").mkdir(parents=True, exist_ok=True)
     port, hub_port, api_port = _free_ports(3)
     environment = {name: None if value is None else str(value) for name, value in (environment or {}).items()}
-    written = TRIAL.format(config=str(config or clone() / "docs" / "hub" / "jupyterhub_config.py"), port=port, hub_port=hub_port,
+    written = TRIAL.format(config=str(HUB / "jupyterhub_config.py"), port=port, hub_port=hub_port,
                            api_port=api_port, homes=str(folder / "homes"), token=token, patience=PATIENCE_S, environment=environment)
     (folder / "config.py").write_text(written)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_"))}
@@ -213,10 +213,9 @@ def publish(repository: Path) -> str:
         release = Path(place) / "students.zip"
         with zipfile.ZipFile(release, "w") as archive:
             for folder in ("notebooks", "exercises"):
-                for path in sorted((clone() / folder).glob("*.*")):
+                for path in sorted((HUB.parents[1] / folder).glob("*.*")):
                     archive.write(path, f"qlab-trial/{folder}/{path.name}")
-        script = clone() / "docs" / "hub" / "publish.sh"
-        run = subprocess.run(["sh", str(script), str(release), str(repository)], capture_output=True, text=True)
+        run = subprocess.run(["sh", str(HUB / "publish.sh"), str(release), str(repository)], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"publish.sh failed: {run.stderr.strip()}")
     return f"file://{repository}"
