@@ -88,8 +88,8 @@ def spend(rows: Mapping[str, Mapping], bits: float = 3.0, cost: str = COSTS[0]) 
         lines["measured"].set_ydata([100 * r["result"].value for r in paths[cost]])
         here.set_data([bits], [100 * row["result"].value])
         low, high = row["result"].low, row["result"].high
-        return (f"{cost} of {bits:g} bits: {row['nbytes']:,} bytes, {row['bitops'] / 1e6:.0f} million bit operations an image; predicted "
-                f"{100 * max(0.0, row['predicted']):.1f} %, <b>measured {100 * row['result'].value:.1f} %</b> [{100 * low:.1f}, "
-                f"{100 * high:.1f}].")
+        return (f"{bits:g} bits a weight, paid in {cost}: {row['nbytes']:,} bytes, {row['bitops'] / 1e6:.0f} million bit operations an "
+                f"image; predicted {100 * max(0.0, row['predicted']):.1f} %, <b>measured {100 * row['result'].value:.1f} %</b> "
+                f"[{100 * low:.1f}, {100 * high:.1f}].")
 
     return widgets.Live(fig, update, **controls)
