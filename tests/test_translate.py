@@ -149,7 +149,7 @@ def course(tmp_path):
     path = tmp_path / "notebooks" / "00_welcome.ipynb"
 
     class Course:
-        root, page, text = tmp_path, path, tmp_path / "translations" / "zh" / "notebooks" / "00_welcome.md"
+        root, page, text = tmp_path, path, tmp_path / "translations" / "zh" / "notebooks" / "00_welcome.txt"
 
         def save(self):
             nbformat.write(new_notebook(cells=self.cells), path)
@@ -233,9 +233,9 @@ def test_what_a_page_lacks_counts_only_where_it_is_promised(course, monkeypatch,
     course.text.unlink()
     (course.root / "notebooks" / "00_welcome.ipynb").write_text(nbformat.writes(new_notebook()))
     assert cli.main(["translate", "--check", "07"]) == 0 and "0 of   3 texts" in capsys.readouterr().out
-    course.text.with_name("07_more.md").write_text("no cell\n")
+    course.text.with_name("07_more.txt").write_text("no cell\n")
     assert cli.main(["translate", "--check", "07"]) == 1
-    assert capsys.readouterr().err.endswith("07_more.md, line 1 stands before the first cell.\n")
+    assert capsys.readouterr().err.endswith("07_more.txt, line 1 stands before the first cell.\n")
     assert cli.main(["translate", "--lang", "en"]) == 1 and "written in English" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@
 English is the only source: code marks its words by `tr`, and a page is translated cell by cell (module pages).
 
     words          LANGUAGE.po beside this file: what `tr` says instead
-    pages          translations/LANGUAGE/ in the course's folder: NAME.md for each page, code.po for the words inside of code, glossary.md
+    pages          translations/LANGUAGE/ in the course's folder: NAME.txt for each page, code.po for the words inside of code, glossary.md
 
 This module imports the standard library only: without QLAB_LANG `tr` costs one look at the environment.
 """

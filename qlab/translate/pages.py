@@ -1,6 +1,6 @@
 """A page in another language, from the English notebook and what translators wrote.
 
-    translations/zh/notebooks/02_linear_quantization.md     the text of its Markdown cells, each under the English cell that it is of
+    translations/zh/notebooks/02_linear_quantization.txt    the text of its Markdown cells, each under the English cell that it is of
     translations/zh/code.po                                 the words inside of all pages' code (module code)
 
     <!-- cell a480b678 of 0c1f5a9d22e7 -->                  the cell's id, and 12 digits of the SHA-256 of its English text
@@ -54,12 +54,12 @@ def digest(english: str) -> str:
 
 
 def place(path: Path, asked: str) -> Path:
-    """Where the translation of a page lies: translations/LANGUAGE/FOLDER/NAME.md in the course's folder."""
-    return path.resolve().parents[1] / "translations" / asked / path.parent.name / f"{path.stem}.md"
+    """Where the translation of a page lies: translations/LANGUAGE/FOLDER/NAME.txt in the course's folder."""
+    return path.resolve().parents[1] / "translations" / asked / path.parent.name / f"{path.stem}.txt"
 
 
 def read(path: Path) -> list[Text]:
-    """The texts of a .md file, in their order; none where there is no file. Raises ValueError for a line that belongs to no cell."""
+    """The texts of such a file, in their order; none where there is no file. Raises ValueError for a line that belongs to no cell."""
     if not path.is_file():
         return []
     found, lines, english = [], None, False
@@ -162,7 +162,7 @@ def unwrapped(text: str) -> str:
 
 
 def skeleton(path: Path, asked: str) -> str:
-    """The .md file of a page as a translator wants it: what is done as it is, and what is not with the English text below it.
+    """The file of a page as a translator wants it: what is done as it is, and what is not with the English text below it.
 
     A text whose English cell is gone stays at the end, under the same header, and is not shown.
     """
