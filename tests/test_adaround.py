@@ -241,6 +241,14 @@ def test_what_is_made_is_taken_by_all_that_takes_a_quantized_network(tmp_path):
     assert both.tensors["b"].equal(made.tensors["b"])
 
 
+@pytest.mark.parametrize("method", ["nearest", "adaround"])
+def test_ranges_by_layer_are_those_of_each(method):
+    net, ranges = ptq.fold_batch_norm(chain()), {"a": "max", "b": "mse", "c": "max", "d": "mse"}
+    made = rounding.quantize(net, images(), 3, method, ranges, **({"steps": 2} if method == "adaround" else {}))
+    for name, own in ranges.items():
+        assert torch.equal(made.tensors[name].scale, round_to_nearest(net.get_submodule(name).weight, 3, ranges=own).scale)
+
+
 def test_corrected_biases_have_no_mean_error():
     net = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.ReLU())
     made, plain = (rounding.quantize(net, images(), 2, method) for method in ("corrected", "nearest"))
@@ -313,6 +321,8 @@ def test_shared_weights_get_one_rounding():
     ({"bits": 12}, "bits is 12 for a, and must be at most 8 for adaround"), ({"bits": 1}, "the weight of a cannot be quantized: bits is 1"),
     ({"bits": {"a": 3}}, "bits leaves out b, c, d, and must name a, b, c, d"),
     ({"bits": dict.fromkeys("abcdx", 3)}, "bits names x, and must name a, b, c, d"),
+    ({"ranges": {"a": "max"}}, "ranges leaves out b, c, d, and must name a, b, c, d"),
+    ({"ranges": dict.fromkeys("abcd", "min")}, "ranges is 'min', and must be one of max, mse"),
     ({"blocks": "all"}, "blocks is 'all', and must be None, 'residual', or groups"),
     ({"blocks": [("x",)]}, "blocks names 'x', and may name"),
     ({"blocks": [("a", "b"), ("b",)]}, "blocks names b twice"), ({"blocks": [()]}, "blocks holds an empty group"),

@@ -164,6 +164,15 @@ def test_passes_are_those_said_and_the_model_is_as_it_was():
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+def test_the_truth_about_a_whole_network_leaves_both_in_their_modes():
+    one, other = (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train() for _ in range(2))
+    other[2].eval()
+    before = {name: t.clone() for name, t in one.state_dict().items()}
+    found = sensitivity.kl(one, other, data()[0])
+    assert torch.equal(found, sensitivity.kl(one.eval(), other, data()[0])) and found.min() > 0                    # nothing is dropped
+    assert not other[2].training and other[3].training and all(torch.equal(t, before[name]) for name, t in one.state_dict().items())
+
+
 def test_candidates_are_of_every_layer_and_their_choice_is_the_network():
     model = net()
     made = candidates.make(model, (4, 2), skip=("2",))
@@ -181,6 +190,8 @@ def test_candidates_that_do_not_fit_are_one_sentence():
         candidates.make(model, (-2, 4))
     with pytest.raises(ValueError, match="widths are none"):
         candidates.make(model, ())
+    with pytest.raises(ValueError, match=r"nothing is left to choose bits for: 0 is left out \(named in skip\), 2 is left out"):
+        candidates.make(model, skip=("0", "2", "5"))
     with pytest.raises(ValueError, match="there is no candidate for '5' at 3 bits: choose among 2, 4"):
         candidates.apply(model, made, {"5": 3})
     with pytest.raises(ValueError, match="there is no candidate for 'fc' at 2 bits: choose among 0, 2, 5"):

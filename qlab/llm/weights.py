@@ -7,7 +7,7 @@ embedding stays in floats, and so does a linear layer that shares its weight wit
 layer reads it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -120,8 +120,8 @@ def choose(model: nn.Module, skip: tuple[str, ...] = ()) -> tuple[list[str], dic
         raise ValueError(f"the model, a {type(model).__name__}, has no {', '.join(layer.__name__ for layer in LAYERS)}, and must have one "
                          "for its weights to be quantized.")
     check_values(model)
-    if isinstance(skip, str):
-        raise TypeError(f"skip is {skip!r}, and must be a tuple of names: ({skip!r},).")
+    if isinstance(skip, str) or not isinstance(skip, Collection):
+        raise TypeError(f"skip is {skip!r}, and must be a tuple of names{f': ({skip!r},)' if isinstance(skip, str) else ''}.")
     if unknown := sorted(set(skip) - set(layers)):
         raise ValueError(f"skip names {', '.join(unknown)}, and may name {', '.join(layers)}.")
     held = {memory: name for name, memory in embeddings.items() if memory is not None}

@@ -12,6 +12,7 @@ import operator
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import skip_init
 
 from qlab.nets.operations import ADD, DIV, LAYER_KINDS, MUL, SUB, Stretch
 
@@ -90,7 +91,7 @@ def _as_filters(constant: torch.Tensor, target, first: bool) -> nn.Module | None
     values, one = constant.flatten(), torch.ones_like(constant.flatten())
     weight, bias = ((values, 0 * one) if target in MUL else (1 / values, 0 * one) if target in DIV else (one, values) if target in ADD else
                     (-one, values) if first else (one, -values))
-    conv = layer[0](len(values), len(values), 1, groups=len(values)).to(constant)
+    conv = skip_init(layer[0], len(values), len(values), 1, groups=len(values)).to(constant)
     conv.weight, conv.bias = nn.Parameter(weight.view(layer[1]).clone()), nn.Parameter(bias.clone())
     return conv
 
@@ -109,7 +110,7 @@ def give_convolutions(model: nn.Module, norms: dict[str, bool]) -> nn.Module:
         bn = model.get_submodule(name)
         made_of, width = (nn.Conv2d if type(bn) is nn.BatchNorm2d else nn.Conv1d), bn.num_features
         like = next((t for t in (bn.weight, bn.running_var) if t is not None), torch.zeros(()))
-        conv = made_of(width, width, 1, groups=width, bias=False).to(like)
+        conv = skip_init(made_of, width, width, 1, groups=width, bias=False).to(like)        # draws no random number
         nn.init.ones_(conv.weight)
         layers = [nn.Unflatten(1, (width, 1)), conv, bn, nn.Flatten()] if flat else [conv, bn]
         made[bn] = nn.Sequential(*layers).train(bn.training)
@@ -134,8 +135,8 @@ def _as_convolution(layer: nn.ConvTranspose2d, name: str) -> nn.Sequential:
     if min(padding) < 0:
         raise ValueError(f"{name or 'the network'}, a ConvTranspose2d with padding {layer.padding}, cuts off more than its kernel reaches, "
                          f"and may have at most {reach}.")
-    conv = nn.Conv2d(into, out, layer.kernel_size, padding=padding, dilation=layer.dilation, groups=groups, bias=layer.bias is not None)
-    conv = conv.to(layer.weight)
+    options = {"padding": padding, "dilation": layer.dilation, "groups": groups, "bias": layer.bias is not None}
+    conv = skip_init(nn.Conv2d, into, out, layer.kernel_size, **options).to(layer.weight)
     weight = layer.weight.unflatten(0, (groups, into // groups)).transpose(1, 2).flatten(0, 1).flip(-2, -1)
     conv.weight = nn.Parameter(weight.contiguous(), requires_grad=layer.weight.requires_grad)
     if layer.bias is not None:

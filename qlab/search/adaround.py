@@ -17,13 +17,13 @@ rounding to nearest: multiply the images or the weights by any factor, and the s
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 
 from qlab.quant import QTensor
-from qlab.quant.layout import as_float, from_rows, to_rows
+from qlab.quant.layout import as_float, check_whole, from_rows, generator, to_rows
 
 ZETA, GAMMA, WARM, BETAS = 1.1, -0.1, 0.2, (20.0, 2.0)
 BITS = 8                                                                                    # a row of 16 bits has 65,535 levels
@@ -127,7 +127,7 @@ def learn(run: Run, weights: dict[str, torch.Tensor], nearest: dict[str, QTensor
     unit = before.sum().item() / max(1, y.numel())
     if not unit or not steps:  # nothing was lost
         return dict(nearest)
-    h = _learned(run, weights, found, x, y, unit, steps, batch, lr, price, torch.Generator().manual_seed(seed))
+    h = _learned(run, weights, found, x, y, unit, steps, batch, lr, price, generator(seed))
     up = {name: part >= 0.5 for name, part in h.items()}
     after = squared_error(run, {name: torch.where(up[name], part.above, part.below) for name, part in found.items()}, x, y, axis)
     better = after < before                                                                 # (channels,), or one for all
@@ -140,7 +140,7 @@ def learn(run: Run, weights: dict[str, torch.Tensor], nearest: dict[str, QTensor
 
 
 def _learned(run: Run, weights: dict, found: dict[str, Between], x, y, unit: float, steps: int, batch: int, lr: float, price: float,
-             generator: torch.Generator) -> dict[str, torch.Tensor]:
+             random: torch.Generator) -> dict[str, torch.Tensor]:
     """h of each weight, after the last step."""
     free = {name: part.above > part.below for name, part in found.items()}
     number = max(1, sum(int(part.sum()) for part in free.values()))
@@ -151,7 +151,7 @@ def _learned(run: Run, weights: dict, found: dict[str, Between], x, y, unit: flo
     adam = torch.optim.Adam(v.values(), lr)
     with torch.enable_grad():
         for step in range(steps):
-            some = torch.randint(len(x), (batch,), generator=generator).to(x.device)
+            some = torch.randint(len(x), (batch,), generator=random).to(x.device)
             h = {name: rectified_sigmoid(part) for name, part in v.items()}
             soft = {name: (below + h[name] * (above - below)).to(below.dtype) for name, (below, above, *_) in found.items()}
             loss = (run(soft, x[some]) - y[some]).square().mean() / unit
@@ -180,9 +180,9 @@ def squared_error(run: Run, weights: dict[str, torch.Tensor], x: torch.Tensor, y
 
 def check_options(steps, batch, lr, price, seed) -> None:
     """ValueError, in one sentence, for what learn cannot take."""
-    for name, value, least in (("steps", steps, 0), ("batch", batch, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} is {value!r}, and must be a whole number of at least {least}.")
+    check_whole("steps", steps, 0)
+    check_whole("batch", batch, 1)
+    generator(seed)
     for name, value, fits, allowed in (("lr", lr, lambda v: v > 0, "above 0"), ("price", price, lambda v: v >= 0, "of at least 0")):
         if isinstance(value, bool) or not isinstance(value, Real) or not (fits(value) and value < math.inf):
             raise ValueError(f"{name} is {value!r}, and must be a finite number {allowed}.")

@@ -10,22 +10,24 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from qlab.llm.weights import RANGES, check_values, round_to_nearest
 from qlab.nets.calibration import batches_of, check_norms
 from qlab.nets.graph import trace
 from qlab.nets.ptq import Quantized, fold_batch_norm
 from qlab.nets.soft_loss import check_labels
-from qlab.quant.layout import as_tensor
+from qlab.quant.layout import as_tensor, generator
 from qlab.search import allocate, candidates, costs, paired, sensitivity, trials
 from qlab.search.candidates import WIDTHS
 from qlab.search.table import Table
 from qlab.search.trials import Trial, p_in_words
-from qlab.search.ways import Way, per_tensor
+from qlab.search.ways import BETTER, Way, per_tensor
 
 LEAST, FIT = 100, 512                                                                       # images; of them to make networks with
 RISK = 0.05                                                                                 # of one error, among all that may be tried
@@ -38,6 +40,7 @@ class Attempts:
     def __init__(self, model: nn.Module, calibration, planned: int, bar: tqdm, folder: str | os.PathLike | None, seed: int,
                  skip: tuple[str, ...], steps: int):
         images, labels = _given(calibration)
+        check_values(model)
         check_norms(model, [images])
         self.network = trace(fold_batch_norm(model)).requires_grad_(False)
         self.seed, self.steps, self.bar = seed, steps, bar
@@ -56,13 +59,15 @@ class Attempts:
         if labels is not None:
             share = 100 * self.reference.double().mean().item()
             self.judged_by = f"right: as labelled, on {len(held):,} held-out images, of which the float network has {share:.2f}%"
-        self.candidates = candidates.make(self.network, WIDTHS, skip=skip)
-        each = {True: self.candidates, False: candidates.make(self.network, WIDTHS, per_tensor, skip)}
+        self.grids = {ranges: candidates.make(self.network, WIDTHS, partial(round_to_nearest, ranges=ranges), skip) for ranges in RANGES}
+        self.layers = tuple(self.grids["mse"])
+        each = {True: self.grids["mse"], False: candidates.make(self.network, WIDTHS, per_tensor, skip)}
         self.costs = {per_channel: costs.nbytes(made) for per_channel, made in each.items()}
-        self.rest = costs.rest_nbytes(self.network, self.candidates)                        # biases, and all that keeps its floats
+        self.rest = costs.rest_nbytes(self.network, self.grids["mse"])                      # biases, and all that keeps its floats
         self.trials: dict[str, Trial] = {}
         self.networks: dict[str, Quantized] = {}
-        self._kl, self.folder = None, None
+        self._kl: dict[tuple[int, str], Table] = {}                                         # by bits and ranges
+        self.folder = None
         if folder is not None:
             of = self.network.state_dict() | {"fit images": self.fit, "held-out images": self.held, "wanted": self.wanted}
             self.folder = trials.claim(folder, trials.fingerprint(of, {"seed": seed, "steps": steps, "skip": sorted(skip)}))
@@ -70,7 +75,7 @@ class Attempts:
     # What to try
 
     def uniform(self, bits: int) -> dict[str, int]:
-        return dict.fromkeys(self.candidates, bits)
+        return dict.fromkeys(self.layers, bits)
 
     def nbytes(self, way: Way, bits: Mapping[str, int]) -> int:
         """Of the whole network."""
@@ -93,7 +98,8 @@ class Attempts:
         if not self._is_kept(key):
             if budget < self.nbytes(way, self.uniform(WIDTHS[0])):
                 return None
-            bits = allocate.exact(self._kl_table(), self.costs[way.per_channel], budget - self.rest)
+            each = torch.cat([self._kl_at(b, way.ranges).values for b in WIDTHS], 1)
+            bits = allocate.exact(Table(self.layers, WIDTHS, each), self.costs[way.per_channel], budget - self.rest)
             if len(set(bits.values())) == 1:
                 return None
         return self._run(key, way, bits, started)
@@ -101,25 +107,32 @@ class Attempts:
     def _is_kept(self, key: str) -> bool:
         return self.folder is not None and trials.is_kept(self.folder, key)
 
-    def _kl_table(self) -> Table:
-        if self._kl is None:
-            self.bar.set_postfix_str("each layer's KL at each width")
-            self._kl = sensitivity.by_kl(self.network, self.candidates, self.fit)
-        return self._kl
+    def _kl_at(self, bits: int, ranges: str) -> Table:
+        """The KL of each layer alone at so many bits."""
+        if (bits, ranges) not in self._kl:
+            self.bar.set_postfix_str(f"each layer's KL at {bits} bits")
+            made = {name: {bits: of_layer[bits]} for name, of_layer in self.grids[ranges].items()}
+            self._kl[bits, ranges] = sensitivity.by_kl(self.network, made, self.fit)
+        return self._kl[bits, ranges]
+
+    def _better(self, bits: Mapping[str, int]) -> dict[str, str]:
+        """By layer, the ranges with the lesser KL."""
+        return {name: min(RANGES, key=lambda ranges: self._kl_at(b, ranges)[name, b]) for name, b in bits.items()}
 
     def _run(self, key: str, way: Way, bits: Mapping[str, int], started: float) -> str:
         """Make it, or take it from the folder, where bits are not needed."""
-        self.bar.set_postfix_str(way.name)
         if self._is_kept(key):
-            made, right, seconds = trials.kept(self.folder, key)
+            made, right, seconds = trials.kept(self.folder, key, len(self.held))
         else:
-            made = way.make(self.network, bits, self.fit, self.seed, self.steps)
+            ranges = self._better(bits) if way.ranges == BETTER else way.ranges
+            self.bar.set_postfix_str(way.name)
+            made = way.make(self.network, bits, self.fit, self.seed, self.steps, ranges)
             logits = _logits(made.model, self.held)
             right = (logits.argmax(1) == self.wanted) & ~logits.isnan().any(1)              # torch takes NaN for the largest
             seconds = time.perf_counter() - started
             if self.folder is not None:
                 trials.keep(self.folder, key, made, right, seconds)
-        bits = {name: made.tensors[name].bits for name in self.candidates}
+        bits = {name: made.tensors[name].bits for name in self.layers}
         self.trials[key] = trials.judged(way.name, bits, made.nbytes, right, self.reference, seconds, self.confidence)
         self.networks[key] = made
         self.bar.update()
@@ -167,12 +180,14 @@ def _given(calibration) -> tuple[torch.Tensor, torch.Tensor | None]:
     images = torch.cat(batches_of(images))
     if len(images) < LEAST:
         raise ValueError(f"calibration has {len(images)} images, and must have at least {LEAST}: half of them are held out to judge by.")
+    if wrong := (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
+        raise ValueError(f"calibration image {wrong[0]:,} holds NaN or infinity, as do {len(wrong) - 1:,} others, and all must be finite.")
     return images, None if labels is None else as_tensor(labels, "labels")
 
 
 def _split(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images make networks, and which judge them."""
-    order, fit = torch.randperm(n, generator=torch.Generator().manual_seed(seed)), min(FIT, n // 2)
+    order, fit = torch.randperm(n, generator=generator(seed)), min(FIT, n // 2)
     return order[:fit], order[fit:]
 
 

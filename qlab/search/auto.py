@@ -32,6 +32,7 @@ from qlab.search.candidates import WIDTHS
 from qlab.search.trials import Trial
 from qlab.search.ways import WAYS
 
+NUMBER = r"\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|[\d_]*\.?\d+)\s*([a-zA-Z]*)\s*"             # a comma between thousands, and no decimal one
 UNITS = {"b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2}
 ENOUGH = 0.25                                                                               # points
 
@@ -86,7 +87,7 @@ def quantize(model: nn.Module, calibration, budget: int | float | str | None = N
         raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
     planned = len(WAYS) + (max_drop is not None) * (len(WIDTHS) + 1)
     with tqdm(total=planned, desc="auto", unit="trial") as bar:
-        made = Attempts(model, calibration, planned, bar, folder, seed, skip, steps)
+        made = Attempts(model, calibration, planned, bar, folder, int(seed), skip, int(steps))
         return _within(made, limit) if max_drop is None else _smallest(made, float(max_drop))
 
 
@@ -96,12 +97,13 @@ def bytes_of(budget: int | float | str) -> int:
     >>> bytes_of("40 KB"), bytes_of("1.5KiB"), bytes_of(31136)
     (40000, 1536, 31136)
     """
-    told = re.fullmatch(r"\s*([\d_,]*\.?\d+)\s*([a-zA-Z]*)\s*", budget) if isinstance(budget, str) else None
+    nbytes, told = budget, re.fullmatch(NUMBER, budget) if isinstance(budget, str) else None
     if told and (told[2] or "b").lower() in UNITS:
-        budget = float(re.sub("[_,]", "", told[1])) * UNITS[(told[2] or "b").lower()]
-    if isinstance(budget, bool) or not isinstance(budget, Real) or not 1 <= budget < float("inf"):
-        raise ValueError(f"budget is {budget!r}, and must be a number of bytes, or one with B, KB (1,000), KiB (1,024), MB or MiB.")
-    return int(budget)
+        nbytes = float(re.sub("[_,]", "", told[1])) * UNITS[(told[2] or "b").lower()]
+    if isinstance(nbytes, bool) or not isinstance(nbytes, Real) or not 1 <= nbytes < float("inf"):
+        raise ValueError(f"budget is {budget!r}, and must be a number of bytes, at least 1, or one with B, KB (1,000), KiB (1,024), MB or "
+                         "MiB.")
+    return int(nbytes)
 
 
 def _within(made: Attempts, budget: int) -> Found:

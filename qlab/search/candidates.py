@@ -37,7 +37,8 @@ def make(model: nn.Module, widths: Iterable[int] = WIDTHS, how: Callable[[torch.
 
     widths: from 2 to 16. how(weight, bits): the quantizer. A layer that shares its weight with an embedding is left out, as
     qlab.llm.weights.choose does. Fold batch norm first (qlab.nets.ptq.fold_batch_norm): the folded weight is what a device stores.
-    Raises ValueError for no widths or one that is no bits, layers that share one weight, and, by name, what how refuses.
+    Raises ValueError for no widths or one that is no bits, a model of which no layer is left, layers that share one weight, and, by name,
+    what how refuses.
 
     >>> made = make(nn.Sequential(nn.Linear(64, 10)), widths=(2, 4))
     >>> {bits: q.nbytes for bits, q in made["0"].items()}                    # 640 codes and 10 float32 scales
@@ -46,7 +47,9 @@ def make(model: nn.Module, widths: Iterable[int] = WIDTHS, how: Callable[[torch.
     widths = sorted({check_bits(bits, 2) for bits in widths})
     if not widths:
         raise ValueError("widths are none, and must be bits from 2 to 16, at least one.")
-    names, _ = choose(model, skip)
+    names, kept = choose(model, skip)
+    if not names:
+        raise ValueError(f"nothing is left to choose bits for: {', '.join(f'{name} is left out ({why})' for name, why in kept.items())}.")
     model = plain_copy(model)
     users, made = users_of(model), {}
     for name in names:

@@ -32,7 +32,7 @@ from qlab.errors import first_line
 from qlab.nets.calibration import batches_of
 from qlab.nets.plain import plain_copy
 from qlab.nets.soft_loss import check_labels
-from qlab.quant.layout import as_tensor
+from qlab.quant.layout import as_tensor, generator
 from qlab.search.candidates import Candidates, checked
 from qlab.search.sensitivity import logits_of, squared_errors
 from qlab.search.table import Table
@@ -53,9 +53,9 @@ def hutchinson(product: Callable[[torch.Tensor], torch.Tensor], like: torch.Tens
     """
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
         raise ValueError(f"probes is {probes!r}, and must be a whole number of at least 2.")
-    generator, samples = torch.Generator().manual_seed(seed), []
+    random, samples = generator(seed), []
     for _ in range(probes):
-        v = (2 * torch.randint(0, 2, like.shape, generator=generator) - 1).to(like)
+        v = (2 * torch.randint(0, 2, like.shape, generator=random) - 1).to(like)
         samples.append((v.double() * product(v).detach().double()).sum().cpu())
     return torch.stack(samples)
 
@@ -168,7 +168,7 @@ def _check(working: nn.Module, images: torch.Tensor, labels: torch.Tensor | None
     """The labels, or, for None, labels drawn from the predictions. ValueError for images or labels that do not fit."""
     logits = logits_of(working, images if labels is None else images[:1])                   # one image shows the classes
     if labels is None:
-        return torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(seed)).squeeze(1)
+        return torch.multinomial(logits.softmax(1), 1, generator=generator(seed)).squeeze(1)
     labels = as_tensor(labels, "labels")
     check_labels(labels, len(images), logits.shape[1])
     return labels

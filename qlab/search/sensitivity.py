@@ -110,13 +110,21 @@ def by_weight(model: nn.Module, candidates: Candidates) -> Table:
 def kl(model: nn.Module, other: Callable, images: torch.Tensor) -> torch.Tensor:
     """KL(model || other) of each image, in nats, float64 (n,): the truth about a whole allocation, in two forward passes.
 
-    other: a module, as candidates.apply(...).model, or any function from images to logits. Raises ValueError as by_loss does.
+    other: a module, as candidates.apply(...).model, or any function from images to logits; modules are run in evaluation mode, and are left
+    in theirs. Raises ValueError as by_loss does.
 
     >>> net = nn.Linear(4, 3)
     >>> kl(net, net, torch.randn(5, 4)).tolist()
     [0.0, 0.0, 0.0, 0.0, 0.0]
     """
-    return divergence(logits_of(other, images), logits_of(model, images))
+    modes = [(module, module.training) for network in (model, other) if isinstance(network, nn.Module) for module in network.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        return divergence(logits_of(other, images), logits_of(model, images))
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ A search that was killed finds them there. A folder of another run is refused, f
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,19 +144,22 @@ def keep(folder: Path, key: str, made: Quantized, right: torch.Tensor, seconds: 
 
 
 def is_kept(folder: Path, key: str) -> bool:
-    """Whether it was written to its end."""
-    return (folder / f"{key}.json").exists()
+    """Whether it was written to its end, and both files are still there."""
+    return all((folder / f"{key}.{ending}").exists() for ending in ("json", "safetensors"))
 
 
-def kept(folder: Path, key: str) -> tuple[Quantized, torch.Tensor, float]:
-    """What keep wrote. Raises OSError where it cannot be read, ValueError, in one sentence, where it is damaged."""
+def kept(folder: Path, key: str, images: int) -> tuple[Quantized, torch.Tensor, float]:
+    """What keep wrote, of so many images. Raises OSError where it cannot be read, ValueError, in one sentence, where it is damaged."""
     place = folder / f"{key}.json"
     words = _read(place)
     try:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(words["right"]), np.uint8), count=words["images"])
-        right, seconds = torch.from_numpy(bits.astype(bool)), float(words["seconds"])
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(words["right"]), np.uint8))
+        right, seconds = torch.from_numpy(bits[:images].astype(bool)), float(words["seconds"])
+        whole = words["images"] == len(right) == images and math.isfinite(seconds)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{place} is damaged: remove it, and the trial is made again.") from None
+        whole = False
+    if not whole:
+        raise ValueError(f"{place} is damaged: remove it, and the trial is made again.")
     return ptq.load(folder / f"{key}.safetensors"), right, seconds
 
 

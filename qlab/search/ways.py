@@ -1,8 +1,13 @@
-"""Ten ways to round a network's weights, from the cheapest to the dearest: what qlab.search.auto goes through.
+"""Eleven ways to round a network's weights, from the cheapest to the dearest: what qlab.search.auto goes through.
 
     one scale a layer         to the largest weight; of least squared error; the channels equalized first; the biases corrected, too
-    a scale a channel         nearest; biases corrected; GPTQ; learned rounding (qlab.search.rounding)
+    a scale a channel         to the largest weight; of least squared error
+                              whichever moves the answers less: biases corrected; GPTQ; learned rounding (qlab.search.rounding)
     and bits by layer         an exact program on each layer's KL (qlab.search.sensitivity, allocate): biases corrected; learned rounding
+
+Few large weights can matter more than the squared error of many small ones, which cuts them off; at very few bits it is the reverse. So
+uniform bits get, for each layer, the ranges whose KL is less when this layer alone is rounded. Bits by layer do not: there the program
+already chooses by these KLs, which do not add up, and two such choices on one estimate trust it too far: measured, they lose.
 
 The first take milliseconds and hardly an image. Learned rounding takes minutes, and knows what the rest does not: what becomes of the
 output. Learned rounding comes before mixed widths, for on most networks it gains more, and then the widths gain less.
@@ -24,17 +29,20 @@ from qlab.quant import QTensor, linear
 from qlab.quant import ranges as ranges_of
 from qlab.search import rounding
 
-Make = Callable[[fx.GraphModule, Mapping[str, int], torch.Tensor, int, int], Quantized]
+Ranges = str | Mapping[str, str]
+Make = Callable[[fx.GraphModule, Mapping[str, int], torch.Tensor, int, int, Ranges], Quantized]
+BETTER = "better"
 
 
 @dataclass(frozen=True)
 class Way:
-    """make(network, bits by layer, images, seed, steps of learning) -> Quantized. per_channel: has a scale a channel. mixed: is for bits
-    that differ by layer. key: a short name, for files."""
+    """make(network, bits by layer, images, seed, steps of learning, ranges) -> Quantized. ranges: "max", "mse", or BETTER, for each layer
+    the better of both. per_channel: has a scale a channel. mixed: is for bits that differ by layer. key: a short name, for files."""
 
     key: str
     name: str
     make: Make
+    ranges: str = BETTER
     per_channel: bool = True
     mixed: bool = False
 
@@ -69,8 +77,8 @@ def one_scale(network: fx.GraphModule, bits: Mapping[str, int], images: torch.Te
 
 
 def scale_a_channel(network: fx.GraphModule, bits: Mapping[str, int], images: torch.Tensor, seed: int = 0, steps: int = 400,
-                    method: str = "nearest") -> Quantized:
-    """A scale a channel, of least squared error, and the codes of a method of qlab.search.rounding; seed, steps: of learning.
+                    ranges: Ranges = "mse", method: str = "nearest") -> Quantized:
+    """A scale a channel, and the codes of a method of qlab.search.rounding; seed, steps: of learning; ranges: for all layers, or by name.
 
     >>> net = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
     >>> scale_a_channel(net, {"0": 2, "2": 8}, torch.rand(8, 4)).nbytes      # 4 + 8 of codes, 6 scales, 6 biases
@@ -78,7 +86,7 @@ def scale_a_channel(network: fx.GraphModule, bits: Mapping[str, int], images: to
     """
     skip = tuple(name for name in choose(network)[0] if name not in bits)
     options = {"seed": seed, "steps": steps} if method == "adaround" else {}
-    made = rounding.quantize(network, images, bits, method, skip=skip, **options)
+    made = rounding.quantize(network, images, bits, method, ranges, skip=skip, **options)
     return Quantized(made.model, made.tensors, made.nbytes, made.left)
 
 
@@ -88,15 +96,16 @@ def _bias_bytes(model: nn.Module) -> int:
 
 
 WAYS = (
-    Way("largest", "one scale a layer, to the largest weight", partial(one_scale, ranges="max"), per_channel=False),
-    Way("least-error", "one scale a layer, of least error", one_scale, per_channel=False),
-    Way("equalized", "one scale a layer, equalized", partial(one_scale, equalize=True), per_channel=False),
-    Way("equalized-corrected", "one scale a layer, equalized, biases corrected", partial(one_scale, equalize=True, correct=True),
+    Way("largest", "one scale a layer, to the largest weight", one_scale, "max", per_channel=False),
+    Way("least-error", "one scale a layer, of least error", one_scale, "mse", per_channel=False),
+    Way("equalized", "one scale a layer, equalized", partial(one_scale, equalize=True), "mse", per_channel=False),
+    Way("equalized-corrected", "one scale a layer, equalized, biases corrected", partial(one_scale, equalize=True, correct=True), "mse",
         per_channel=False),
-    Way("channel", "a scale a channel", scale_a_channel),
+    Way("channel-largest", "a scale a channel, to the largest weight", scale_a_channel, "max"),
+    Way("channel", "a scale a channel, of least error", scale_a_channel, "mse"),
     Way("corrected", "a scale a channel, biases corrected", partial(scale_a_channel, method="corrected")),
     Way("gptq", "a scale a channel, GPTQ", partial(scale_a_channel, method="gptq")),
     Way("learned", "a scale a channel, learned rounding", partial(scale_a_channel, method="adaround")),
-    Way("mixed-corrected", "by layer, biases corrected", partial(scale_a_channel, method="corrected"), mixed=True),
-    Way("mixed-learned", "by layer, learned rounding", partial(scale_a_channel, method="adaround"), mixed=True),
+    Way("mixed-corrected", "by layer, biases corrected", partial(scale_a_channel, method="corrected"), "mse", mixed=True),
+    Way("mixed-learned", "by layer, learned rounding", partial(scale_a_channel, method="adaround"), "mse", mixed=True),
 )
