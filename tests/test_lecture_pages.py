@@ -179,10 +179,7 @@ def test_a_live_lecture(page, tmp_path):
     root, home = tmp_path / "course", tmp_path / "home"
     (root / "notebooks").mkdir(parents=True)
     home.mkdir()
-    notebook = nbformat.read(ROOT / "notebooks" / "00_welcome.ipynb", as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "speaker" not in cell.metadata.get("tags", [])]
-    notebook.cells.append(new_markdown_cell("Ask them.", metadata={"tags": ["speaker"]}))
-    nbformat.write(notebook, root / "notebooks" / "00_welcome.ipynb")
+    shutil.copy(ROOT / "notebooks" / "00_welcome.ipynb", root / "notebooks")
     lecture = Lecture("00", root, home)
     try:
         page.goto(lecture.address(page), wait_until="commit")           # the server's first page, as its browser would open it
@@ -197,10 +194,11 @@ def test_a_live_lecture(page, tmp_path):
         page.keyboard.press("Escape")
         page.wait_for_function("!document.body.dataset.jpDeckMode")
     finally:
+        page.goto("about:blank")                                        # a reader closes the page first
         lecture.stop()
     said = [line for line in lecture.terminal.read_text().splitlines() if re.match(r"\[[WE]|Traceback|\S*Warning", line)]
     assert said == []
-    assert (root / "lectures" / "00_welcome.ipynb").is_file() and "Ask them." in (root / "lectures" / "00_welcome_notes.html").read_text()
+    assert (root / "lectures" / "00_welcome.ipynb").is_file()
 
 
 STEP = """() => {
@@ -264,5 +262,5 @@ def keys(page) -> None:
     page.keyboard.press("l")
     with page.expect_popup() as popup:
         page.keyboard.press("s")
-    popup.value.get_by_text("Ask them.").wait_for()
+    popup.value.get_by_text("ten minutes with this page").wait_for()
     popup.value.close()

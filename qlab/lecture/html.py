@@ -11,6 +11,7 @@ import importlib.util
 import re
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -21,6 +22,7 @@ from qlab.lecture.slides import Piece, Slide
 
 PAGE = Path(__file__).parent / "page"
 MARKER = '<meta name="generator" content="qlab lecture">'       # what is in a folder that may be replaced
+PICTURE = re.compile(r"pictures/\d+-\d+-\d+\.png")
 ASSETS = {"sphinx_revealjs": {f"_static/revealjs/{name}": name.rpartition("/")[2] for name in (
               "dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js", "LICENSE")},
           "sphinx-mathjax-offline": {"static/mathjax/tex-svg.js": "tex-svg.js"}}
@@ -55,29 +57,38 @@ def export(notebook: NotebookNode, folder: str | Path, short: bool = False) -> i
     Raises OSError, in one sentence, where the folder holds something else or cannot be written, and where a package is missing.
     """
     folder = Path(folder)
-    if folder.exists() and not _is_ours(folder):
-        raise FileExistsError(f"{folder} holds something else: name a folder that does not exist yet, or an earlier export.")
-    made = slides.make(notebook.cells, short)
     sources = _assets()
-    saving.make_folder(folder.absolute().parent)
-    partial = folder.with_name(f".{folder.name[:40]}.{secrets.token_hex(4)}.partial")
+    if folder.exists() and not _is_ours(folder, sources):
+        raise FileExistsError(f"{folder} holds something else: name a folder that does not exist yet, or an earlier export.")
+    made, target = slides.make(notebook.cells, short), folder.resolve()
+    saving.make_folder(target.parent)
+    partial, old = (target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "old"))
     try:
         for name in ("pictures", "assets"):
             saving.make_folder(partial / name)
         for name, source in sources.items():
             shutil.copyfile(source, partial / "assets" / name)
         (partial / "index.html").write_text(page(made, slides.notes(notebook.cells), partial / "pictures"), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
     return len(made)
 
 
-def _is_ours(folder: Path) -> bool:
-    index = folder / "index.html"
-    return folder.is_dir() and (not any(folder.iterdir()) or index.is_file() and MARKER in index.read_text("utf-8", "replace")[:2000])
+def _is_ours(folder: Path, sources: Mapping[str, Path]) -> bool:
+    """Is it empty, or an earlier export with no file of anybody's in it?"""
+    if not folder.is_dir():
+        return False
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    mine = {"index.html", *(f"assets/{name}" for name in sources)}
+    if any(name not in mine and not PICTURE.fullmatch(name) for name in files):
+        return False
+    return not files or (folder / "index.html").is_file() and MARKER in (folder / "index.html").read_text("utf-8", "replace")[:2000]
 
 
 def _assets() -> dict[str, Path]:

@@ -114,11 +114,11 @@ def write(path: Path, root: Path, short: bool = False) -> tuple[Path, Path | Non
     notebook, target = read(path), folder / path.name
     saving.make_folder(folder)
     kept = _kept(target)
-    made = copy(notebook, short)
+    made, notes, page = copy(notebook, short), slides.notes(notebook.cells), notes_page(target)
+    made.metadata[KEY]["notes"] = page.name if notes else ""
     saving.write({target: (nbformat.writes(made) + "\n").encode()})
     if path.resolve() in map(Path.resolve, released.as_released(root)):   # its stored outputs are shown at once, as the notebook's own are
         NotebookNotary().sign(made)
-    notes, page = slides.notes(notebook.cells), notes_page(target)
     if notes:
         saving.write({page: NOTES.format(title=html.escape(path.stem.replace("_", " ")), notes=prose(notes)).encode()})
     else:

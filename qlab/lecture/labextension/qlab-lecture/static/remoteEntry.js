@@ -169,8 +169,13 @@
     }
 
     openNotes() {
+      const { notes } = this.notebook.model.getMetadata(KEY);
+      if (!notes) {
+        this.said.textContent = 'this page has no notes';
+        return;
+      }
       const { baseUrl } = JSON.parse(document.getElementById('jupyter-config-data').textContent);
-      window.open(`${baseUrl}files/${this.panel.context.path.replace(/\.ipynb$/, '_notes.html')}`, 'qlab-notes', 'width=900,height=700');
+      window.open(`${baseUrl}files/${this.panel.context.path.replace(/[^/]*$/, notes)}`, 'qlab-notes', 'width=900,height=700');
     }
 
     leave() {
