@@ -8,6 +8,9 @@ the docstrings.
     figures   a live figure without a kernel: sliders that swap pictures
     links     where a link of the course leads on the site
     pages     a notebook as a page
+    editions  the pages in other languages
+    entrance  the first page, and the parts of the course
+    theme     buttons for the notebook and its languages
     library   the library's docstrings as pages
     build     all of it, by Sphinx
 """

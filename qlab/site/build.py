@@ -14,8 +14,9 @@ from pathlib import Path
 
 import nbformat
 
-from qlab.site import entrance, frames, library, links, pages, theme
+from qlab.site import editions, entrance, frames, library, links, pages, theme
 
+STATIC = Path(__file__).parent / "static"
 MATHJAX = "sphinx-mathjax-offline"
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", MATHJAX)
 TEXTS = ("README.md", "exercises/README.md", "exercises/challenge/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "solutions/README.md",
@@ -48,6 +49,7 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
     check_place(out)
     notebooks = {path.relative_to(root).as_posix(): nbformat.read(path, as_version=4)
                  for folder in ("notebooks", "exercises") for path in sorted((root / folder).glob("*.ipynb"))}
+    notebooks |= editions.pages(root, notebooks)
     drawn = _draw(root, [path for path in sorted((root / "notebooks").glob("*.ipynb")) if draw is None or path.stem in draw], say)
     new = out.with_name(out.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -91,13 +93,14 @@ def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: st
     docs = sorted((path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md")), key=lambda path: (path not in FIRST, path))
     docs.sort(key=lambda path: FIRST.index(path) if path in FIRST else len(FIRST))
     known = library.modules(root)
-    leads = links.leading(root, {*notebooks, *texts, *docs}, known, repository)
+    leads = editions.leading(links.leading(root, {*notebooks, *texts, *docs}, known, repository))
     found = {}
     for path, notebook in notebooks.items():
-        lesson = path.startswith("notebooks/")
-        exercise = f"exercises/{Path(path).name}"
-        foot = pages.foot(notebook, f"/{exercise}" if lesson and exercise in notebooks else None, f"../downloads/{path}",
-                          theme.binder(repository, path))
+        lesson = Path(path).parent.name == "notebooks"
+        exercise = path.replace("notebooks/", "exercises/")
+        up = "../" * path.count("/")
+        foot = pages.foot(notebook, f"/{exercise}" if lesson and exercise in notebooks else None, f"{up}downloads/{path}",
+                          theme.binder(repository, editions.english(path)))
         found[path] = pages.as_text(pages.page(notebook, path, drawn.get(Path(path).stem) if lesson else None, leads, foot))
     heads = {path: pages.head(notebook) for path, notebook in notebooks.items() if path.startswith("notebooks/")}
     readme = dict(zip(("top", "README.md"), entrance.split((root / "README.md").read_text(encoding="utf-8"))))
@@ -109,9 +112,10 @@ def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: st
         found[f"api/{package}.md"] = library.page(f"qlab.{package}", known).encode()
     trees = {title: [path for path in heads if entrance.part(Path(path).name) == title] for title in ("", *entrance.PARTS)}
     menu = {title or "Before you begin": paths for title, paths in trees.items()}
-    menu |= {"Exercises": [path for path in texts if path.startswith("exercises/")][:1] + [path for path in notebooks if path not in heads]
-             + [path for path in texts if path.startswith("exercises/")][1:],
-             "Teaching": docs, "Library": packages, "About": [path for path in texts if not path.startswith("exercises/")]}
+    sets = [path for path in texts if path.startswith("exercises/")]
+    menu |= {"Exercises": sets[:1] + [path for path in notebooks if path.startswith("exercises/")] + sets[1:],
+             "Teaching": docs, "Library": packages, "About": [path for path in texts if path not in sets]}
+    menu |= {name: [path for path in notebooks if editions.language(path) == code] for code, name in editions.NAMES.items() if code != "en"}
     top = links.rewritten(readme["top"], "README.md", leads)
     found["index.md"] = entrance.page(top, heads, {title: paths for title, paths in menu.items() if paths}).encode()
     for picture in [*(root / "notebooks").glob("*.png"), *(path for path in (root / "docs").rglob("*") if path.suffix in (".png", ".svg"))]:
@@ -129,14 +133,17 @@ def _sphinx(source: Path, out: Path, doctrees: Path, notebooks: list[str], repos
         "extensions": ["myst_nb", "qlab.site.theme"], "nb_execution_mode": "off", "nb_merge_streams": True,
         "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"], "myst_heading_anchors": 4,
         "myst_heading_slug_func": "qlab.site.links.anchor",
-        "html_theme": "sphinx_book_theme", "html_static_path": [str(Path(__file__).parent / "static")],
+        "html_theme": "sphinx_book_theme", "html_static_path": [str(STATIC)],
         "html_css_files": ["qlab.css"], "html_js_files": ["qlab.js"], "mathjax_path": "mathjax/tex-chtml.js",
+        "mathjax3_config": {"options": {"enableMenu": False}},  # it would ask for parts that are left out
         "html_copy_source": False, "html_show_sphinx": False, "html_show_copyright": False,
         "html_theme_options": {
-            "use_download_button": False, "show_toc_level": 2, "show_navbar_depth": 1, "max_navbar_depth": 1, "home_page_in_toc": True,
+            "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": [], "use_download_button": False,
+            "show_toc_level": 2, "show_navbar_depth": 1, "max_navbar_depth": 1, "home_page_in_toc": True,
             "logo": {"text": "qlab"}, "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
         } | ({"repository_url": repository, "use_repository_button": True} if repository else {}),
-        "qlab_notebooks": notebooks, "qlab_repository": repository,
+        "html_context": {"default_mode": "auto"}, "html_favicon": str(STATIC / "qlab.svg"),
+        "qlab_notebooks": notebooks, "qlab_switch": editions.switch(notebooks), "qlab_repository": repository,
     }
     said = io.StringIO()
     with docutils_namespace(), contextlib.redirect_stderr(io.StringIO()):
@@ -147,11 +154,7 @@ def _sphinx(source: Path, out: Path, doctrees: Path, notebooks: list[str], repos
 
 
 def _mathjax(folder: Path) -> None:
-    """MathJax's part that makes HTML of TeX, with its fonts: a tenth of the package."""
+    """MathJax's part that makes HTML of TeX, with its fonts; a screen reader is given MathML."""
     shipped = Path(next(iter(importlib.util.find_spec(MATHJAX).submodule_search_locations))) / "static" / "mathjax"
-    for part in ("tex-chtml.js", "output/chtml", "a11y", "sre"):
-        if (shipped / part).is_dir():
-            shutil.copytree(shipped / part, folder / part, dirs_exist_ok=True)
-        else:
-            (folder / part).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(shipped / part, folder / part)
+    shutil.copytree(shipped / "output" / "chtml", folder / "output" / "chtml")
+    shutil.copy(shipped / "tex-chtml.js", folder)

@@ -28,6 +28,7 @@ from qlab.site import asked, needs, states
 
 VERSION = 1  # of what is kept; a new one draws everything again
 MEASURED = "its numbers are measured on the machine that runs the page"
+ENCODINGS = ({"lossless": True, "method": 3, "quality": 20}, {"method": 3, "quality": 80})  # lines and areas; many shades: the smaller
 ALIKE = 0.99  # share of pixels: another processor may draw a line a pixel higher
 
 
@@ -37,7 +38,7 @@ def key(source: Path) -> str:
 
 
 def draw(source: Path, folder: Path) -> dict:
-    """Draws the figures of a notebook into folder, lossless WebP, and returns what the page has to know, by the cell's number.
+    """Draws the figures of a notebook into folder, as WebP, and returns what the page has to know, by the cell's number.
 
     {"figures": {cell: _draw's}, "answers": {cell: [HTML, ...]}, "left": {cell: why}}; folder/page.json holds it too, and is written last.
     """
@@ -109,7 +110,7 @@ def _draw(figure: Live, folder: Path, number: int) -> dict:
     A frame is named by the indices of the values that were asked for, and ends with those that the figure took, an iteration beyond the
     last becoming the last.
     """
-    axes, fixed, frames, sizes = states.grid(figure), figure.values, {}, set()
+    axes, fixed, frames, sizes, encoding = states.grid(figure), figure.values, {}, set(), None
     moved = {axis.name for axis in axes}
     settings = dict(zip(figure.controls, figure.settings().split("   ")))
     grid = list(states.states(axes))
@@ -117,10 +118,10 @@ def _draw(figure: Live, folder: Path, number: int) -> dict:
         if shown is None:
             continue
         values, pixels, text = shown
-        stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, "webp", lossless=True, method=3, quality=20)
-        name = f"{number}-{hashlib.sha256(stream.getvalue()).hexdigest()[:10]}.webp"
-        (folder / name).write_bytes(stream.getvalue())
+        encoding = encoding or min(ENCODINGS, key=lambda encoding: len(_webp(pixels, encoding)))
+        picture = _webp(pixels, encoding)
+        name = f"{number}-{hashlib.sha256(picture).hexdigest()[:10]}.webp"
+        (folder / name).write_bytes(picture)
         taken = [_taken(axis, values[axis.name], index) for axis, index in zip(axes, at)]
         frames[",".join(map(str, at))] = [name, text, taken]
         sizes.add(pixels.shape[:2])
@@ -130,6 +131,12 @@ def _draw(figure: Live, folder: Path, number: int) -> dict:
                      for axis in axes],
             "fixed": [settings[control] for control in fixed if control not in moved], "width": width, "height": height,
             "css_width": round(CSS_DPI * figure.fig.get_size_inches()[0]), "frames": frames}
+
+
+def _webp(pixels: np.ndarray, encoding: dict) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "webp", **encoding)
+    return stream.getvalue()
 
 
 def _taken(axis: states.Axis, value, asked_for: int) -> int:

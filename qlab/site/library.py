@@ -1,7 +1,7 @@
 """The library's documentation, from its docstrings: one page a package, Markdown. The sources are read, not run.
 
-What a package shows is what others use: the modules that the course's pages, its exercises, its README or another package import. Of these
-the functions and classes without an underscore, with the examples that run as doctests.
+What a package shows is what a reader of the course meets: the modules that its pages, exercises, texts and experiments import, or that
+the package itself names. Of these the functions and classes without an underscore, with the examples that run as doctests.
 """
 
 import ast
@@ -9,6 +9,8 @@ import re
 import textwrap
 from functools import cache
 from pathlib import Path
+
+import nbformat
 
 PACKAGES = ("quant", "nets", "matmul", "llm", "search", "deploy")
 LITERAL = re.compile(r"`[^`]+`")
@@ -45,24 +47,21 @@ def summary(path: Path) -> str:
 
 
 def _used(root: Path, package: str) -> set[str]:
-    """The modules of a package that something outside of it imports, tests aside."""
+    """The modules of a package that the course's pages and texts import, and those that the package imports or lists."""
     names = set()
-    for text in _outside(root, package):
+    for text in (*_texts(root), (root / "qlab" / package / "__init__.py").read_text(encoding="utf-8")):
         names |= set(re.findall(rf"qlab\.{package}\.(\w+)", text))
-        for listed in re.findall(rf"from qlab\.{package} import \(?([\w,\s]+)", text):
+        for listed in re.findall(rf"from qlab\.{package} import \(?([\w,\s]+)", text) + re.findall(r"__all__ = \[(.*?)\]", text):
             names |= set(re.findall(r"\w+", listed))
     return names - {"__init__"}
 
 
 @cache
-def _sources(root: Path) -> dict[str, str]:
-    paths = [path for path in (root / "qlab").rglob("*.py") if path.parent.name not in ("site", "translate", "lecture")]
-    paths += [*(root / "notebooks").glob("*.ipynb"), *(root / "exercises").glob("*.ipynb"), root / "README.md"]
-    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths if path.is_file()}
-
-
-def _outside(root: Path, package: str) -> list[str]:
-    return [text for path, text in _sources(root).items() if not path.startswith(f"qlab/{package}/")]
+def _texts(root: Path) -> tuple[str, ...]:
+    pages = [*(root / "notebooks").glob("*.ipynb"), *(root / "exercises").glob("*.ipynb")]
+    texts = [*(root / "docs").rglob("*.md"), *(root / "qlab" / "lab" / "experiments").glob("*.py"), root / "README.md"]
+    return (*("\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells) for path in pages),
+            *(path.read_text(encoding="utf-8") for path in texts if path.is_file()))
 
 
 @cache

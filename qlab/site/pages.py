@@ -80,7 +80,7 @@ def _code(cell: NotebookNode, number: int, drawn: dict, pictures: str) -> list[N
         return [_raw(f'<div class="qlab-question">{asked.with_answers(still, answers)}</div>')]
     cell = copy.deepcopy(cell)
     folded = cell.metadata.get("jupyter", {}).get("source_hidden")
-    cell.metadata = NotebookNode(tags=["hide-input"] if folded else [])
+    cell.metadata = NotebookNode(tags=["hide-input"] if folded else [], mystnb=NotebookNode(code_prompt_show=_summary(cell.source)))
     picture = next((output for output in cell.outputs if "image/png" in output.get("data", {})), None)
     if not picture:
         return [cell]
@@ -89,9 +89,19 @@ def _code(cell: NotebookNode, number: int, drawn: dict, pictures: str) -> list[N
         return [cell, _raw(figures.figure(drawn["figures"][number], pictures, f"figure-{number}"))]
     known = picture.metadata.get("image/png", {})
     look = {"alt": known.get("alt") or picture.data.get("text/plain", "")} | ({"width": f"{known['width']}px"} if "width" in known else {})
-    cell.metadata["mystnb"] = NotebookNode(image=look)
+    cell.metadata["mystnb"]["image"] = look
     notes = [_raw(f'<p class="qlab-note">{NOT_LIVE.format(drawn["left"].get(number, "it has not been drawn in its other states"))}</p>')]
     return [cell, *(notes if frames.is_live(cell) else [])]
+
+
+def _summary(source: str) -> str:
+    """What stands on folded code: its first comment.
+
+    >>> _summary("# a picture (folded: its code only draws)")
+    'Code: a picture'
+    """
+    comment = re.match(r"# (.+?)(?: \(folded|$)", source.split("\n")[0])
+    return f"Code: {comment[1]}" if comment else "Code"
 
 
 def _raw(text: str) -> NotebookNode:

@@ -13,7 +13,7 @@ import ipywidgets
 
 from qlab.lab.widgets import Live, label
 
-MOST = 72      # pictures of one figure
+MOST = 100     # pictures of one figure
 SHORT = 9      # a slider of so many values, or fewer, keeps them all
 FEWEST = 5     # values that a longer one has at least
 LONGEST = 24   # and at most

@@ -1,4 +1,6 @@
-"""What the site adds to sphinx-book-theme: buttons for the notebook itself, on each page that comes from one."""
+"""What the site adds to sphinx-book-theme: on each page that comes from a notebook, buttons for that notebook and for its other languages."""
+
+from qlab.site import editions
 
 BINDER = "https://mybinder.org/v2"
 
@@ -16,19 +18,25 @@ def binder(repository: str | None, path: str) -> str | None:
 
 
 def _buttons(app, pagename, templatename, context, doctree) -> None:
+    spoken = editions.language(pagename)
+    if spoken != "en":
+        context["language"] = context["lang_attr"] = spoken
     path = f"{pagename}.ipynb"
     if path not in app.config.qlab_notebooks:
         return
-    found = [("Download this page as a notebook", "fas fa-download", context["pathto"](f"downloads/{path}", 1), "notebook")]
-    if url := binder(app.config.qlab_repository, path):
-        found.append(("Run this page on Binder", "fas fa-rocket", url, "binder"))
-    context["header_buttons"][:0] = [{"type": "link", "text": "", "tooltip": words, "icon": icon, "url": url, "label": f"{name}-button"}
-                                     for words, icon, url, name in found]
+    found = [(editions.NAMES[code], editions.NAMES[code], "fas fa-language", context["pathto"](other))
+             for code, other in app.config.qlab_switch.get(pagename, {}).items()]
+    found.append(("", "Download this page as a notebook", "fas fa-download", context["pathto"](f"downloads/{path}", 1)))
+    if url := binder(app.config.qlab_repository, editions.english(path)):
+        found.append(("", "Run this page on Binder", "fas fa-rocket", url))
+    context["header_buttons"][:0] = [{"type": "link", "text": text, "tooltip": words, "icon": icon, "url": url,
+                                      "label": "-".join(words.lower().split())} for text, words, icon, url in found]
 
 
 def setup(app) -> dict:
     """Sphinx calls this."""
     app.add_config_value("qlab_notebooks", [], "html")
+    app.add_config_value("qlab_switch", {}, "html")
     app.add_config_value("qlab_repository", None, "html")
     app.connect("html-page-context", _buttons, priority=900)  # after the theme's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}
