@@ -1,0 +1,143 @@
+"""The tables of docs/teaching.md, made from the notebooks' own heads and from the exercise sets: python -m qlab.lab.teaching
+
+    objectives        each notebook's promise, its minutes, its sections of the source document, its set's questions
+    misconceptions    one line a question: the wrong solutions that the set itself knows, by the names that its author gave them
+
+Each stands between two marks in docs/teaching.md, which the command replaces and nothing else. --check writes nothing, and says whether
+they are up to date. Run in a clone: the second table reads solutions/.
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from qlab import saving
+from qlab.folders import clone
+
+PAGE = "docs/teaching.md"
+_MARKS = "<!-- {}: made by python -m qlab.lab.teaching -->", "<!-- end of {} -->"
+_QUESTION = re.compile(r"^## Question (\d+): (.+)$", re.MULTILINE)
+_WRONG = re.compile(r'^@wrong\("q(\d+)\w*",\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a notebook's first cell says: number, title, promise, minutes and sections, all as text."""
+
+    number: str
+    title: str
+    promise: str
+    minutes: str
+    sections: str
+
+
+def head(notebook: NotebookNode) -> Head:
+    """Of a numbered notebook; ValueError where the first cell is not of the course's form.
+
+    >>> from nbformat.v4 import new_markdown_cell, new_notebook
+    >>> first = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1 and\\n4.1.\\nMore."
+    >>> head(new_notebook(cells=[new_markdown_cell(first)]))
+    Head(number='02', title='Linear', promise='Turn numbers into codes.', minutes='85; 35', sections='2.1 and 4.1')
+    """
+    source = " ".join(notebook.cells[0].source.split())
+    found = re.match(r"# (\d\d) · (.+?) \*\*(.+?)\*\* ", source)
+    minutes = re.search(r"\*Time:\* (\d+) minutes(?:; (\d+))?", source)
+    sections = re.search(r"\*Source document:\* ((?:\d[\d.]*\d|to|and|,|the worked example of|\s)+)\.", source)
+    if not (found and minutes and sections):
+        raise ValueError("the first cell must have '# NN · Title', a promise in bold, *Time:* and *Source document:*.")
+    promise = found[3].removeprefix("After this page you can ")
+    return Head(found[1], found[2], promise[0].upper() + promise[1:], "; ".join(filter(None, minutes.groups())), sections[1].strip())
+
+
+def questions(notebook: NotebookNode) -> dict[int, str]:
+    """The titles of an exercise set's questions by number."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return {int(number): title.strip() for number, title in _QUESTION.findall(text)}
+
+
+def wrongs(notebook: NotebookNode) -> dict[int, list[str]]:
+    """The names of the wrong solutions of a set's source, by question.
+
+    >>> from nbformat.v4 import new_code_cell, new_notebook
+    >>> wrongs(new_notebook(cells=[new_code_cell('@wrong("q2", "subtracted in uint8")\\ndef f(): ...')]))
+    {2: ['subtracted in uint8']}
+    """
+    found: dict[int, list[str]] = {}
+    for cell in notebook.cells:
+        for number, name in _WRONG.findall(cell.source) if cell.cell_type == "code" else ():
+            found.setdefault(int(number), []).append(name.replace('\\"', '"'))
+    return found
+
+
+def objectives(root: Path) -> str:
+    """The first table, in Markdown."""
+    lines = ["| notebook | after it, a student can | minutes (short path) | source document | exercise questions |",
+             "| --- | --- | --- | --- | --- |"]
+    for path in _numbered(root / "notebooks"):
+        of = head(_read(path))
+        minutes = re.sub(r"; (\d+)", r" (\1)", of.minutes)
+        asked = "; ".join(f"{number} {title}" for number, title in questions(_read(root / "exercises" / path.name)).items())
+        lines.append(f"| [{of.number} {of.title}](../notebooks/{path.name}) | {of.promise} | {minutes} | {of.sections} "
+                     f"| [set {of.number}](../exercises/{path.name}): {asked} |")
+    return "\n".join(lines)
+
+
+def misconceptions(root: Path, most: int = 4) -> str:
+    """The second table: of each question at most so many wrong solutions, in the order in which its author wrote them."""
+    lines = ["| question | how it goes wrong (of those that the hidden tests are known to catch) |", "| --- | --- |"]
+    for path in _numbered(root / "solutions"):
+        notebook = _read(path)
+        titles = questions(notebook)
+        for number, names in sorted(wrongs(notebook).items()):
+            more = f" (and {len(names) - most} more)" if len(names) > most else ""
+            shown = "; ".join(name.replace("|", "\\|") for name in names[:most])
+            lines.append(f"| {path.name[:2]}.{number} {titles[number]} | {shown}{more} |")
+    return "\n".join(lines)
+
+
+TABLES = {"objectives": objectives, "misconceptions": misconceptions}
+
+
+def filled(page: str, root: Path) -> str:
+    """The page with its tables as they are now. Raises ValueError where a mark is missing."""
+    for name, make in TABLES.items():
+        start, end = (mark.format(name) for mark in _MARKS)
+        before, found, rest = page.partition(start)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise ValueError(f"{PAGE} must hold '{start}' and, behind it, '{end}'.")
+        page = f"{before}{start}\n{make(root)}\n{end}{after}"
+    return page
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+
+
+def _read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m qlab.lab.teaching", description=f"Makes the tables of {PAGE}.")
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether they are up to date")
+    options = parser.parse_args(arguments)
+    root = clone()
+    path = root / PAGE
+    page = path.read_text(encoding="utf-8")
+    new = filled(page, root)
+    if options.check:
+        if new != page:
+            print(f"{PAGE} is not up to date: run python -m qlab.lab.teaching.", file=sys.stderr)
+        return int(new != page)
+    saving.write({path: new.encode()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
