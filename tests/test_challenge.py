@@ -25,7 +25,7 @@ from qlab.grading.challenge.files import Files
 from qlab.grading.handed_in import ingest
 from qlab.lab import challenge, challenge_images, significance, zoo
 from qlab.lab import data as images_of
-from qlab.llm.weights import round_to_nearest
+from qlab.llm.weights import quantize_weights, round_to_nearest
 from qlab.nets.ptq import Quantized, fold_batch_norm
 from qlab.quant import checked, formats, kmeans, linear, log
 
@@ -93,6 +93,20 @@ def test_the_encoding_holds_the_network_whole_and_nothing_else(net, tmp_path, wa
     heads = sum(6 + 8 * (q.base is not None) + 2 * (q.codebook is not None) - 1 + len(q.packed()[1]) for q in quantized.tensors.values())
     biases = sum(2 + 2 * layer.bias.numel() for name, layer in net.named_modules() if hasattr(layer, "weight"))
     assert size == sum(q.nbytes for q in quantized.tensors.values()) + heads + biases
+
+
+def test_what_is_no_hand_in_is_not_written(net, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"as it was")
+    with pytest.raises(ValueError, match=f"^{path}.* the network has no such tensor"):
+        challenge.save(path, quantize_weights(zoo.load("cnn"), WAYS["symmetric"]))
+    spoilt = applied(net, WAYS["minmax"])
+    with pytest.raises(ValueError, match="bias_dtype is torch.int8, and must be one of torch.float16, "):
+        challenge.save(path, spoilt, torch.int8)
+    spoilt.model.fc.bias.data[0] = 1e5
+    with pytest.raises(ValueError, match="fc.bias holds 100000, and must be finite in bias_dtype, torch.float16"):
+        challenge.save(path, spoilt)
+    assert path.read_bytes() == b"as it was" and [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])

@@ -13,12 +13,15 @@ order of keys and the graph may say what they like: nothing of them arrives. A n
 import copy
 import math
 import struct
+import tempfile
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from qlab import saving
 from qlab.lab import data
 from qlab.nets.models import depthwise_net
 from qlab.nets.ptq import Quantized, fold_batch_norm
@@ -48,16 +51,26 @@ def save(path, quantized: Quantized, bias_dtype: torch.dtype = torch.float16) ->
     """Write a hand-in, its biases in bias_dtype; what it weighs, in bytes of the encoding.
 
     quantized: of the depthwise net with its batch norm folded, as qlab.search.rounding.quantize and qlab.search.candidates.apply make it.
-    Raises ValueError for a bias that is too large for bias_dtype, and as true_bytes does.
+    Raises ValueError for a bias that is not finite in bias_dtype, one for another dtype than torch's floats, and as true_bytes does: then
+    nothing is written.
     """
+    if bias_dtype not in FLOATS:
+        raise ValueError(f"bias_dtype is {bias_dtype}, and must be one of {', '.join(map(str, FLOATS))}.")
     model = copy.deepcopy(quantized.model)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             if not parameter.to(bias_dtype).isfinite().all():
-                raise ValueError(f"{name} holds {parameter.abs().max().item():g}, which is no {bias_dtype}: choose a wider bias_dtype.")
+                raise ValueError(f"{name} holds {parameter.abs().max().item():g}, and must be finite in bias_dtype, {bias_dtype}.")
             parameter.data = parameter.to(bias_dtype)
-    Quantized(model, quantized.tensors, quantized.nbytes, quantized.left).save(path)
-    return true_bytes(path)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "weights.safetensors"
+        Quantized(model, quantized.tensors, quantized.nbytes, quantized.left).save(trial)
+        try:
+            weight = true_bytes(trial)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(trial), str(path))) from None
+        saving.write({path: trial.read_bytes()})
+    return weight
 
 
 def true_bytes(path) -> int:

@@ -7,7 +7,7 @@
 
 Few large weights can matter more than the squared error of many small ones, which cuts them off; at very few bits it is the reverse. So
 uniform bits get, for each layer, the ranges whose KL is less when this layer alone is rounded. Bits by layer do not: there the program
-already chooses by these KLs, which do not add up, and two such choices on one estimate trust it too far: measured, they lose.
+already chooses by these KLs, which do not add up, and a second choice by them trusts them too far: the depthwise net of the zoo loses.
 
 The first take milliseconds and hardly an image. Learned rounding takes minutes, and knows what the rest does not: what becomes of the
 output. Learned rounding comes before mixed widths, for on most networks it gains more, and then the widths gain less.
