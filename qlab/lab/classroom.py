@@ -123,8 +123,9 @@ class Kernel:
 
         self.student, self.number, self.models = student, number, {}
         address = f"ws{student.hub.address[4:]}/user/{student.name}/api/kernels/{number}/channels"
-        self.socket = connect(address, additional_headers={"Authorization": f"token {student.hub.token}"}, max_size=None,
-                              open_timeout=PATIENCE_S, ping_interval=None)  # a kernel that computes may be silent for long
+        opening = connect(address, additional_headers={"Authorization": f"token {student.hub.token}"}, max_size=None,
+                          open_timeout=PATIENCE_S, ping_interval=None)  # a kernel that computes may be silent for long
+        self.socket = opening.__enter__()  # it closes with the server
 
     def run(self, code: str) -> str:
         """Execute a cell; what it printed. Raises RuntimeError with the error's name and text."""
