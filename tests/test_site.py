@@ -1,5 +1,6 @@
 """The parts of the website: what a cell needs of its page, which states are drawn, answers, links, documentation."""
 
+import base64
 import json
 import re
 
@@ -26,7 +27,8 @@ def needed(cells: list[str], *wanted: int) -> list[str]:
 
 @pytest.mark.parametrize("before, kept", [
     ("train(net)", True), ("net.weight[0] = 1", True), ("net['a'].b += 1", True), ("for x in data:\n    net.append(x)", True),
-    ("with quiet():\n    fit(net, data)", True), ("print(net)", False), ("loss = measure(net)", False), ("other = [net for net in data]", False),
+    ("with quiet():\n    fit(net, data)", True), ("print(net)", False), ("loss = measure(net)", False),
+    ("other = [net for net in data]", False),
     ("def f(net):\n    return net", False), ("data.sort()", False), ("if data:\n    net = 0", True), ("import net", True)])
 def test_a_cell_needs_what_gives_its_names_their_values_and_what_changes_them(before, kept):
     cells = ["net, data = make()", before, "show(net)"]
@@ -66,7 +68,8 @@ def live(**controls) -> widgets.Live:
 def test_a_grid_keeps_ends_and_the_present_value_and_stays_under_its_limit():
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        controls = {f"s{i}": ipywidgets.IntSlider(int(rng.integers(0, top + 1)), 0, int(top)) for i, top in enumerate(rng.integers(1, 90, 3))}
+        ends = rng.integers(1, 90, 3).tolist()
+        controls = {f"s{i}": ipywidgets.IntSlider(int(rng.integers(0, end + 1)), 0, end) for i, end in enumerate(ends)}
         axes = states.grid(live(**controls), most=40)
         assert np.prod([len(axis.values) for axis in axes]) <= 40
         for axis in axes:
@@ -107,14 +110,14 @@ def stored(source: str) -> list:
     exec(LIVE + source.rpartition("\n")[0], namespace)
     data, metadata = namespace["live"]._repr_mimebundle_()
     data.pop("application/vnd.jupyter.widget-view+json")
-    import base64
     data["image/png"] = base64.b64encode(data["image/png"]).decode()
     return [new_output("display_data", data, metadata=metadata)]
 
 
 def test_a_figure_is_drawn_from_its_page_and_from_nothing_else(tmp_path):
+    asking = "from qlab.lab import widgets\nwidgets.predict('?', ['2', '3'], str(bits), '')"
     notebook = a_page(new_code_cell(LIVE), new_code_cell("raise RuntimeError('not needed')"), new_code_cell(SHOWN, outputs=stored(SHOWN)),
-                      new_code_cell("bits = 3"), new_code_cell("from qlab.lab import widgets\nwidgets.predict('?', ['2', '3'], str(bits), '')"))
+                      new_code_cell("bits = 3"), new_code_cell(asking))
     path = tmp_path / "page.ipynb"
     nbformat.write(notebook, path)
     drawn = frames.draw(path, tmp_path / "drawn")
@@ -161,12 +164,14 @@ def test_a_question_keeps_its_text_and_folds_its_answers():
 
 
 def test_a_page_without_notes_with_links_pictures_and_folded_code():
-    picture = new_output("display_data", {"image/png": "AAAA", "text/plain": "<Figure>"}, metadata={"image/png": {"alt": "A saw.", "width": 90}})
+    picture = new_output("display_data", {"image/png": "AAAA", "text/plain": "<Figure>"},
+                         metadata={"image/png": {"alt": "A saw.", "width": 90}})
     notebook = a_page(
         new_markdown_cell("# 02 · Title\n\n**Promise.**\n\n**Run all cells now** (menu *Run*): about 5 seconds on this course's two-core "
                           "machine. *Time:* 5 minutes. *Source document:* 2.1.\n\n[03](03.ipynb) `[a](b)` [gone](gone.ipynb)"),
         new_markdown_cell("ask the class", metadata={"tags": ["speaker"]}),
-        new_code_cell("# a picture (folded: its code only draws)\nplot()", metadata={"jupyter": {"source_hidden": True}}, outputs=[picture]),
+        new_code_cell("# a picture (folded: its code only draws)\nplot()", metadata={"jupyter": {"source_hidden": True}},
+                      outputs=[picture]),
         new_code_cell("widgets.predict('$x$?', ['1', '2'], '1', 'So.')",
                       outputs=[new_output("display_data", {"text/html": "<p>Predict. $x$?</p>"})]))
     page = pages.page(notebook, "notebooks/02.ipynb", None, {"notebooks/03.ipynb": "/notebooks/03.ipynb"}.get, pages.foot(
@@ -193,11 +198,12 @@ def test_a_figure_says_what_it_shows_before_its_script_runs():
 
 
 @pytest.mark.parametrize("href, leads", [
-    ("03_logarithmic_quantization.ipynb", "/notebooks/03_logarithmic_quantization.ipynb"), ("../README.md#the-course", "/README.md#the-course"),
-    ("../qlab/quant/linear.py", "/api/quant.md#qlab.quant.linear"), ("../qlab/quant", "/api/quant.md"), ("../qlab/cli.py", "R/blob/HEAD/qlab/cli.py"),
+    ("03_logarithmic_quantization.ipynb", "/notebooks/03_logarithmic_quantization.ipynb"),
+    ("../README.md#the-course", "/README.md#the-course"), ("../qlab/quant/linear.py", "/api/quant.md#qlabquantlinear"),
+    ("../qlab/quant", "/api/quant.md"), ("../qlab/cli.py", "R/blob/HEAD/qlab/cli.py"), ("../docs/hub", "/docs/hub/README.md"),
     ("../tests", "R/tree/HEAD/tests"), ("gone.ipynb", None), ("../../outside", None)])
 def test_links_lead_to_pages_documentation_the_repository_or_nowhere(href, leads):
-    to = links.leading(ROOT, {"notebooks/03_logarithmic_quantization.ipynb", "README.md"}, library.modules(ROOT), "R")
+    to = links.leading(ROOT, {"notebooks/03_logarithmic_quantization.ipynb", "README.md", "docs/hub/README.md"}, library.modules(ROOT), "R")
     assert links.rewritten(f"see [words]({href}).", "notebooks/02.ipynb", to) == (f"see [words]({leads})." if leads else "see words.")
 
 

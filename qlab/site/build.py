@@ -59,7 +59,8 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             (source / path).write_bytes(content)
         say(f"{len(list(source.rglob('*.ipynb')))} notebooks and {len(list(source.rglob('*.md')))} other pages")
-        warnings = _sphinx(source, new, Path(folder) / "doctrees", sorted(notebooks), repository)
+        warnings = _sphinx(source, Path(folder) / "html", Path(folder) / "doctrees", sorted(notebooks), repository)
+        shutil.move(Path(folder) / "html", new)
     for name, (pictures, _) in drawn.items():
         shutil.copytree(pictures, new / "frames" / name, ignore=shutil.ignore_patterns("page.json"), dirs_exist_ok=True)
     for path, notebook in notebooks.items():

@@ -4,18 +4,19 @@ import posixpath
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from urllib.parse import unquote
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 
 
 def anchor(heading: str) -> str:
-    """The name by which JupyterLab, and so a page's own links, know a heading.
+    """The name of a heading, whether a link writes it as JupyterLab or as a code host does.
 
-    >>> anchor("The course")
-    'The-course'
+    >>> anchor("The course"), anchor("The-course"), anchor("the-course")
+    ('the-course', 'the-course', 'the-course')
     """
-    return heading.replace(" ", "-")
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
 def rewritten(markdown: str, page: str, leads: Callable[[str], str | None]) -> str:
@@ -25,12 +26,14 @@ def rewritten(markdown: str, page: str, leads: Callable[[str], str | None]) -> s
 
     >>> leads = {"notebooks/03_log.ipynb": "/notebooks/03_log.ipynb"}.get
     >>> rewritten("[03](03_log.ipynb), [file](../LICENSE), [here](#Play), [there](https://a.b)", "notebooks/02.ipynb", leads)
-    '[03](/notebooks/03_log.ipynb), file, [here](#Play), [there](https://a.b)'
+    '[03](/notebooks/03_log.ipynb), file, [here](#play), [there](https://a.b)'
     """
     def one(match: re.Match) -> str:
         words, href = match.groups()
-        if re.match(r"#|[a-z]+:", href):
+        if re.match(r"[a-z]+:", href):
             return match[0]
+        if href.startswith("#"):
+            return f"[{words}](#{anchor(unquote(href[1:]))})"
         new = leads(posixpath.normpath(posixpath.join(posixpath.dirname(page), href)))
         return f"[{words}]({new})" if new else words
 
@@ -45,11 +48,13 @@ def leading(root: Path, pages: Collection[str], modules: Collection[str], reposi
     def leads(path: str) -> str | None:
         path, _, at = path.partition("#")
         if path in pages:
-            return f"/{path}#{at}" if at else f"/{path}"
+            return f"/{path}#{anchor(unquote(at))}" if at else f"/{path}"
+        if f"{path}/README.md" in pages:
+            return f"/{path}/README.md"
         module = re.sub(r"(/__init__)?\.py$", "", path).replace("/", ".")
         if module in modules:
             package = module.split(".")[1]
-            return f"/api/{package}.md" + (f"#{module}" if module.count(".") > 1 else "")
+            return f"/api/{package}.md" + (f"#{anchor(module)}" if module.count(".") > 1 else "")
         if repository and (root / path).exists():
             return f"{repository}/{'tree' if (root / path).is_dir() else 'blob'}/HEAD/{path}"
         return None

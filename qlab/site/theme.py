@@ -1,4 +1,4 @@
-"""What the site adds to sphinx-book-theme: on each page that comes from a notebook, buttons for that notebook and for its other languages."""
+"""What the site adds to sphinx-book-theme: on the page of a notebook, buttons for the notebook itself and for its other languages."""
 
 from qlab.site import editions
 
