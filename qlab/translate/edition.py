@@ -30,8 +30,10 @@ def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
     folder = root / asked
     made_before = _read(folder / "made.json")
     made, write, ours, newer = {}, {}, [], []
-    for source in sorted(path for name in FOLDERS for path in (root / name).glob("*") if path.suffix in (".ipynb", ".png", ".md")):
+    for source in sorted(path for name in FOLDERS for path in (root / name).rglob("*") if path.suffix in (".ipynb", ".png", ".md")):
         name = source.relative_to(root).as_posix()
+        if "/." in name:  # Jupyter's checkpoints
+            continue
         content, path = _content(source, asked), folder / name
         there = path.read_bytes() if path.is_file() else None
         made[name] = digest(content)
@@ -43,8 +45,8 @@ def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
         if there is None or digest(there) != made[name]:
             write[path] = content
         ours.append(path)
-    for name in FOLDERS:
-        saving.make_folder(folder / name)
+    for path in {path.parent for path in write} | {folder}:
+        saving.make_folder(path)
     saving.write(write | {folder / "made.json": (json.dumps(made, indent=1) + "\n").encode()})
     return ours, newer
 
