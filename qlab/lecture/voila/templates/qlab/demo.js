@@ -45,7 +45,8 @@
       value.tabIndex = -1; // Tab goes from control to control; a click still lets a value be typed in
     }
     if (!touched && document.activeElement === document.body) {
-      document.querySelector('.qlab-demo .noUi-handle')?.focus();
+      const all = document.querySelector('.qlab-demo');
+      (all?.querySelector('.noUi-handle') ?? all?.querySelector('select, input, button'))?.focus();
     }
   }
 
