@@ -44,9 +44,10 @@
     for (const value of document.querySelectorAll('.qlab-demo .widget-readout[contenteditable]:not([tabindex="-1"])')) {
       value.tabIndex = -1; // Tab goes from control to control; a click still lets a value be typed in
     }
-    if (!touched && document.activeElement === document.body) {
-      const all = document.querySelector('.qlab-demo');
-      (all?.querySelector('.noUi-handle') ?? all?.querySelector('select, input, button'))?.focus();
+    const first = document.querySelector('.qlab-demo'), active = document.activeElement;
+    if (!touched && first && !active?.matches('.noUi-handle')) { // a slider may be drawn after the buttons beside it
+      const handle = first.querySelector('.noUi-handle');
+      (handle ?? (active === document.body ? first.querySelector('select, input, button') : null))?.focus();
     }
   }
 
