@@ -632,6 +632,7 @@ MAY_IMPORT = {
     "deploy": {"deploy", "nets", "quant"},
     "lab": {"lab", "deploy", "llm", "matmul", "nets", "quant", "search"},
     "grading": {"grading"},
+    "translate": {"translate", "lab"},
 }
 
 

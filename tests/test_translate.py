@@ -11,6 +11,7 @@ import pytest
 from babel.messages import pofile
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyterlab import labapp
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from qlab import cli, translate
@@ -267,6 +268,22 @@ def test_a_readers_work_is_never_lost(course, monkeypatch, capsys):
     (course.root / "zh" / "made.json").write_text("{")                # then every page counts as the reader's
     copy.write_text(mine)
     assert edition.make(course.root, "zh")[1] == [copy] and copy.read_text() == mine
+
+
+def test_lab_opens_the_page_in_the_language_that_is_asked_for(course, monkeypatch):
+    started = []
+    monkeypatch.setattr(labapp.LabApp, "launch_instance", started.extend)
+    monkeypatch.setattr(edition, "_trust", lambda *_: None)
+    monkeypatch.setenv("QLAB_LANG", "")
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "")  # lab adds to it
+    monkeypatch.chdir(course.root)
+    for words, page in ((["--lang", "zh"], "zh/notebooks/00_welcome.ipynb"), (["--lang", "en"], "notebooks/00_welcome.ipynb")):
+        started.clear()
+        assert cli.main(["lab", "00", *words]) == 0 and f"--LabApp.default_url=/lab/tree/{page}" in started
+        assert translate.tr("not answered yet") == ("还没有作答" if page.startswith("zh") else "not answered yet")  # as its kernels say it
+    monkeypatch.setenv("QLAB_LANG", "zh")
+    assert cli.main(["lab", "zh/notebooks/00_welcome.ipynb"]) == 0
+    assert "--LabApp.default_url=/lab/tree/zh/notebooks/00_welcome.ipynb" in started
 
 
 def test_pages_of_released_ones_are_trusted_and_others_are_not(course, monkeypatch, tmp_path):
