@@ -1,8 +1,5 @@
 """What an error says, in one line: somebody else's inside a sentence of ours, or ours on the terminal."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 def first_line(error: Exception) -> str:
     """What an error says, on one line and without the period at its end; an error without a word, by its class.
@@ -12,21 +9,6 @@ def first_line(error: Exception) -> str:
     """
     said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("While executing")]
     return said[0].rstrip(".:") if said else type(error).__name__
-
-
-@contextmanager
-def naming_weight(layer: str) -> Iterator[None]:
-    """What a quantizer refuses inside, a ValueError or a TypeError, says whose weight it is.
-
-    >>> with naming_weight("fc"):
-    ...     raise ValueError("x holds NaN.")
-    Traceback (most recent call last):
-    ValueError: the weight of fc cannot be quantized: x holds NaN.
-    """
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"the weight of {layer or 'the network'} cannot be quantized: {error}") from None
 
 
 def one_line(error: Exception) -> str:

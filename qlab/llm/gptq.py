@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from qlab.errors import first_line, naming_weight
+from qlab.errors import first_line
 from qlab.llm.evaluate import Text
 from qlab.llm.hessian import hessian_of, output_error
 from qlab.llm.weights import choose, quantize_weights, round_to_nearest
 from qlab.nets.plain import memory_of, plain_copy
-from qlab.nets.ptq import Quantized
+from qlab.nets.ptq import Quantized, naming_weight
 from qlab.quant import QTensor, linear
 from qlab.quant.layout import as_float, as_tensor, check_whole
 

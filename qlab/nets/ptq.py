@@ -11,13 +11,13 @@ images (qlab.nets.calibration). Where scales are needed, qlab.nets.graph tells.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
-from qlab.errors import naming_weight
 from qlab.nets import left
 from qlab.nets.calibration import RANGES, batches_of, check_norms, observe
 from qlab.nets.equalize import Equalized, cross_layer_equalize, subtract_mean_error
@@ -165,6 +165,21 @@ def quantize_weights(model: nn.Module, quantizer: Callable[[torch.Tensor], QTens
     rest = {id(t): t for t in quantized.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor) and id(t) not in decoded}
     nbytes = sum(q.nbytes for same in made.values() for q, _ in same) + sum(t.numel() * t.element_size() for t in rest.values())
     return Quantized(quantized, tensors, nbytes, left.behind(quantized, set(tensors), "quantized", "named in skip"))
+
+
+@contextmanager
+def naming_weight(layer: str) -> Iterator[None]:
+    """What a quantizer refuses inside, a ValueError or a TypeError, says whose weight it is.
+
+    >>> with naming_weight("fc"):
+    ...     raise ValueError("x holds NaN.")
+    Traceback (most recent call last):
+    ValueError: the weight of fc cannot be quantized: x holds NaN.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"the weight of {layer or 'the network'} cannot be quantized: {error}") from None
 
 
 def _codes(quantizer: Callable[[torch.Tensor], QTensor], weight: nn.Parameter, name: str) -> QTensor:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from qlab.errors import naming_weight
 from qlab.llm.weights import choose, quantize_weights, round_to_nearest
 from qlab.nets.plain import LAYERS, plain_copy, users_of
-from qlab.nets.ptq import Quantized
+from qlab.nets.ptq import Quantized, naming_weight
 from qlab.quant import QTensor
 from qlab.quant.layout import check_bits
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from qlab.errors import first_line, naming_weight
+from qlab.errors import first_line
 from qlab.llm.gptq import quantize_matrix
 from qlab.llm.hessian import hessian_of
 from qlab.llm.weights import RANGES, choose, quantize_weights, round_to_nearest
@@ -29,7 +29,7 @@ from qlab.nets.calibration import batches_of, check_norms
 from qlab.nets.equalize import subtract_mean_error
 from qlab.nets.graph import Walk, kind, trace
 from qlab.nets.plain import LAYERS, memory_of
-from qlab.nets.ptq import Quantized, fold_batch_norm
+from qlab.nets.ptq import Quantized, fold_batch_norm, naming_weight
 from qlab.quant import QTensor
 from qlab.quant.layout import check_name
 from qlab.search.adaround import BITS, check_options, learn, squared_error
