@@ -29,6 +29,10 @@
       current()?.querySelector('.qlab-still')?.click();
     } else if (key === 'f') {
       document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen();
+    } else if (['ArrowLeft', 'ArrowRight'].includes(key) && target.matches('.widget-toggle-button')) {
+      const next = key === 'ArrowRight' ? target.nextElementSibling : target.previousElementSibling;
+      next?.click();
+      next?.focus();
     } else if (key.startsWith('Arrow') && target === document.body && slider()) {
       const handle = slider();
       handle.focus();
