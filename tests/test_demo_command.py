@@ -16,7 +16,7 @@ from qlab import cli
 from qlab.lecture import demo
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 WITH_FIGURES = [path for path in PAGES if demo.figures(path)]
 LONG = ("01", "10")  # one measures this machine for seconds, the other trains a network
 MEASURED = ("13",)   # shows times of this machine

@@ -13,7 +13,7 @@ from qlab.grading.author import release
 from qlab.lab import minutes
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 NUMBER = re.compile(r"\d(?:[\d,.]*\d)?")
 
 
