@@ -24,7 +24,7 @@ from test_grade import needs_bwrap, notebook_of
 
 from qlab.grading import collect, grade
 from qlab.grading.author.build import digest
-from qlab.lab import classroom, shared
+from qlab.lab import classroom, classroom_bench, shared
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB = ROOT / "docs" / "hub"
@@ -73,7 +73,7 @@ def play(student):
     """Opens the page, runs the cells that its live figure needs, moves its first slider; the kernel, and what changed on the page."""
     notebook, kernel = student.open(PAGE), student.kernel(PAGE)
     assert all(cell["metadata"]["trusted"] for cell in notebook["cells"] if cell["cell_type"] == "code")
-    kernel.run('import resource; assert resource.getrlimit(resource.RLIMIT_DATA)[0] == 2 * 2**30')
+    kernel.run('import resource; assert resource.getrlimit(resource.RLIMIT_DATA)[0] == 3 * 2**30')
     for source in [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]:
         if any(part in source for part in ("import torch", "def parameters", "w = zoo.load(", "demo.play(")):
             kernel.run(source)
@@ -201,6 +201,18 @@ def test_a_course_that_cannot_be_reached_keeps_nobody_out(tmp_path, code):
     assert run.stdout.splitlines() == [f"gitpuller file:///gone main {tmp_path}/course", "jupyterhub-singleuser --port=1 a word",
                                        "123456789", "0077"]
     assert (tmp_path / "course").is_dir() and ("not brought up to date" in run.stderr) == bool(code)
+
+
+def test_the_page_says_what_was_measured():
+    record = json.loads(classroom_bench.RECORD.read_text())
+    hub, plain = record["arms"]["hub"], record["arms"]["plain"]
+    assert hub["students"] == 10 and hub["first"]["kernel"]["uss"] < plain["first"]["kernel"]["uss"]
+    assert hub["all_pss"] < 10 * hub["first_pss"]
+    text = " ".join((ROOT / "docs" / "classroom.md").read_text().split())
+    for told in (f"{plain['first_pss']:.0f} MiB", f"{hub['first_pss']:.0f} MiB", f"{classroom_bench.each_mib(record):.0f} MiB",
+                 f"{hub['hub_pss']:.0f} MiB", f"{classroom_bench.needed_gib(record, 30):.1f} GiB", f"{hub['server']['pss']:.0f} MiB",
+                 f"{hub['kernel']['pss']:.0f} MiB"):
+        assert told in text, told
 
 
 def test_the_unit_starts_what_the_folder_holds():

@@ -6,7 +6,7 @@ What differs from server to server is read from the environment, so this file ne
 
     QLAB_COURSE    the git repository that students' folders follow (default: file:///srv/qlab/course.git)
     QLAB_SHARED    the images, unpacked once for all (python -m qlab.lab.shared; default: /srv/qlab/shared)
-    QLAB_LIMIT     bytes that one process of a student's may allocate (default: 2 GiB)
+    QLAB_LIMIT     bytes that one process of a student's may allocate (default: 3 GiB)
     QLAB_ADMINS    names of the teachers, with commas: they may start and stop servers, and open a student's
 """
 
@@ -41,7 +41,7 @@ c.Spawner.environment = {
     "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
     "QLAB_COURSE": os.environ.get("QLAB_COURSE", "file:///srv/qlab/course.git"),
     "QLAB_SHARED": os.environ.get("QLAB_SHARED", "/srv/qlab/shared"),
-    "QLAB_LIMIT": os.environ.get("QLAB_LIMIT", str(2 * 2**30)),
+    "QLAB_LIMIT": os.environ.get("QLAB_LIMIT", str(3 * 2**30)),
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",  # the class fills the cores
     "OMP_WAIT_POLICY": "PASSIVE",
     "MALLOC_ARENA_MAX": "1",                 # one heap for all threads of a process, so that what is free can be used again

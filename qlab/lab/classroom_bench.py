@@ -42,23 +42,24 @@ def memory(pid: int) -> dict[str, float]:
 
 
 def each_mib(record: dict) -> float:
-    """MiB that one more student takes, by a record: what nine more took, divided.
+    """MiB that one more student takes, by a record: what server and kernel have alone, when there are ten.
 
-    >>> each_mib({"arms": {"hub": {"students": 10, "first_pss": 500, "all_pss": 500 + 9 * 400}}})
-    400.0
+    >>> each_mib({"arms": {"hub": {"server": {"uss": 100.5}, "kernel": {"uss": 300}}}})
+    400.5
     """
     row = record["arms"]["hub"]
-    return (row["all_pss"] - row["first_pss"]) / (row["students"] - 1)
+    return row["server"]["uss"] + row["kernel"]["uss"]
 
 
 def needed_gib(record: dict, students: int) -> float:
-    """GiB that a class of so many takes by a record: hub and proxy, the first student, and each further one.
+    """GiB that a class of so many takes by a record: hub and proxy, the students that were measured, and each further one.
 
-    >>> round(needed_gib({"arms": {"hub": {"students": 10, "hub_pss": 100, "first_pss": 500, "all_pss": 500 + 9 * 400}}}, 30), 2)
-    11.91
+    >>> row = {"students": 10, "hub_pss": 100, "all_pss": 4200, "server": {"uss": 100}, "kernel": {"uss": 300}}
+    >>> round(needed_gib({"arms": {"hub": row}}, 30), 2)
+    12.01
     """
-    row, each = record["arms"]["hub"], each_mib(record)
-    return (row["hub_pss"] + row["first_pss"] + (students - 1) * each) / 1024
+    row = record["arms"]["hub"]
+    return (row["hub_pss"] + row["all_pss"] + (students - row["students"]) * each_mib(record)) / 1024
 
 
 def measure(folder: Path, course: str, environment: dict, students: int) -> dict:
