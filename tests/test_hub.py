@@ -176,6 +176,8 @@ def test_an_update_brings_what_is_new_and_leaves_work_alone(school):
     before = [(path.read_bytes(), path.stat().st_ctime_ns) for path in (hers, handed_in)]
     changed = nbformat.read(ROOT / PAGE, as_version=4)
     changed.cells[1]["source"], changed.cells[-1]["source"] = "# mended", "# mended, too"
+    (bob.home / "course" / "notebooks" / "00_welcome.ipynb").unlink()
+    (bob.home / "course" / "notebooks" / "03_new.ipynb").write_text("bob's own")
     publish(school.folder, "2", **{"02_linear_quantization": nbformat.writes(changed), "03_new": nbformat.writes(changed)})
     ada.stop()
     ada.start()
@@ -184,6 +186,8 @@ def test_an_update_brings_what_is_new_and_leaves_work_alone(school):
         assert student.open("notebooks/03_new.ipynb")["cells"][-1]["source"] == "# mended, too"
     assert [(path.read_bytes(), path.stat().st_ctime_ns) for path in (hers, handed_in)] == before  # nor is what she handed in later
     assert bob.open(PAGE)["cells"][1]["source"] == "# mended"
+    assert bob.open("notebooks/00_welcome.ipynb")["cells"]  # what he deleted is back, and what was in the way has another name
+    assert [path.read_text() for path in (bob.home / "course" / "notebooks").glob("03_new__*.ipynb")] == ["bob's own"]
 
 
 # What needs no hub

@@ -1,6 +1,6 @@
 #!/bin/sh
-# sh publish.sh students.zip /srv/qlab/course.git: the pages and exercises of a release (qlab release students.zip) as the newest state of the
-# repository that students' folders follow. Makes the repository where there is none.
+# sh publish.sh students.zip /srv/qlab/course.git: the pages and exercises of a release (qlab release students.zip) as the newest state of
+# the repository that students' folders follow. Makes the repository where there is none.
 set -eu
 umask 022
 [ $# -eq 2 ] || { echo "qlab: name a release and a repository: sh publish.sh students.zip /srv/qlab/course.git" >&2; exit 1; }
