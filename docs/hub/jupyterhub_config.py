@@ -1,4 +1,4 @@
-"""JupyterHub for a class on one server: the system's users, one server a student, JupyterLab at the course. docs/classroom.md is its manual.
+"""JupyterHub for a class on one server: the system's users, one server a student, JupyterLab at the course. Its manual: docs/classroom.md.
 
     jupyterhub -f /opt/qlab/docs/hub/jupyterhub_config.py
 
