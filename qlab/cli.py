@@ -24,6 +24,7 @@ from qlab import (
 )
 from qlab.errors import one_line
 from qlab.folders import clone, course, find_notebook
+from qlab.translate import tr
 
 QUICK = ("linear", "log", "kmeans", "ranges", "storage", "sparse", "huffman", "matmul", "measure", "integer", "ptq", "channels", "prune",
          "compress", "distill", "mixed_precision", "training", "records", "check", "grading_values", "links",
@@ -109,15 +110,15 @@ def zoo(args: argparse.Namespace) -> int:
 
     for name in args.names:  # all of them before the first is trained
         if name not in (*MODELS, "gpt"):
-            raise ValueError(f"there is no network {name}: choose among {', '.join(MODELS)} and gpt.")
+            raise ValueError(tr("there is no network {name}: choose among {choices} and gpt.", name=name, choices=", ".join(MODELS)))
     if args.epochs is not None and args.epochs < 1:
-        raise ValueError(f"epochs is {args.epochs}, and must be 1 or more.")
+        raise ValueError(tr("epochs is {epochs}, and must be 1 or more.", epochs=args.epochs))
     from qlab.lab import language, zoo
 
     folder = Path(args.folder) if args.folder else zoo.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"cannot write to {folder}: name another folder with --folder.")
+        raise PermissionError(tr("cannot write to {folder}: name another folder with --folder.", folder=folder))
     for name in args.names or (*MODELS, "gpt"):
         if name == "gpt":
             run = language.train(seed=args.seed, epochs=args.epochs, folder=folder)

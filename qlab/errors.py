@@ -1,5 +1,7 @@
 """What an error says, in one line: somebody else's inside a sentence of ours, or ours on the terminal."""
 
+from qlab.translate import tr
+
 
 def first_line(error: Exception) -> str:
     """What an error says, on one line and without the period at its end; an error without a word, by its class.
@@ -18,7 +20,7 @@ def one_line(error: Exception) -> str:
     'record.json: Permission denied'
     """
     if isinstance(error, ImportError):
-        return f"{error}: run make setup (or pip install -e .) to install what is missing."
+        return tr("{error}: run make setup (or pip install -e .) to install what is missing.", error=error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
