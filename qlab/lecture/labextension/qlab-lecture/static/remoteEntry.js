@@ -205,9 +205,9 @@
     }
     await panel.revealed;
     await app.commands.execute('deck:start');
-    await Promise.all(panel.content.widgets.map(cell => cell.ready));
     const lecture = new Lecture(app, panel);
-    lecture.go(0);
+    lecture.go(0); // the other slides are drawn behind it
+    await Promise.all(panel.content.widgets.map(cell => cell.ready));
     lecture.run();
   }
 
