@@ -193,6 +193,14 @@ def test_a_moved_cell_is_current_and_a_new_one_is_missing(course):
     assert course.states() == ["done", "missing", "done", "done"]
 
 
+def test_a_cell_that_takes_over_an_id_takes_no_text(course):
+    """An exercise set's cells are numbered: a new one moves the numbers behind it."""
+    course.cells.insert(1, new_markdown_cell("New.", id="b1"))
+    course.cells[2].id, course.cells[4].id = "d1", "e1"
+    course.save()
+    assert course.states() == ["done", "missing", "done", "done"]
+
+
 def test_a_translator_gets_the_english_below_and_takes_the_mark_away(course, capsys):
     course.cells[1].source, course.cells[3].source = "A bit is 1 or 0.", "The end"
     course.cells.append(new_markdown_cell("--> English\nenglish", id="e1"))

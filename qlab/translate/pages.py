@@ -86,8 +86,10 @@ def cells(notebook: nbformat.NotebookNode, texts: list[Text]) -> list[Cell]:
     english = [cell for cell in notebook.cells if cell.cell_type == "markdown" and SPEAKER not in cell.metadata.get("tags", [])]
     by_hash = {text.of: text for text in texts if not text.mark}
     by_id = {text.id: text for text in texts}
-    known = {cell.id: by_hash.get(digest(cell.source)) or by_id.get(cell.id) for cell in english}
+    known = {cell.id: by_hash.get(digest(cell.source)) for cell in english}
     used = {text.id for text in known.values() if text}
+    known |= {name: by_id[name] for name in known if known[name] is None and name in by_id and name not in used}
+    used |= {text.id for text in known.values() if text}
     left, ids = [text.id for text in texts], [known[cell.id].id if known[cell.id] else None for cell in english]
     for kind, i, j, k, m in difflib.SequenceMatcher(None, left, ids, autojunk=False).get_opcodes():
         if kind == "replace":  # texts whose cell is gone, where cells without a text stand

@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Mapping
 
+from qlab.lab.questions import plain
 from qlab.translate import into
 from qlab.translate.survives import EXPRESSION
 
@@ -42,12 +43,6 @@ def translate(output, known: Mapping[str, str], asked: str) -> None:
 
 
 STILL = ("<b>Predict.</b>", "<b>Check yourself.</b>", "Choose before you read on.", "A number from {low:g} to {high:g}.")
-
-
-def plain(text: str) -> str:
-    """As qlab.lab.questions.plain, which needs ipywidgets."""
-    text = re.sub(r"</?(br|p|div|li|tr|td)\b[^>]*>", " ", text)
-    return " ".join(html.unescape(re.sub(r"</?[a-zA-Z][^>]*>", "", text)).split())
 
 
 def _put(text: str, pairs: list[tuple[str, str]]) -> str:
