@@ -17,8 +17,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from qlab import saving
-from qlab.folders import clone
 
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = "docs/teaching.md"
 _MARKS = "<!-- {}: made by python -m qlab.lab.teaching -->", "<!-- end of {} -->"
 _QUESTION = re.compile(r"^## Question (\d+): (.+)$", re.MULTILINE)
@@ -40,7 +40,7 @@ def head(notebook: NotebookNode) -> Head:
     """Of a numbered notebook; ValueError where the first cell is not of the course's form.
 
     >>> from nbformat.v4 import new_markdown_cell, new_notebook
-    >>> first = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1 and\\n4.1.\\nMore."
+    >>> first = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1 and 4.1.\\nMore."
     >>> head(new_notebook(cells=[new_markdown_cell(first)]))
     Head(number='02', title='Linear', promise='Turn numbers into codes.', minutes='85; 35', sections='2.1 and 4.1')
     """
@@ -127,10 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlab.lab.teaching", description=f"Makes the tables of {PAGE}.")
     parser.add_argument("--check", action="store_true", help="write nothing; say whether they are up to date")
     options = parser.parse_args(arguments)
-    root = clone()
-    path = root / PAGE
+    path = ROOT / PAGE
     page = path.read_text(encoding="utf-8")
-    new = filled(page, root)
+    new = filled(page, ROOT)
     if options.check:
         if new != page:
             print(f"{PAGE} is not up to date: run python -m qlab.lab.teaching.", file=sys.stderr)

@@ -28,6 +28,7 @@ def enable() -> list[str]:
     from traitlets import TraitError
 
     # One more folder to read from; the same on the command line would replace what a user has enabled and disabled.
+    # It leaves voila out, which `qlab demo` starts as a program of its own: loaded here, it turns on warnings about other packages.
     paths = [str(FOLDER / "etc"), *filter(None, os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep))]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(dict.fromkeys(paths))
     settings = [f"--LabApp.extra_labextensions_path={FOLDER / 'labextension'}", f"--LabApp.app_settings_dir={FOLDER}",
