@@ -4,8 +4,7 @@ import ast
 
 from qlab.lab.hidden import QUESTIONS
 from qlab.lab.questions import predict, quiz
-
-LATER = "The answer hangs on what the page measures on your machine: run the page to see it."
+from qlab.translate import into
 
 
 def literal(source: str) -> list[str] | None:
@@ -27,22 +26,23 @@ def computes(source: str) -> bool:
     return _call(source) is not None and literal(source) is None
 
 
-def with_answers(still: str, answers: list[str] | None) -> str:
+def with_answers(still: str, answers: list[str] | None, language: str = "") -> str:
     """The stored HTML of predict or quiz, each question followed by its answer, folded.
 
     >>> with_answers("<p>Why?</p>", ["So."])
     '<p>Why?</p><details class="qlab-answer"><summary>Answer</summary><p>So.</p></details>'
     """
     parts = still.split("</ul></li>") if "<ol>" in still else [still, ""]
-    folded = [_folded(answer) for answer in answers or [LATER] * (len(parts) - 1)]
+    later = into(language, "The answer hangs on what the page measures on your machine: run the page to see it.")
+    folded = [_folded(answer, language) for answer in answers or [later] * (len(parts) - 1)]
     if len(folded) != len(parts) - 1:
         raise ValueError(f"{len(folded)} answers do not fit {len(parts) - 1} questions.")
     end = "</ul>{}</li>" if "<ol>" in still else "{}"
     return "".join(part + end.format(answer) for part, answer in zip(parts, folded)) + parts[-1]
 
 
-def _folded(answer: str) -> str:
-    return f'<details class="qlab-answer"><summary>Answer</summary><p>{answer}</p></details>'
+def _folded(answer: str, language: str) -> str:
+    return f'<details class="qlab-answer"><summary>{into(language, "Answer")}</summary><p>{answer}</p></details>'
 
 
 def _call(source: str) -> ast.Call | None:

@@ -51,6 +51,10 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
                  for folder in ("notebooks", "exercises") for path in sorted((root / folder).glob("*.ipynb"))}
     notebooks |= editions.pages(root, notebooks)
     drawn = _draw(root, [path for path in sorted((root / "notebooks").glob("*.ipynb")) if draw is None or path.stem in draw], say)
+    for name, (_, found) in drawn.items():
+        for number, why in found["left"].items():
+            if why != frames.MEASURED:
+                say(f"{name}, cell {number + 1}: {why}, and stays one picture")
     new = out.with_name(out.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="qlab-site-") as folder:
@@ -101,8 +105,8 @@ def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: st
         exercise = path.replace("notebooks/", "exercises/")
         up = "../" * path.count("/")
         foot = pages.foot(notebook, f"/{exercise}" if lesson and exercise in notebooks else None, f"{up}downloads/{path}",
-                          theme.binder(repository, editions.english(path)))
-        found[path] = pages.as_text(pages.page(notebook, path, drawn.get(Path(path).stem) if lesson else None, leads, foot))
+                          theme.binder(repository, editions.english(path)), spoken := editions.code(path))
+        found[path] = pages.as_text(pages.page(notebook, path, drawn.get(Path(path).stem) if lesson else None, leads, foot, spoken))
     heads = {path: pages.head(notebook) for path, notebook in notebooks.items() if path.startswith("notebooks/")}
     readme = dict(zip(("top", "README.md"), entrance.split((root / "README.md").read_text(encoding="utf-8"))))
     for path in texts + docs:

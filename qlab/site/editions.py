@@ -26,6 +26,11 @@ def language(path: str) -> str:
     return first if first in LANGUAGES else "en"
 
 
+def code(path: str) -> str:
+    """A page's language as qlab.translate has it: "" for English."""
+    return language(path).replace("en", "")
+
+
 def english(path: str) -> str:
     """The path of the English page.
 

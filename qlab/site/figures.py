@@ -7,25 +7,31 @@ import html
 import json
 
 from qlab.lab.questions import plain
+from qlab.translate import into
 
 
-def figure(found: dict, folder: str, name: str) -> str:
+def figure(found: dict, folder: str, name: str, language: str = "") -> str:
     """HTML of a figure, on one line.
 
-    found: of qlab.site.frames, one figure; folder: where its pictures lie, as the page writes it; name: unique on the page.
+    found: of qlab.site.frames, one figure; folder: where its pictures lie, as the page writes it; name: unique on the page;
+    language: the page's, of qlab.translate.
     """
     axes, frames = found["axes"], found["frames"]
     first = frames[",".join(str(axis["at"]) for axis in axes)]
     settings = ", ".join(f"{axis['label']} = {axis['words'][axis['at']]}" for axis in axes)
-    notes = [f"Here {' and '.join(found['fixed'])}." if found["fixed"] else "",
-             "Some steps are left out; in JupyterLab the figure has them all." if any(axis["thinned"] for axis in axes) else ""]
-    data = {"folder": folder, "frames": frames, "labels": [axis["label"] for axis in axes], "words": [axis["words"] for axis in axes]}
+    notes = [into(language, "Here {settings}.", settings=", ".join(found["fixed"])) if found["fixed"] else "",
+             into(language, "Some steps are left out; in JupyterLab the figure has them all.")
+             if any(axis["thinned"] for axis in axes) else ""]
+    missing = into(language, "These settings do not go together; the picture is the last that did.")
+    spoken = ' lang="en"' if language else ""  # what a figure says is drawn from the English page
+    data = {"missing": missing, "folder": folder, "frames": frames, "labels": [axis["label"] for axis in axes],
+            "words": [axis["words"] for axis in axes]}
     controls = "".join(_control(axis, name, i) for i, axis in enumerate(axes))
     height = round(found["height"] * found["css_width"] / found["width"])
     script = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")
     return (f'<figure class="qlab-frames" id="{name}"><div class="qlab-controls">{controls}</div>'
             f'<img src="{folder}/{first[0]}" alt="{html.escape(_alt(settings, first[1]))}" width="{found["css_width"]}" height="{height}">'
-            f'<figcaption><span class="qlab-said" role="status">{first[1]}</span>'
+            f'<figcaption><span class="qlab-said" role="status"{spoken}>{first[1]}</span>'
             f'<span class="qlab-note"> {" ".join(filter(None, notes))}</span></figcaption>'
             f'<script type="application/json">{script}</script></figure>')
 

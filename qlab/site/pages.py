@@ -13,9 +13,10 @@ from nbformat.v4 import new_markdown_cell
 
 from qlab.lab import hidden
 from qlab.site import asked, figures, frames, links
+from qlab.translate import into
 
-RUN = re.compile(r"\*\*Run all cells now\*\*.*?machine\.\s+", re.DOTALL)  # advice for JupyterLab
-NOT_LIVE = "Live in JupyterLab; here one picture, for {}."
+RUN = re.compile(r"\*\*Run all cells now\*\*.*?machine\.\s+|\*\*现在就运行所有单元格\*\*[^。]*。", re.DOTALL)  # advice for JupyterLab
+SECTIONS = re.compile(r"\*Source document:\*\s+((?:\d|\.\d|,|and|to|the worked example of|\s)+)|\*对应源文档\*：([^。]+)")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def head(notebook: NotebookNode) -> Head:
     source = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     title = re.search(r"^# (.+)$", source, re.MULTILINE)
     objective = re.search(r"^\*\*(.+?)\*\*\s*$", source, re.MULTILINE | re.DOTALL)
-    sections = re.search(r"\*Source document:\*\s+((?:\d|\.\d|,|and|to|the worked example of|\s)+)", source)
-    words = [" ".join(found[1].split()) if found else "" for found in (title, objective, sections)]
+    words = [" ".join((found[1] or found[2]).split()) if found else "" for found in (title, objective, SECTIONS.search(source))]
     return Head(words[0], words[1], words[2].rstrip(".,"))
 
 
@@ -50,11 +50,12 @@ def without_notes(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def page(notebook: NotebookNode, path: str, drawn: dict | None, leads: Callable[[str], str | None], foot: str = "") -> NotebookNode:
+def page(notebook: NotebookNode, path: str, drawn: dict | None, leads: Callable[[str], str | None], foot: str = "",
+         language: str = "") -> NotebookNode:
     """The notebook that Sphinx makes a page of.
 
     path: where it lies in the repository; drawn: what qlab.site.frames has made of it, None if nothing; leads: of qlab.site.links;
-    foot: Markdown for the end.
+    foot: Markdown for the end; language: of qlab.translate, "" for English.
     """
     drawn = drawn or {"figures": {}, "answers": {}, "left": {}}
     pictures = posixpath.relpath(f"frames/{posixpath.splitext(posixpath.basename(path))[0]}", posixpath.dirname(path))
@@ -66,42 +67,46 @@ def page(notebook: NotebookNode, path: str, drawn: dict | None, leads: Callable[
         if cell.cell_type == "markdown":
             new.cells.append(new_markdown_cell(links.rewritten(RUN.sub("", cell.source), path, leads)))
         elif cell.cell_type == "code":
-            new.cells += _code(cell, number, drawn, pictures)
+            new.cells += _code(cell, number, drawn, pictures, language)
     if foot:
         new.cells.append(new_markdown_cell(foot))
     return new
 
 
-def _code(cell: NotebookNode, number: int, drawn: dict, pictures: str) -> list[NotebookNode]:
+def _code(cell: NotebookNode, number: int, drawn: dict, pictures: str, language: str) -> list[NotebookNode]:
     """A question as its text; a live figure as its code and pictures; any other cell with its outputs, pictures with their text."""
     if hidden.asks(cell.source):
         still = next((output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})), "")
         answers = asked.literal(cell.source) or drawn["answers"].get(number)
-        return [_raw(f'<div class="qlab-question">{asked.with_answers(still, answers)}</div>')]
+        return [_raw(f'<div class="qlab-question">{asked.with_answers(still, answers, language)}</div>')]
     cell = copy.deepcopy(cell)
     folded = cell.metadata.get("jupyter", {}).get("source_hidden")
-    cell.metadata = NotebookNode(tags=["hide-input"] if folded else [], mystnb=NotebookNode(code_prompt_show=_summary(cell.source)))
+    summary = NotebookNode(code_prompt_show=_summary(cell.source, language))
+    cell.metadata = NotebookNode(tags=["hide-input"] if folded else [], mystnb=summary)
     picture = next((output for output in cell.outputs if "image/png" in output.get("data", {})), None)
     if not picture:
         return [cell]
     if number in drawn["figures"]:
         cell.outputs = [output for output in cell.outputs if output is not picture]
-        return [cell, _raw(figures.figure(drawn["figures"][number], pictures, f"figure-{number}"))]
+        return [cell, _raw(figures.figure(drawn["figures"][number], pictures, f"figure-{number}", language))]
     known = picture.metadata.get("image/png", {})
     look = {"alt": known.get("alt") or picture.data.get("text/plain", "")} | ({"width": f"{known['width']}px"} if "width" in known else {})
     cell.metadata["mystnb"]["image"] = look
-    notes = [_raw(f'<p class="qlab-note">{NOT_LIVE.format(drawn["left"].get(number, "it has not been drawn in its other states"))}</p>')]
-    return [cell, *(notes if frames.is_live(cell) else [])]
+    if not frames.is_live(cell):
+        return [cell]
+    note = (into(language, "Live in JupyterLab. Here it is one picture: its numbers are measured on the machine that runs the page.")
+            if drawn["left"].get(number) == frames.MEASURED else into(language, "Live in JupyterLab; here it is one picture."))
+    return [cell, _raw(f'<p class="qlab-note">{note}</p>')]
 
 
-def _summary(source: str) -> str:
+def _summary(source: str, language: str = "") -> str:
     """What stands on folded code: its first comment.
 
     >>> _summary("# a picture (folded: its code only draws)")
     'Code: a picture'
     """
-    comment = re.match(r"# (.+?)(?: \(folded|$)", source.split("\n")[0])
-    return f"Code: {comment[1]}" if comment else "Code"
+    comment = re.match(r"# (.+?)(?: \(folded|（|$)", source.split("\n")[0])
+    return into(language, "Code") + (f": {comment[1]}" if comment else "")
 
 
 def _raw(text: str) -> NotebookNode:
@@ -113,16 +118,16 @@ def _raw(text: str) -> NotebookNode:
     return new_markdown_cell("".join(part if i % 2 else re.sub(r"\$([^$]+)\$", math, part) for i, part in enumerate(parts)))
 
 
-def foot(notebook: NotebookNode, exercise: str | None, download: str, binder: str | None) -> str:
+def foot(notebook: NotebookNode, exercise: str | None, download: str, binder: str | None, language: str = "") -> str:
     """What stands at a page's end: its objective, its sections of the source document, its exercise set, and where to work on it."""
     known = head(notebook)
-    work = [f'<a href="{html.escape(download)}" download>download this page (.ipynb)</a> and open it in a clone of the course']
-    work += [f'<a href="{html.escape(binder)}">run it on Binder</a>'] if binder else []
-    lines = [f"**Objective.** {known.objective}" if known.objective else "",
-             f"**In the source document.** {known.sections}." if known.sections else "",
-             f"**Practise.** [The exercise set of this page]({exercise})." if exercise else "",
-             f"**Work on it.** You can {', or '.join(work)}."]
-    return ":::{admonition} About this page\n:class: qlab-foot\n" + "\n\n".join(filter(None, lines)) + "\n:::"
+    work = [f'<a href="{html.escape(download)}" download>{into(language, "Download this page as a notebook")}</a>']
+    work += [f'<a href="{html.escape(binder)}">{into(language, "Run it on Binder")}</a>'] if binder else []
+    lines = [f"**{into(language, 'Objective.')}** {known.objective}" if known.objective else "",
+             f"**{into(language, 'In the source document.')}** {known.sections}" if known.sections else "",
+             f"**{into(language, 'Practise.')}** [{into(language, 'The exercise set of this page')}]({exercise})" if exercise else "",
+             f"**{into(language, 'Work on it.')}** {' · '.join(work)}"]
+    return f":::{{admonition}} {into(language, 'About this page')}\n:class: qlab-foot\n" + "\n\n".join(filter(None, lines)) + "\n:::"
 
 
 def as_text(notebook: NotebookNode) -> bytes:

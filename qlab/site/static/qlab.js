@@ -22,7 +22,7 @@ function start(figure) {
       picture.src = `${data.folder}/${file}`;
       picture.alt = "Live figure: " + at.map((index, i) => `${data.labels[i]} = ${data.words[i][index]}`).join(", ") + ". " + plain(text);
     } else {
-      said.textContent = "These settings do not go together; the picture is the last that did.";
+      said.textContent = data.missing;
     }
     controls.forEach((control, i) => {
       if (control.type !== "range") return;
