@@ -200,7 +200,7 @@ def test_the_first_screen_holds_title_picture_and_question(lab, name):
     assert max(below.values()) <= 0, f"pixels below the first screen: { {what: by for what, by in below.items() if by > 0} }"
 
 
-@pytest.mark.parametrize("name", [*(f"notebooks/{name}" for name in PAGES), *(f"exercises/{name}" for name in PAGES)])
+@pytest.mark.parametrize("name", [*(f"notebooks/{name}" for name in PAGES), *(f"exercises/{name}" for name in PAGES if name[0].isdigit())])
 def test_opening_and_saving_changes_no_byte(lab, name):
     path = lab.root / f"{name}.ipynb"
     shutil.copy(ROOT / f"{name}.ipynb", path)

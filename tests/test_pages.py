@@ -12,13 +12,20 @@ from qlab.lab import hidden, minutes, notebooks
 from qlab.lab.questions import plain
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+BEFORE = ROOT / "notebooks" / "prerequisites.ipynb"  # no lecture: of the anatomy it has what its first screen needs
 SHORTEST = 12  # shorter options, "8 bits", stand on every page
 
 
-@pytest.fixture(scope="module", params=PAGES, ids=lambda path: path.stem[:2])
+@pytest.fixture(scope="module", params=[*PAGES, BEFORE], ids=lambda path: path.stem[:2])
 def cells(request):
     return nbformat.read(request.param, 4).cells
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=lambda path: path.stem[:2])
+def lecture(request):
+    """The stem and the cells of a page with a number."""
+    return request.param.stem, nbformat.read(request.param, 4).cells
 
 
 def is_folded(cell):
@@ -58,15 +65,20 @@ def test_questions_and_what_stands_before_the_first_are_folded_and_nothing_else(
 def test_the_first_screen_has_a_promise_a_picture_and_a_question(cells):
     first = next(questions(cells))[0]
     before = cells[:first]
-    assert re.match(r"# \d\d · .+\n\n\*\*[^*]+\*\*", cells[0].source), "a title, then the promise in bold"
+    assert re.match(r"# .+\n\n\*\*[^*]+\*\*", cells[0].source), "a title, then the promise in bold"
     assert sum("image/png" in output.get("data", {}) for cell in before for output in cell.get("outputs", [])) == 1, "one picture"
     words = sum(len(cell.source.split()) for cell in before if cell.cell_type == "markdown")
     assert words <= 130, f"{words} words stand before the first question"
     assert len(before) <= 4, f"{len(before)} cells stand before the first question"
 
 
-def test_the_page_says_to_run_all_and_how_long_that_takes(cells, request):
-    stem = request.node.callspec.params["cells"].stem
+def test_a_lecture_has_its_number_in_the_title(lecture):
+    stem, cells = lecture
+    assert cells[0].source.startswith(f"# {stem[:2]} · ")
+
+
+def test_the_page_says_to_run_all_and_how_long_that_takes(lecture):
+    stem, cells = lecture
     said = re.search(r"\*\*Run all cells now\*\* \(menu \*Run › Run All Cells\*\): about (\d+) seconds on this course's two-core machine",
                      cells[0].source)
     assert said and int(said[1]) == notebooks.seconds_to_say(stem)

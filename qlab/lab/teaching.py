@@ -40,9 +40,9 @@ def head(notebook: NotebookNode) -> Head:
     """Of a numbered notebook; ValueError where the first cell is not of the course's form.
 
     >>> from nbformat.v4 import new_markdown_cell, new_notebook
-    >>> first = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1 and 4.1.\\nMore."
+    >>> first = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1, 4.1.\\nX."
     >>> head(new_notebook(cells=[new_markdown_cell(first)]))
-    Head(number='02', title='Linear', promise='Turn numbers into codes.', minutes='85; 35', sections='2.1 and 4.1')
+    Head(number='02', title='Linear', promise='Turn numbers into codes.', minutes='85; 35', sections='2.1, 4.1')
     """
     source = " ".join(notebook.cells[0].source.split())
     found = re.match(r"# (\d\d) · (.+?) \*\*(.+?)\*\* ", source)
