@@ -239,7 +239,7 @@ def test_the_server_extension_registers_the_hook_once(tmp_path, monkeypatch):
     assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE"}  # two threads that spin, beside a browser on two cores, take four times the time
 
 
-@pytest.mark.parametrize("name, told", [("WebSocketClosedError", 0), ("ValueError", 1)])
+@pytest.mark.parametrize("name, told", [("WebSocketClosedError", 0), ("StreamClosedError", 0), ("ValueError", 1)])
 def test_a_page_that_is_closed_early_is_not_news(name, told, caplog):
     """As a kernel's stream meets it, which logs what its callback raises and raises it to the loop, which logs it, too."""
     def answer(message):

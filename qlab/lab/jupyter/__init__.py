@@ -64,8 +64,8 @@ def _load_jupyter_server_extension(app) -> None:
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Not that a page was closed while its kernel still spoke to it: a traceback of the server's own, about nothing a reader can mend."""
-    return not (record.exc_info and type(record.exc_info[1]).__name__ == "WebSocketClosedError")
+    """Not that a page was closed while its kernel or the server still spoke to it: a traceback about nothing a reader can mend."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ in ("WebSocketClosedError", "StreamClosedError"))
 
 
 def _jupyter_labextension_paths() -> list[dict]:
