@@ -6,6 +6,7 @@ import os
 
 from hypothesis import settings
 
+os.environ.pop("QLAB_LANG", None)  # tests read English, whatever their reader does
 if not os.environ.get("CI"):  # there hypothesis has a profile of its own: the same examples each time, and no deadline either
     settings.register_profile("qlab", deadline=None)
     settings.load_profile("qlab")
