@@ -213,6 +213,17 @@ def test_a_translator_gets_the_english_below_and_takes_the_mark_away(course, cap
     assert course.states() == ["done"] * 4 and "english" not in pages.skeleton(course.page, "zh").splitlines()
 
 
+def test_a_page_is_begun_by_its_number(course, monkeypatch, capsys):
+    course.page.with_name("07_more.ipynb").write_bytes(course.page.read_bytes())
+    course.page.with_name("07_more.ipynb").write_text(course.page.read_text().replace("# one", "# two"))
+    monkeypatch.chdir(course.root)
+    before = (translate.FOLDER / "zh.po").read_bytes()
+    assert cli.main(["translate", "07"]) == 0 and (translate.FOLDER / "zh.po").read_bytes() == before
+    assert capsys.readouterr().out.splitlines() == [str(course.text.with_name("07_more.txt")), str(course.root / "translations/zh/code.po")]
+    assert course.text.with_name("07_more.txt").read_text().count(": missing -->\n<!-- english\n") == 3
+    assert po.read(course.root / "translations" / "zh" / "code.po") == {"# one": "# 一", "# two": ""}  # of all pages that are begun
+
+
 def test_a_text_whose_cell_is_gone_is_not_lost(course):
     del course.cells[1]
     course.save()

@@ -71,7 +71,8 @@ def refresh(root: Path, asked: str, paths: Iterable[Path] | None) -> list[Path]:
     shared = root / "translations" / asked / "code.po"
     written[shared] = extract.merged(po.read(shared) if shared.is_file() else {}, now, CODE_HEAD, extract.kept(shared))
     library = FOLDER / f"{asked}.po"
-    written[library] = extract.merged(po.read(library), extract.of_library(), kept=extract.kept(library))
+    if library.is_relative_to(root.resolve()):  # of this clone
+        written[library] = extract.merged(po.read(library), extract.of_library(), kept=extract.kept(library))
     for path in written:
         saving.make_folder(path.parent)
     saving.write({path: text.encode() for path, text in written.items()})
