@@ -118,6 +118,7 @@ def test_the_speakers_cell_is_no_slide():
 def test_the_short_path_alone_and_all_code_runs():
     cells = [TITLE, new_markdown_cell("## One (short path)\nText."), code("a"), new_markdown_cell("## Two\nText."), code("b")]
     assert outline(*cells, short=True) == [("Title", ["text"]), ("One", ["text", "source", "run"])]
+    assert outline(TITLE, *cells[3:], short=True) == [("Title", ["text"]), ("Two", ["text", "source"])]  # nothing is marked: all of it
 
 
 def test_a_long_text_is_spread_evenly():

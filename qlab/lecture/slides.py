@@ -68,13 +68,15 @@ class Slide:
 
 
 def make(cells: list[NotebookNode], short: bool = False) -> list[Slide]:
-    """The slides of a notebook's cells. short: of the short path alone; what is left out still runs, wherever it has code.
+    """The slides of a notebook's cells. short: of the short path alone, where one is marked; what is left out
+    still runs, wherever it has code.
 
     >>> from nbformat.v4 import new_code_cell, new_markdown_cell
     >>> [(slide.title, len(slide.pieces)) for slide in make([new_markdown_cell("# One\\nA.\\n\\nB.\\n## Two"), new_code_cell("x = 1")])]
     [('One', 2), ('Two', 1)]
     """
-    kept = {id(cell) for cell in (minutes.short_path(cells) if short else cells)}
+    marked = any(cell.cell_type == "markdown" and minutes.MARK in cell.source for cell in cells)
+    kept = {id(cell) for cell in (minutes.short_path(cells) if short and marked else cells)}
     slides = [Slide("", 1)]
     for cell in cells:
         if SPEAKER in cell.metadata.get("tags", []):
