@@ -1,7 +1,7 @@
 """What of a text must come through its translation unharmed: formulas, code, links, tags and numbers.
 
-A number may change its unit, as 175 billion does into 1750 亿; and of the links that lead to a heading of the same page only the number is
-compared, for the heading's name is translated.
+A number may change its unit, as 175 billion does into 1750 亿. The words in a formula's \\text{...} are words. Of the links that lead to a
+heading of the same page only the number is compared, for the heading's name is translated.
 """
 
 import re
@@ -22,14 +22,16 @@ def parts(text: str) -> dict[str, Counter]:
 
     >>> parts("$x$ is 2, see [page 3](a.ipynb)")["number"]
     Counter({2.0: 1, 3.0: 1})
-    >>> parts("1750 亿") == parts("175 billion")
-    True
+    >>> parts("1750 亿") == parts("175 billion"), parts(r"$0 \\text{ else}$") == parts(r"$0 \\text{，否则}$")
+    (True, True)
     """
     found = {}
     for kind, pattern in (("code", FENCE), ("formula", FORMULA), ("code", CODE), ("expression", EXPRESSION), ("link", LINK), ("tag", TAG)):
         hits = [" ".join(match[0].split()) for match in pattern.finditer(text)]
         if kind == "link":
             hits = ["](#...)" if hit.startswith("](#") else hit for hit in hits]
+        if kind == "formula":
+            hits = [re.sub(r"\\text\{[^{}]*\}", r"\\text{}", hit) for hit in hits]
         found[kind] = found.get(kind, Counter()) + Counter(hits)
         text = pattern.sub(" ", text)
     found["number"] = Counter(_value(match) for match in NUMBER.finditer(text))
