@@ -151,14 +151,14 @@ def _shown(cell: Cell, asked: str) -> str:
 
 
 WIDE = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef“”…"  # Chinese letters and marks
-BREAK = re.compile(rf"(?<=[{WIDE}])\n *(?=[{WIDE}])|(?<=[，。；：、！？）”])\n *(?!\s|[-*+#|>] |[#|>$]|\d+\. |```)")
+BREAK = re.compile(rf"(?<=[{WIDE}*])(?<![^{WIDE}*]\*)\n *(?=\*{{0,2}}[{WIDE}])|(?<=[，。；：、！？）”])\n *(?!\s|[-*+#|>] |[#|>$]|\d+\. |```)")
 
 
 def unwrapped(text: str) -> str:
     """A Chinese text without its line breaks inside of a paragraph: a browser would show a space for each.
 
-    >>> unwrapped("一个\\n例子，\\n- `a`\\n  和 b")
-    '一个例子，\\n- `a`\\n  和 b'
+    >>> unwrapped("一个\\n**例子**\\n是，\\n- `a`\\n  和 b")
+    '一个**例子**是，\\n- `a`\\n  和 b'
     """
     return BREAK.sub("", text)
 
