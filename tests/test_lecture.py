@@ -127,6 +127,12 @@ def test_a_long_text_is_spread_evenly():
     assert sum(counts) == 9 and len(counts) > 1 and max(counts) - min(counts) <= 1
 
 
+def test_a_sentence_that_a_formula_interrupts_stays_on_one_slide():
+    text = "\n\n".join(["word " * 75] * 4 + ["$$\\frac{a}{b},$$", "and stop."])
+    made = slides.make([new_markdown_cell(f"## Two\n\n{text}")])
+    assert len(made) > 1 and [piece.source for piece in made[-1].pieces][-2:] == ["$$\\frac{a}{b},$$", "and stop."]
+
+
 def test_a_long_table_that_code_has_printed_is_spread_and_loses_no_row():
     table = "| a | b |\n| - | - |\n" + "\n".join(f"| {k} | text |" for k in range(40))
     made = slides.make([TITLE, code("show()", shown("", **{"text/markdown": table}), **FOLDED)])
@@ -137,6 +143,7 @@ def test_a_long_table_that_code_has_printed_is_spread_and_loses_no_row():
 @settings(max_examples=50)
 @given(st.lists(st.one_of(
     st.integers(1, 900).map(lambda n: new_markdown_cell("word " * n)),
+    st.integers(1, 400).map(lambda n: new_markdown_cell("word " * n + "is:\n\n$$\\frac{a}{b},$$\n\nand so on:\n\n" + "- word\n" * 20)),
     st.tuples(st.integers(1, 25), st.integers(0, 40)).map(lambda n: code("\n".join(["x"] * n[0]), *([printed(n[1])] if n[1] else []))),
     st.integers(1, 4).map(lambda n: new_markdown_cell("#" * n + " Heading\n\n$$\\frac{a}{b}$$")),
     st.booleans().map(lambda folded: figure(**FOLDED if folded else {})),

@@ -114,7 +114,7 @@ def test_keys_turn_the_pages_and_the_notes_open(page, tmp_path):
     page.goto((tmp_path / "out" / "index.html").as_uri())
     page.wait_for_function("document.body.dataset.ready")
     places = [page.evaluate("Reveal.getIndices()")["h"]]
-    for key in ("PageDown", "ArrowRight", "PageDown", "PageUp"):
+    for key in ("PageDown", "ArrowRight", "ArrowDown", "PageUp"):
         page.keyboard.press(key)
         places.append(page.evaluate("Reveal.getIndices()")["h"])
     assert places == [0, 1, 1, 2, 1]                                    # the second text of a derivation is a step of its own

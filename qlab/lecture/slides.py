@@ -140,11 +140,24 @@ def _spread(slides: list[Slide], pieces: list[Piece]) -> None:
         return
     goal = total / math.ceil(total / max(PROSE, largest))
     slide = slide if alone else _next(slides)
-    for piece in pieces:
-        height = sum(other.height for other in slide.shown)
-        if slide.shown and (height + piece.height / 2 > goal or piece.height > slide.room) and not _leads(slide.shown[-1], piece):
+    for group in _together(pieces):
+        height, more = (sum(piece.height for piece in some) for some in (slide.shown, group))
+        if slide.shown and (height + more / 2 > goal or more > slide.room):
             slide = _next(slides)
-        slide.pieces.append(piece)
+        slide.pieces += group
+
+
+def _together(pieces: list[Piece]) -> list[list[Piece]]:
+    """Pieces that one slide shows, as far as it can: a sentence that a formula interrupts, a list and the colon before it."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        before = groups[-1][-1].source.rstrip().rstrip("$").rstrip() if groups else ""
+        goes_on = re.match(r"[a-z]|\(?\$(?!\$)", piece.source) and groups and groups[-1][-1].source.startswith("$$") and before[-1:] != "."
+        if (goes_on or before.endswith((":", ","))) and sum(other.height for other in groups[-1]) + piece.height <= PROSE:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return groups
 
 
 def _shrink(slide: Slide, height: float) -> None:
@@ -158,11 +171,6 @@ def _shrink(slide: Slide, height: float) -> None:
 def _scale(pieces: list[Piece], factor: float) -> None:
     for piece in pieces:
         piece.scale, piece.height = piece.scale * factor, piece.height * factor
-
-
-def _leads(before: Piece, piece: Piece) -> bool:
-    """A text that ends in a colon is not parted from what it announces, if that is a formula or a list."""
-    return before.source.rstrip().endswith((":", ",")) and piece.height < 120 and not re.match(r"\w", piece.source)
 
 
 def _add_code(slides: list[Slide], cell: NotebookNode) -> None:
@@ -254,13 +262,21 @@ def _finish(slide: Slide) -> None:
     """The steps; a short text larger, and a picture as high as the text beside it allows."""
     texts = [piece for piece in slide.shown if piece.kind == "text"]
     height = sum(piece.height for piece in texts)
-    if texts == slide.shown and texts and not any(piece.source.startswith("|") for piece in texts):
-        larger = min(LARGEST, math.sqrt(0.8 * (ROOM - HEAD) / height))      # a text of s times the size is s * s times as high
-        larger = larger if larger > 1 else min(1.0, math.sqrt((ROOM - HEAD) / height))
+    if texts and texts == slide.shown:
+        scales = [scale / 20 for scale in range(round(20 * LARGEST), 20, -1)]
+        fitting = [scale for scale in scales if sum(_enlarged(piece, scale) for piece in texts) <= 0.8 * (ROOM - HEAD)]
+        scale = fitting[0] if fitting else min(1.0, math.sqrt((ROOM - HEAD) / height))
         for piece in texts:
-            piece.scale, piece.height = larger, piece.height * larger**2
+            piece.scale, piece.height = scale, _enlarged(piece, scale) if scale != 1 else piece.height
     for k, piece in enumerate(slide.shown):
         piece.step = k if slide.unfolds else 0
         if piece.kind == "picture":
             piece.height = min(piece.height, ROOM - HEAD - height)
             piece.picture = piece.height - outputs.height(piece.cell.outputs, pictures=False)
+
+
+def _enlarged(piece: Piece, scale: float) -> float:
+    """The height of a text in letters of scale times their size: it has more lines, and they are higher."""
+    if piece.source.startswith("|"):
+        return scale * (sum(blocks.rows(piece.source, INNER / scale)) + blocks.GAP)
+    return piece.height * scale**2

@@ -11,7 +11,7 @@ window.lecture = {
     Reveal.initialize({
       width: 840, height: 472.5, margin: 0, minScale: 0.1, maxScale: 20, center: false, hash: true, slideNumber: 'c/t',
       transition: 'none', controls: false, plugins: [RevealNotes],
-      keyboard: { 76: () => this.point() }, // L
+      keyboard: { 38: 'prev', 40: 'next', 76: () => this.point() }, // the arrows up and down, L
     });
     await MathJax.startup.promise;
     await MathJax.typesetPromise();
