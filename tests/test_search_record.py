@@ -73,6 +73,7 @@ def test_the_program_is_as_good_as_its_values(record):
     assert rows["program, hessian"]["bits"] == rows["program, kl"]["bits"]
     assert sum(a != b for a, b in zip(rows["program, kl"]["bits"], rows["greedy, kl"]["bits"])) == 4
     assert rows["program, kl"]["predicted_kl"] <= rows["greedy, kl"]["predicted_kl"] < 1.01 * rows["program, kl"]["predicted_kl"]
+    assert record["proxies"]["depthwise"]["kl"]["values"][-1][-1] < 1e-4                         # the last layer alone, at 8 bits
     for name in ("first at 8", "first and last at 8", "first at 8, depthwise one more"):
         assert rows[name]["nbytes"] > rows["uniform"]["nbytes"]
 
@@ -87,6 +88,9 @@ def test_evolution_gains_from_the_programs_answer_with_every_seed_and_from_unifo
     assert not far.agree and far.low < 0 < far.high
     assert far.each[0] == pytest.approx(2, abs=0.1) and far.each[1] == pytest.approx(-2, abs=0.1)
     assert max(row["result"].value for row in rows.values()) == found["uniform"][0].value
+    ends = {start: [rows[f"evolution from {start}"]["kl"], *(more[f"evolution from {start}, {seed}"]["kl"] for seed in SEEDS)]
+            for start in found}
+    assert sum(kl < max(ends["program, kl"]) for kl in ends["uniform"]) == 1
     lost = rows["program, kl"]["result"].value - rows["greedy, kl"]["result"].value
     assert 0 < lost < 0.005
 
@@ -125,7 +129,8 @@ def test_single_drops_promise_too_much_below_3_bits_and_too_little_above(record)
     for name, row in rows.items():
         if name != "float":
             gap = row["predicted"] - row["result"].value
-            assert gap > 0.02 if row["nbytes"] < 29_100 else -0.04 < gap < 0, name
+            assert gap > 0.02 if row["nbytes"] < 29_100 else -0.035 < gap < -0.005, name
+            assert gap > 0.3 or not name.endswith(" 2.25 bits"), name
 
 
 def test_two_remedies(record):
@@ -136,6 +141,9 @@ def test_two_remedies(record):
                              ("3 bits: adaround", "program, 3 bits: nearest")]))
     for this in ("program, 3 bits: corrected", "program, 2.5 bits: adaround"):
         assert not any(better(rows, [(this, "3 bits: adaround"), ("3 bits: adaround", this)]))
+    for way in ("2 bits", "program, 2.5 bits", "3 bits", "program, 3 bits", "4 bits"):
+        nearest, gptq, adaround = (rows[f"{way}: {method}"]["result"].value for method in ("nearest", "gptq", "adaround"))
+        assert nearest < gptq < adaround, way
     assert rows["2 bits: gptq"]["result"].value < 0.4 and rows["2 bits: adaround"]["result"].value > 0.8
     saved = 1 - rows["program, 2.5 bits: adaround"]["nbytes"] / rows["3 bits: adaround"]["nbytes"]
     assert saved == pytest.approx(1 / 7, abs=0.005)
