@@ -37,7 +37,7 @@ def clone(tmp_path_factory):
     for name in FILES:
         root.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root)
-    leave = shutil.ignore_patterns("__pycache__", "fashion-mnist", "checkpoints", "records", "[01]?_*")
+    leave = shutil.ignore_patterns("__pycache__", "fashion-mnist", "checkpoints", "records", "[01]?_*", "prerequisites*")
     for name in ("qlab", "notebooks"):
         shutil.copytree(ROOT / name, root / name, ignore=leave)
     shutil.copy(ROOT / "notebooks" / "02_linear_quantization.ipynb", root / "notebooks")
