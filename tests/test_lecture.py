@@ -138,6 +138,8 @@ def test_a_long_table_that_code_has_printed_is_spread_and_loses_no_row():
     made = slides.make([TITLE, code("show()", shown("", **{"text/markdown": table}), **FOLDED)])
     rows = [piece.rows for slide in made for piece in slide.pieces if piece.kind == "output"]
     assert len(rows) > 1 and [k for first, last in rows for k in range(first, last)] == list(range(40))
+    head = shown("", **{"text/markdown": "| a | b |\n| - | - |"})
+    assert outline(TITLE, code("show()", head, printed(40), **FOLDED)) == [("Title", ["text"]), ("Title", ["output"])]
 
 
 @settings(max_examples=50)

@@ -214,18 +214,24 @@ def _add_below(slides: list[Slide], *pieces: Piece) -> None:
 
 
 def _add_pages(slides: list[Slide], piece: Piece, table: str) -> None:
-    """A table that code has printed, as much smaller as SMALLEST allows; one that is too long even so on several slides."""
-    room, other = ROOM - HEAD, piece.height - sum(blocks.rows(table))
-    scales = [scale / 20 for scale in range(20, round(20 * SMALLEST) - 1, -1)]
-    fitting = [scale for scale in scales if scale * (other + sum(blocks.rows(table, INNER / scale))) <= room]
-    scale = fitting[0] if fitting else SMALLEST
-    first, *heights = blocks.rows(table, INNER / scale)
-    pages = math.ceil(sum(heights) / (room / scale - first - other))
-    for page in range(pages):
-        rows = (page * len(heights) // pages, (page + 1) * len(heights) // pages)
+    """A table that code has printed, on as few slides as letters of SMALLEST times their size need, and there as large as it can be."""
+    other = piece.height - sum(blocks.rows(table))
+    cuts = [(scale / 20, _cut(table, scale / 20, other)) for scale in range(20, round(20 * SMALLEST) - 1, -1)]
+    scale, parts = min(cuts, key=lambda cut: len(cut[1]))           # the first of those with the fewest slides, so the largest
+    for rows, height in parts:
         slide = _next(slides) if slides[-1].shown else slides[-1]
-        height = scale * (first + other + sum(heights[rows[0]:rows[1]]))
-        slide.pieces.append(Piece("output", min(height, room), cell=piece.cell, scale=scale, rows=rows if pages > 1 else None))
+        slide.pieces.append(Piece("output", min(height, ROOM - HEAD), cell=piece.cell, scale=scale, rows=rows if len(parts) > 1 else None))
+
+
+def _cut(table: str, scale: float, other: float) -> list[tuple[tuple[int, int], float]]:
+    """The rows of a table's body, and the height, of each slide on which it stands with other pixels beside it."""
+    first, *heights = blocks.rows(table, INNER / scale)
+    for count in range(1, max(1, len(heights)) + 1):
+        ends = [k * len(heights) // count for k in range(count + 1)]
+        parts = [((start, end), scale * (first + other + sum(heights[start:end]))) for start, end in zip(ends, ends[1:])]
+        if max(height for _, height in parts) <= ROOM - HEAD:
+            break
+    return parts
 
 
 def _add_alone(slides: list[Slide], piece: Piece) -> None:
