@@ -1,13 +1,14 @@
 """The tables of docs/teaching.md, made from the notebooks' own heads and from the exercise sets: python -m qlab.lab.teaching
 
     objectives        each notebook's promise, its minutes, its sections of the source document, its set's questions
-    misconceptions    one line a question: the wrong solutions that the set itself knows, by the names that its author gave them
+    misconceptions    the mistakes chosen in solutions/mistakes.csv, each with the wrong solution that the set itself knows
 
 Each stands between two marks in docs/teaching.md, which the command replaces and nothing else. --check writes nothing, and says whether
-they are up to date. Run in a clone: the second table reads solutions/.
+they are up to date; --mistakes 02 prints all wrong solutions of a set. Run in a clone: the sources are in solutions/.
 """
 
 import argparse
+import csv
 import re
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nbformat import NotebookNode
 from qlab import saving
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = "docs/teaching.md"
+PAGE, MISTAKES = "docs/teaching.md", "solutions/mistakes.csv"
 _MARKS = "<!-- {}: made by python -m qlab.lab.teaching -->", "<!-- end of {} -->"
 _QUESTION = re.compile(r"^## Question (\d+): (.+)$", re.MULTILINE)
 _WRONG = re.compile(r'^@wrong\("q(\d+)\w*",\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
@@ -87,16 +88,35 @@ def objectives(root: Path) -> str:
     return "\n".join(lines)
 
 
-def misconceptions(root: Path, most: int = 4) -> str:
-    """The second table: of each question at most so many wrong solutions, in the order in which its author wrote them."""
-    lines = ["| question | how it goes wrong (of those that the hidden tests are known to catch) |", "| --- | --- |"]
-    for path in _numbered(root / "solutions"):
-        notebook = _read(path)
-        titles = questions(notebook)
-        for number, names in sorted(wrongs(notebook).items()):
-            more = f" (and {len(names) - most} more)" if len(names) > most else ""
-            shown = "; ".join(name.replace("|", "\\|") for name in names[:most])
-            lines.append(f"| {path.name[:2]}.{number} {titles[number]} | {shown}{more} |")
+def chosen(root: Path) -> list[tuple[str, str, str, str]]:
+    """Of each mistake the belief, the question (02.1), the note of the wrong solution, and what helps."""
+    with open(root / MISTAKES, newline="", encoding="utf-8") as file:
+        return [(row["belief"], row["question"], row["note"], row["help"]) for row in csv.DictReader(file)]
+
+
+def misconceptions(root: Path) -> str:
+    """The second table: the mistakes that were chosen, each with the note of the wrong solution in which it shows.
+
+    Raises ValueError where a note is not one of that question's.
+    """
+    paths = {path.name[:2]: path for path in _numbered(root / "solutions")}
+    notes = {number: wrongs(_read(path)) for number, path in paths.items()}
+    lines = ["| they believe | in question | it shows as | what helps |", "| --- | --- | --- | --- |"]
+    for belief, question, note, help in chosen(root):
+        number, _, asked = question.partition(".")
+        if note not in notes.get(number, {}).get(int(asked), []):
+            raise ValueError(f"question {question} has no wrong solution named {note!r}: choose another in {MISTAKES}.")
+        shown = note.replace("*", "\\*")  # two of them would begin bold print
+        lines.append(f"| {belief} | [{question}](../exercises/{paths[number].name}) | {shown} | {help} |")
+    return "\n".join(lines)
+
+
+def listed(path: Path) -> str:
+    """All wrong solutions of a set, question by question, as lines of text."""
+    notebook = _read(path)
+    lines = []
+    for number, title in questions(notebook).items():
+        lines += [f"Question {number}: {title}", *(f"  {note}" for note in wrongs(notebook).get(number, []))]
     return "\n".join(lines)
 
 
@@ -126,7 +146,12 @@ def _read(path: Path) -> NotebookNode:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlab.lab.teaching", description=f"Makes the tables of {PAGE}.")
     parser.add_argument("--check", action="store_true", help="write nothing; say whether they are up to date")
+    parser.add_argument("--mistakes", metavar="NN", help="print all wrong solutions that the tests of set NN are known to catch")
     options = parser.parse_args(arguments)
+    if options.mistakes:
+        found = sorted((ROOT / "solutions").glob(f"{options.mistakes}_*.ipynb"))
+        print(listed(found[0]) if found else f"qlab: there is no set {options.mistakes} in solutions/.", file=None if found else sys.stderr)
+        return int(not found)
     path = ROOT / PAGE
     page = path.read_text(encoding="utf-8")
     new = filled(page, ROOT)
