@@ -27,6 +27,7 @@ SERIOUS = ("serious", "critical")
 THIN = """() => {
     document.querySelectorAll(".highlight pre").forEach((code, i) => { if (i > 2) code.textContent = code.textContent; });
     document.querySelectorAll("mjx-container").forEach((formula) => formula.remove());
+    document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>"); // a theme is there at once
 }"""
 
 
@@ -176,7 +177,8 @@ def test_a_search_finds_pages(browser):
 def test_a_phone_needs_no_sideways_scrolling(browser):
     browser.set_viewport_size({"width": 390, "height": 844})
     wide = {}
-    for path in ("index.html", f"notebooks/{DRAWN}.html", "exercises/02_linear_quantization.html", "api/quant.html", "README.html"):
+    for path in ("index.html", f"notebooks/{DRAWN}.html", "exercises/02_linear_quantization.html", "api/quant.html", "README.html",
+                 "docs/classroom.html"):
         browser.goto(f"{browser.address}/{path}")
         wide[path] = browser.evaluate("document.documentElement.scrollWidth")
     browser.set_viewport_size({"width": 1366, "height": 768})

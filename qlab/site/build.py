@@ -71,6 +71,8 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
         (new / "downloads" / path).parent.mkdir(parents=True, exist_ok=True)
         (new / "downloads" / path).write_bytes(pages.as_text(pages.without_notes(notebook)))
     _mathjax(new / "_static" / "mathjax")
+    for macros in (new / "_static").glob("*.html"):  # the theme's templates, which are no pages
+        macros.unlink()
     shutil.rmtree(out, ignore_errors=True)
     new.replace(out)
     return [line.replace(str(source), "") for line in warnings]

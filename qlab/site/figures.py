@@ -19,7 +19,7 @@ def figure(found: dict, folder: str, name: str, language: str = "") -> str:
     axes, frames = found["axes"], found["frames"]
     first = frames[",".join(str(axis["at"]) for axis in axes)]
     settings = ", ".join(f"{axis['label']} = {axis['words'][axis['at']]}" for axis in axes)
-    notes = [into(language, "Here {settings}.", settings=", ".join(found["fixed"])) if found["fixed"] else "",
+    notes = [into(language, "Here {settings}.", settings="; ".join(found["fixed"])) if found["fixed"] else "",
              into(language, "Some steps are left out; in JupyterLab the figure has them all.")
              if any(axis["thinned"] for axis in axes) else ""]
     missing = into(language, "These settings do not go together; the picture is the last that did.")
