@@ -2,18 +2,23 @@
 
 PYTHON ?= python3
 QLAB = .venv/bin/qlab
+VENV_PYTHON = .venv/bin/python
 ifeq ($(OS),Windows_NT)
 QLAB = .venv/Scripts/qlab
+VENV_PYTHON = .venv/Scripts/python
 endif
 
 ifneq ($(filter-out cpu cuda,$(TORCH)),)
 $(error TORCH is $(TORCH), and may be cpu or cuda)
 endif
 
-.PHONY: help setup setup-test lab test check browser bench zoo notebooks lint pins doctor build grade release tflite-keras clean
+.PHONY: help setup setup-test lab lecture demo site test check browser bench zoo notebooks lint pins doctor build grade release tflite-keras clean
 
 help:
 	@echo "make lab        open the course in JupyterLab            make lab PORT=8890, make lab ARGS=02"
+	@echo "make lecture    show a page as slides, live                make lecture ARGS=02; the first time it installs what that needs"
+	@echo "make demo       show a page's live figure alone, large     make demo ARGS=02; without ARGS it lists them"
+	@echo "make site       build the course as a website in site/"
 	@echo "make test       run all tests, notebooks included        make test ARGS='-k log'"
 	@echo "make check      lint and the quick tests, under a minute  make check ARGS=02: that page, its demos and its exercises too"
 	@echo "make browser    use every notebook in a real browser     make browser ARGS='02 09'; needs the extra browser and chromium"
@@ -41,6 +46,13 @@ setup setup-test:
 
 lab: setup
 	@$(QLAB) lab $(if $(PORT),--port $(PORT)) $(ARGS)
+
+lecture demo: NEEDS = lecture voila
+site: NEEDS = site sphinx_book_theme
+lecture demo site: setup
+	@$(VENV_PYTHON) -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$(lastword $(NEEDS))'))" || \
+		$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -e '.[$(firstword $(NEEDS))]' -c constraints.txt
+	@$(QLAB) $@ $(ARGS)
 
 zoo doctor release: setup
 	@$(QLAB) $@ $(ARGS)
