@@ -9,6 +9,7 @@
     qlab.lab       data, trained networks, measurements, plots and widgets
     qlab.grading   exercises and the grader
 
+Beside them stands what shows the course to a class, on the web and in Chinese: qlab.lecture, qlab.site, qlab.translate.
 `import qlab` imports none of them: each loads at its first use, so the command line answers at once.
 """
 

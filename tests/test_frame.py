@@ -633,6 +633,8 @@ MAY_IMPORT = {
     "lab": {"lab", "deploy", "llm", "matmul", "nets", "quant", "search"},
     "grading": {"grading"},
     "translate": {"translate", "lab"},
+    "lecture": {"lecture", "lab"},
+    "site": {"site", "folders", "lab", "translate"},
 }
 
 

@@ -80,7 +80,8 @@ def test_a_page_without_its_marks_is_told_and_other_text_stays():
     start, end = "<!-- objectives: made by python -m qlab.lab.teaching -->", "<!-- end of objectives -->"
     marks = GUIDE[GUIDE.index("<!-- misconceptions"):GUIDE.index("<!-- end of misc")] + "<!-- end of misconceptions -->"
     made = teaching.filled(f"before\n{start}\nof yesterday\n{end}\nbetween\n{marks}\nafter\n", ROOT)
-    assert made.startswith(f"before\n{start}\n| notebook") and "of yesterday" not in made and "\nbetween\n" in made and made.endswith("\nafter\n")
+    assert made.startswith(f"before\n{start}\n| notebook") and "of yesterday" not in made
+    assert "\nbetween\n" in made and made.endswith("\nafter\n")
 
 
 def test_the_command_writes_nothing_where_it_only_checks_and_lists_a_set(tmp_path, monkeypatch, capsys):
@@ -127,7 +128,7 @@ def test_the_sessions_fit_their_time():
     assert set(re.findall(r"\((\d\d) to read\)", section("A four-week course"))) == read
     assert set().union(*course("A four-week course")) == set(heads())
     days = [sum(heads()[number][0] for number in session) for session in course("A two-day workshop")]
-    assert 105 <= min(days) and max(days) <= 135, "about two hours"
+    assert 105 <= min(days) and max(days) <= 140, "two hours or a little more"
 
 
 def test_a_term_has_thirteen_weeks():
