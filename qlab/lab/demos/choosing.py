@@ -69,7 +69,10 @@ def _axes(ax: Axes, unit: str) -> None:
 
 
 def adviser(net: str = "depthwise", data: str = "calibration") -> widgets.Live:
-    """The adviser, with a control for each of its questions; "training" is answered by data = "training". Raises as `advise` does."""
+    """Six questions about data, hardware and size, and the methods of the course that remain, each with its record.
+
+    "training" is answered by data = "training". Raises as `advise` does.
+    """
     controls = {
         "net": ipywidgets.Dropdown(options=NETS, value=net, layout={"width": "170px"}),
         "data": ipywidgets.Dropdown(options=[(f"{name}, and training" if name == "training" else name, name) for name in DATA], value=data,

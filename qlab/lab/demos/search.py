@@ -50,7 +50,10 @@ def kind_of(layers: Sequence[str]) -> list[str]:
 
 
 def spend(rows: Mapping[str, Mapping], bits: float = 3.0, cost: str = COSTS[0]) -> widgets.Live:
-    """The part budgets of a record, one network's. Raises ValueError for a record without it."""
+    """A budget, in bytes or bit operations, is spent on the layers of a network: bits of each, accuracy predicted and measured.
+
+    rows: the part budgets of a record, one network's. Raises ValueError for a record without it.
+    """
     budgets = sorted({float(name.split(", ")[1].split()[0]) for name in rows if name != "float"})
     if "float" not in rows or not budgets:
         raise ValueError("rows hold no budgets: run python -m qlab.lab.experiments.search budgets.")
