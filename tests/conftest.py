@@ -16,7 +16,7 @@ LONGEST = (
     "test_random_networks", "test_deploy_floats", "test_own_networks", "test_deploy_onnx", "test_deploy_c", "test_grading_build",
     "test_deploy_pytorch", "test_cluster", "test_sandbox", "test_class.py", "test_gradescope_container",
     "test_browser", "10_distillation", "06_", "03_", "02_", "04_", "15_", "16_", "17_", "test_triton", "07_", "01_", "05_", "09_", "13_",
-    "14_", "11_", "08_", "test_lecture_pages",
+    "14_", "11_", "08_", "test_lecture_pages", "test_site_pages",
     "test_hub.py", "test_notebook_tools", "test_demo_command", "test_speaker_notes",
     "test_demo_numbers", "12_", "test_data_zoo", "test_grade.py", "00_",
     "test_deploy_tflite", "test_qat", "test_deployment_record", "test_other_networks", "test_deploy_door",

@@ -14,7 +14,7 @@ from PIL import Image
 from qlab.folders import clone
 from qlab.lab import widgets
 from qlab.site import asked, entrance, figures, frames, library, links, needs, pages, states
-from qlab.site.build import build, check_place
+from qlab.site.build import build, check_installed, check_place
 from qlab.site_command import address, origin
 
 ROOT = clone()
@@ -249,3 +249,19 @@ def test_the_address_of_a_repository(url, known):
 
 def test_a_folder_without_git_has_no_origin(tmp_path):
     assert origin(tmp_path) is None
+
+
+def test_a_page_that_does_not_run_stays_readable(tmp_path):
+    notebook = a_page(new_code_cell("import no_such_library"), new_code_cell(LIVE + "no_such_library.f(ax)"),
+                      new_code_cell(SHOWN, outputs=stored(SHOWN)))
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    drawn = frames.draw(tmp_path / "page.ipynb", tmp_path / "drawn")
+    assert not drawn["figures"] and "No module named 'no_such_library'" in drawn["left"][2]
+    page = pages.page(notebook, "notebooks/page.ipynb", drawn, lambda path: None)
+    assert "Live in JupyterLab; here it is one picture." in page.cells[-1].source
+
+
+def test_a_missing_extra_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"^sphinx is missing: the site needs pip install -e '.\[site\]' -c constraints.txt$"):
+        check_installed()

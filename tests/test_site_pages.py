@@ -21,7 +21,7 @@ from qlab.folders import clone
 ROOT = clone()
 DRAWN = "13_rooflines_and_hardware"
 CHROMIUM = os.environ.get("QLAB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FOREIGN = ("mybinder.org", "github.com", "gitlab.com", "arxiv.org", "doi.org")  # what a link may lead to; nothing is asked of them
+FOREIGN = ("mybinder.org", "github.com", "gitlab.com", "arxiv.org", "doi.org", "docs.pytorch.org", "d2l.ai", "wikipedia.org")  # what a link may lead to; nothing is asked of them
 SERIOUS = ("serious", "critical")
 # axe takes time with the square of what is on a page: of coloured code the first blocks stand for all, and MathJax answers for its own.
 THIN = """() => {

@@ -55,26 +55,23 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
         for number, why in found["left"].items():
             if why != frames.MEASURED:
                 say(f"{name}, cell {number + 1}: {why}, and stays one picture")
-    new = out.with_name(out.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="qlab-site-") as folder:
-        source = Path(folder) / "source"
+        source, web = Path(folder) / "source", Path(folder) / "web"
         for path, content in _sources(root, notebooks, {name: found for name, (_, found) in drawn.items()}, repository).items():
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             (source / path).write_bytes(content)
         say(f"{len(list(source.rglob('*.ipynb')))} notebooks and {len(list(source.rglob('*.md')))} other pages")
-        warnings = _sphinx(source, Path(folder) / "html", Path(folder) / "doctrees", sorted(notebooks), repository)
-        shutil.move(Path(folder) / "html", new)
-    for name, (pictures, _) in drawn.items():
-        shutil.copytree(pictures, new / "frames" / name, ignore=shutil.ignore_patterns("page.json"), dirs_exist_ok=True)
-    for path, notebook in notebooks.items():
-        (new / "downloads" / path).parent.mkdir(parents=True, exist_ok=True)
-        (new / "downloads" / path).write_bytes(pages.as_text(pages.without_notes(notebook)))
-    _mathjax(new / "_static" / "mathjax")
-    for macros in (new / "_static").glob("*.html"):  # the theme's templates, which are no pages
-        macros.unlink()
-    shutil.rmtree(out, ignore_errors=True)
-    new.replace(out)
+        warnings = _sphinx(source, web, Path(folder) / "doctrees", sorted(notebooks), repository)
+        for name, (pictures, _) in drawn.items():
+            shutil.copytree(pictures, web / "frames" / name, ignore=shutil.ignore_patterns("page.json"))
+        for path, notebook in notebooks.items():
+            (web / "downloads" / path).parent.mkdir(parents=True, exist_ok=True)
+            (web / "downloads" / path).write_bytes(pages.as_text(pages.without_notes(notebook)))
+        _mathjax(web / "_static" / "mathjax")
+        for macros in (web / "_static").glob("*.html"):  # the theme's templates, which are no pages
+            macros.unlink()
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(web, out)
     return [line.replace(str(source), "") for line in warnings]
 
 
@@ -125,7 +122,7 @@ def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: st
     menu |= {name: [path for path in notebooks if editions.language(path) == code] for code, name in editions.NAMES.items() if code != "en"}
     top = links.rewritten(readme["top"], "README.md", leads)
     found["index.md"] = entrance.page(top, heads, {title: paths for title, paths in menu.items() if paths}).encode()
-    for picture in [*(root / "notebooks").glob("*.png"), *(path for path in (root / "docs").rglob("*") if path.suffix in (".png", ".svg"))]:
+    for picture in [path for folder in ("notebooks", "docs") for kind in ("png", "svg") for path in (root / folder).rglob(f"*.{kind}")]:
         found[picture.relative_to(root).as_posix()] = picture.read_bytes()
     return found
 

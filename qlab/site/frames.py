@@ -50,18 +50,22 @@ def draw(source: Path, folder: Path) -> dict:
     found = {"figures": {}, "answers": {}, "left": dict.fromkeys(timed, MEASURED)}
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {*live, *asking} - timed
-    made = _run(needs.needed(page, wanted), wanted)
-    for number in sorted(wanted):
-        if number in asking:
-            found["answers"][number] = made[number].answers
-            continue
-        figure = made[number]
-        if not _as_stored(figure, cells[number]):
-            figure = _run([statement for statement in page if statement.cell <= number], {number})[number]
-        if _as_stored(figure, cells[number]):
-            found["figures"][number] = _draw(figure, folder, number)
-        else:
-            found["left"][number] = "drawn again, it does not show what the page has stored"
+    try:
+        made = _run(needs.needed(page, wanted), wanted)
+        for number in sorted(wanted):
+            if number in asking:
+                found["answers"][number] = made[number].answers
+                continue
+            figure = made[number]
+            if not _as_stored(figure, cells[number]):
+                figure = _run([statement for statement in page if statement.cell <= number], {number})[number]
+            if _as_stored(figure, cells[number]):
+                found["figures"][number] = _draw(figure, folder, number)
+            else:
+                found["left"][number] = "drawn again, it does not show what the page has stored"
+    except Exception as error:  # an optional library is missing, say: the page is readable all the same, and build tells why
+        for number in wanted - set(found["figures"]) - set(found["answers"]):
+            found["left"][number] = f"its code does not run here ({type(error).__name__}: {' '.join(str(error).split())})"
     saving.write({folder / "page.json": json.dumps(found, ensure_ascii=False).encode()})
     return read(folder)
 
