@@ -190,6 +190,7 @@ def test_a_live_lecture(page, tmp_path):
         live = walk(page)
         assert live, "no slide has a live figure"
         the_live_figure_answers(page, live[0])
+        everything_scales_together(page, live[0])
         keys(page)
         page.keyboard.press("Escape")
         page.wait_for_function("!document.body.dataset.jpDeckMode")
@@ -243,6 +244,22 @@ def the_live_figure_answers(page, slide: str) -> None:
     assert page.evaluate("document.querySelector('[data-slide]').dataset.slide") == slide
     page.keyboard.press("PageDown")
     assert page.evaluate("document.querySelector('[data-slide]').dataset.slide") != slide
+
+
+SIZES = """() => Object.fromEntries(['h1, h2', '.qlab-live .widget-label', '.qlab-live .qlab-picture', '.qlab-text'].map(
+  what => [what, document.querySelector(`.jp-Cell:not(.qlab-off) :is(${what})`).getBoundingClientRect().width]))"""
+
+
+def everything_scales_together(page, slide: str) -> None:
+    """On a screen of half the size heading, names of controls, picture and text have half theirs."""
+    page.locator(".qlab-bar select").select_option(slide.partition(".")[0])
+    large = page.evaluate(SIZES)
+    page.set_viewport_size({side: pixels // 2 for side, pixels in BEAMER.items()})
+    page.wait_for_function("document.querySelector('.jp-Deck .jp-WindowedPanel-viewport').style.getPropertyValue('--stage') < 1.2")
+    small = page.evaluate(SIZES)
+    assert small == pytest.approx({what: width / 2 for what, width in large.items()}, rel=0.05)
+    page.set_viewport_size(BEAMER)
+    page.wait_for_function("document.querySelector('.jp-Deck .jp-WindowedPanel-viewport').style.getPropertyValue('--stage') > 2.2")
 
 
 def keys(page) -> None:
