@@ -151,7 +151,8 @@ def _shown(cell: Cell, asked: str) -> str:
 
 
 WIDE = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef“”…"  # Chinese letters and marks
-BREAK = re.compile(rf"(?<=[{WIDE}*])(?<![^{WIDE}*]\*)\n *(?=\*{{0,2}}[{WIDE}])|(?<=[，。；：、！？）”])\n *(?!\s|[-*+#|>] |[#|>$]|\d+\. |```)")
+BREAK = re.compile(rf"(?<=[{WIDE}*])(?<![^{WIDE}*]\*)\n *(?=\*{{0,2}}[{WIDE}])"
+                   r"|(?<=[，。；：、！？）”])\n *(?!\s|[-*+#|>] |[#|>$]|\d+\. |```)")
 
 
 def unwrapped(text: str) -> str:
