@@ -71,6 +71,12 @@ def test_a_figure_begins_a_slide_and_the_sentence_after_it_stands_below_it():
         ("Title", ["text"]), ("Two", ["text"]), ("Two", ["picture", "text"])]
 
 
+def test_a_title_has_its_figure_on_its_own_slide_if_there_is_room():
+    assert outline(TITLE, figure(**FOLDED)) == [("Title", ["text", "picture"])]
+    assert outline(new_markdown_cell("# Title\n\n" + "\n\n".join(["word " * 60] * 3)), figure(**FOLDED)) == [
+        ("Title", ["text"] * 3), ("Title", ["picture"])]
+
+
 def test_code_that_is_not_folded_is_shown_before_its_figure_and_folded_code_is_not():
     assert outline(TITLE, new_markdown_cell("## Two"), figure(), figure(**FOLDED)) == [
         ("Title", ["text"]), ("Two", ["source"]), ("Two", ["picture"]), ("Two", ["picture"])]

@@ -1,6 +1,6 @@
 """What is a slide: worked out from a notebook's cells, in their order.
 
-    a slide begins    at every heading, also those inside a cell; before every figure; where what stands on the last one leaves no room
+    a slide begins    at every heading, also those inside a cell; before every figure but a title's; where the last one has no room left
     on its own        a live figure (its code runs, and is not shown), a question
     unfolds           what stands under Derive: paragraph by paragraph, formula by formula
     not shown         folded code, which runs; what is for who reads alone (ALONE); cells with the tag speaker, which are the notes
@@ -22,6 +22,7 @@ from qlab.lecture.outputs import CODE_BOX, CODE_LINE
 HEAD, ROOM = 50, HEIGHT - 2 * MARGIN - 12           # a heading; all that stands on a slide, the number in its corner left out
 PROSE = 300                                         # of text alone: a slide is not a page
 PICTURE, CAPTION = 235, 115                         # the least height of a figure; text of at most this height may stand below it
+EMBLEM = 150                                        # the least height of a figure below a title
 SMALLEST = 0.7                                      # of a table that code has printed; a longer one takes several slides
 LEAST, LARGEST = 0.8, 1.3                           # how much smaller code may be to keep its sentence, how much larger a short text is
 SPEAKER = "speaker"
@@ -242,9 +243,10 @@ def _add_alone(slides: list[Slide], piece: Piece) -> None:
 
 
 def _add_picture(slides: list[Slide], piece: Piece) -> None:
-    """A figure: on the title's slide where it is flat; else on a slide that it begins, as large as the slide allows."""
+    """A figure: on the title's slide where that has room for it; else on a slide that it begins, as large as the slide allows."""
     slide = slides[-1]
-    if slide.level == 1 and piece.height <= slide.room and not slide.holds("picture"):
+    if slide.level == 1 and slide.room >= min(piece.height, EMBLEM) and not slide.holds("picture", "source"):
+        piece.height = min(piece.height, slide.room)
         slide.pieces.append(piece)
         return
     slide = _next(slides) if slide.shown else slide
