@@ -5,6 +5,7 @@ Only the standard library is imported here, as in qlab.cli.
 
 import argparse
 import os
+import sys
 import tempfile
 import textwrap
 from pathlib import Path
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     path, folder = find_notebook(args.notebook, root), Path(args.stills).resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} for stills.")
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of IRIs, which no notebook has: a second of each start
     try:
         from voila.app import Voila
     except ImportError:

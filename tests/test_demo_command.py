@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ipywidgets
 import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from qlab import cli
-from qlab.lecture import demo
+from qlab.lab import widgets
+from qlab.lab.demos import hardware, matmul
+from qlab.lecture import beamer, demo
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -73,6 +76,35 @@ def test_the_page_s_own_figure_comes_out(path, tmp_path):
     assert made == stored
 
 
+def test_a_page_that_trains_says_so(tmp_path):
+    said = {path.stem[:2]: demo.page(path, tmp_path).metadata["qlab"] for path in WITH_FIGURES}
+    assert [number for number, wait in said.items() if wait["why"] == "This page first trains a network"] == ["10"]
+    assert said["10"]["title"] == "10 · Knowledge distillation"
+
+
+# What the kernel shows
+
+
+def test_a_tall_figure_is_drawn_less_tall_and_whole():
+    """Its letters are larger then, and no label is cut off: the layout is found again for the new height."""
+    figures = [widgets.Live(widgets.figure(9, height)[0], lambda: None) for height in (3.0, 5.2)]
+    for live in figures:
+        live.fig.axes[0].set_xlabel("microseconds")
+        live.sharpen(50)
+    beamer.show(figures, "14", ".")
+    assert [live.fig.get_figheight() for live in figures] == [3.0, beamer.TALLEST]
+    label = figures[1].fig.axes[0].xaxis.label.get_window_extent()
+    assert 0 <= label.y0 < label.y1 < figures[1].fig.axes[0].get_window_extent().y0
+
+
+@pytest.mark.parametrize("make, slider", [(hardware.array_steps, "cycle"), (matmul.tiled_product, "step"), (matmul.waves, "wave")])
+def test_a_play_button_begins_where_its_slider_stands(make, slider):
+    """When a page is opened, the browser sets the target of a link to its source: the button to the slider, not the slider to 0."""
+    live = make()
+    (source, _), (target, _) = live.link.source, live.link.target
+    assert source is live.controls[slider] and isinstance(target, ipywidgets.Play)
+
+
 # The command
 
 
@@ -113,10 +145,10 @@ def test_stills_get_names_that_are_free(tmp_path, monkeypatch):
         def still(self):
             return b"PNG"
 
-    said = [demo._saved(Still(), "02", tmp_path) for _ in range(2)]
+    said = [beamer._saved(Still(), "02", tmp_path) for _ in range(2)]
     assert said == [f"Saved as {tmp_path / f'02_still_{number}.png'}" for number in (1, 2)]
-    monkeypatch.setattr(demo.saving, "write", lambda files: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert demo._saved(Still(), "02", tmp_path) == f"The still could not be saved in {tmp_path}: No space left on device."
+    monkeypatch.setattr(beamer.saving, "write", lambda files: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert beamer._saved(Still(), "02", tmp_path) == f"The still could not be saved in {tmp_path}: No space left on device."
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -124,8 +156,8 @@ def test_stills_get_names_that_are_free(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def beamer(tmp_path):
-    """(page, stills' folder, requests to the outside and errors): `qlab demo 12`, two figures, in a window of 1280 x 720."""
+def projector(tmp_path):
+    """(page, stills' folder, requests to the outside and errors): `qlab demo 13`, two figures, in a window of 1280 x 720."""
     pytest.importorskip("voila", reason="needs voila: pip install -e '.[lecture]' -c constraints.txt")
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]' -c constraints.txt")
     from test_browser import CHROMIUM, PATIENCE_MS
@@ -138,7 +170,7 @@ def beamer(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with open(terminal, "w") as said:
-        command = [sys.executable, "-m", "qlab.cli", "demo", "12", "--no-browser", "--port", str(port), "--stills", stills]
+        command = [sys.executable, "-m", "qlab.cli", "demo", "13", "--no-browser", "--port", str(port), "--stills", stills]
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True,
                                    env=os.environ | {"HOME": str(tmp_path)})
     try:
@@ -179,11 +211,14 @@ def beamer(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_lecturer_s_keys(beamer):
-    page, stills, problems = beamer
+def test_a_lecturer_s_keys(projector):
+    page, stills, problems = projector
+    page.wait_for_function("document.querySelector('#loading_text')?.textContent === '13 · Rooflines and hardware'")  # while it works
+    page.get_by_text("The page is getting ready").wait_for()
     page.wait_for_function("document.activeElement?.matches('.noUi-handle')")  # the first slider is in hand at once
     figure = page.locator(".qlab-demo").first
     image = figure.locator(".qlab-picture")
+    assert figure.locator(".qlab-text").inner_text().startswith("Cycle 6 of ")  # as the page's cell has set it
 
     def moves(key):
         source = image.get_attribute("src")
@@ -192,13 +227,13 @@ def test_a_lecturer_s_keys(beamer):
 
     moves("ArrowRight")
     page.evaluate("document.activeElement.blur()")
-    moves("ArrowRight")  # the slider in hand stays in hand
+    moves("ArrowLeft")  # the slider in hand stays in hand
     focused = page.evaluate_handle("document.activeElement")
     page.keyboard.press("Tab")
     assert page.evaluate("before => before !== document.activeElement && document.activeElement.closest('.qlab-demo') !== null", focused)
     page.keyboard.press("s")
-    figure.locator(".qlab-said").get_by_text("12_int8_matmul_still_1.png").wait_for()
-    assert (stills / "12_int8_matmul_still_1.png").read_bytes().startswith(b"\x89PNG")
+    figure.locator(".qlab-said").get_by_text("13_rooflines_and_hardware_still_1.png").wait_for()
+    assert (stills / "13_rooflines_and_hardware_still_1.png").read_bytes().startswith(b"\x89PNG")
     page.keyboard.press("f")
     page.wait_for_function("document.fullscreenElement !== null")
     page.keyboard.press("f")

@@ -5,7 +5,7 @@ changes what a later one reads is kept, the others (what prints, draws or assert
 that stand in their cell, which set the look of pictures.
 
     figures(path)   what live figures a notebook has, and what each is about: read from its text, nothing runs
-    page(path)      the small notebook that builds them and calls `show`, which runs in the kernel of that page
+    page(path)      the small notebook that builds them and calls qlab.lecture.beamer.show, which runs in the kernel of that page
 """
 
 import ast
@@ -16,10 +16,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from qlab import saving
 from qlab.lab import demos, hidden
 
-DOTS = 200  # an inch of the picture: 1920 dots for the widest figure of the course, about as many as a beamer has
 NO_CHANGE = ("print", "display", "assert_close", *hidden.QUESTIONS)  # calls that leave what they are given as it was
 
 
@@ -46,18 +44,30 @@ def figures(path: Path) -> list[Figure]:
 def page(path: Path, folder: Path) -> NotebookNode:
     """A notebook of two cells that builds the live figures of the one at path and shows them; stills go to folder.
 
-    Raises ValueError where the notebook has none.
+    Its metadata has what the page says until they are there: the title, and a sentence. Raises ValueError where the notebook has none.
     """
     cells = nbformat.read(path, as_version=4).cells
     live = {n for n, cell in enumerate(cells) if _is_live(cell)}
     if not live:
         raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
     setup = statements([cell.source if cell.cell_type == "code" else "" for cell in cells], live)
+    wait = {"title": cells[0].source.partition("\n")[0].lstrip("# "), "why": _why_wait(setup)}
     setup = textwrap.indent(setup, 4 * " ")
     silent = f"from IPython.utils.capture import capture_output\n\nqlab_figures = []\nwith capture_output():\n{setup}"
-    show = f"from qlab.lecture.demo import show\n\nshow(qlab_figures, {path.stem!r}, {str(folder)!r})"
+    show = f"from qlab.lecture.beamer import show\n\nshow(qlab_figures, {path.stem!r}, {str(folder)!r})"
     code = [nbformat.v4.new_code_cell(source) for source in (silent, show)]
-    return nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    return nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": kernel, "qlab": wait})
+
+
+def _why_wait(setup: str) -> str:
+    """What the page says while its statements run.
+
+    >>> _why_wait("a = 1"), _why_wait("net = student()\\nfit(net, images)")
+    ('The page is getting ready', 'This page first trains a network')
+    """
+    called = {_last_word(node.func) for node in ast.walk(ast.parse(setup)) if isinstance(node, ast.Call)}
+    return "This page first trains a network" if "fit" in called else "The page is getting ready"
 
 
 def statements(sources: list[str], live: set[int]) -> str:
@@ -165,34 +175,3 @@ def _sentence(source: str, makers: dict[str, str]) -> str:
     called = (ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     text = " ".join(next(makers[name] for name in called if name in makers).split("\n\n")[0].split())
     return text.partition(". ")[0].rstrip(".") + "."
-
-
-def show(figures: list, page: str, folder: str):
-    """The figures as one widget, drawn finely enough for a beamer, each with a button that saves its still as a PNG in folder.
-
-    figures: of qlab.lab.widgets.Live; page: what the stills' names begin with. The page's script (voila/templates/qlab) presses the button.
-    """
-    import ipywidgets
-
-    rooms = []
-    for live in figures:
-        live.sharpen(DOTS)
-        button, said = ipywidgets.Button(description="save a still"), ipywidgets.HTML()
-        button.on_click(lambda _, live=live, said=said: setattr(said, "value", _saved(live, page, Path(folder))))
-        room = ipywidgets.VBox([live, button, said])
-        for widget, name in ((room, "qlab-demo"), (button, "qlab-still"), (said, "qlab-said")):
-            widget.add_class(name)
-        rooms.append(room)
-    return ipywidgets.VBox(rooms)
-
-
-def _saved(live, page: str, folder: Path) -> str:
-    """Writes the still under the first name that is free; one sentence, for the page."""
-    number = 1
-    while (path := folder / f"{page}_still_{number}.png").exists():
-        number += 1
-    try:
-        saving.write({path: live.still()})
-    except OSError as error:
-        return f"The still could not be saved in {folder}: {error.strerror or error}."
-    return f"Saved as {path}"

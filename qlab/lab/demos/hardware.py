@@ -149,7 +149,7 @@ def array_steps(size: int = 3, m: int = 4, k: int = 3, n: int = 3, seed: int = 0
 
     player = ipywidgets.Play(min=0, max=1, interval=700)
     live = widgets.Live(fig, update, **controls)
-    live.link = ipywidgets.jslink((player, "value"), (controls["cycle"], "value"))  # in the browser: one update a step, not two
+    live.link = ipywidgets.jslink((controls["cycle"], "value"), (player, "value"))  # in the browser: one update a step, not two
     live.children[0].children += (player,)
     return live
 

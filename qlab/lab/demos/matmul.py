@@ -176,7 +176,7 @@ def tiled_product(tile: int = 4, step: int = 23) -> widgets.Live:
 
     player = ipywidgets.Play(value=step, min=0, max=steps, step=_stride(tile), interval=400)
     live = widgets.Live(fig, update, **controls)
-    live.link = ipywidgets.jslink((player, "value"), (controls["step"], "value"))  # in the browser: one update a step, not two
+    live.link = ipywidgets.jslink((controls["step"], "value"), (player, "value"))  # in the browser: one update a step, not two
     live.children[0].children += (player,)
     return live
 
@@ -256,6 +256,6 @@ def waves(at_once: int = 9, group: int = 3, wave: int = 1) -> widgets.Live:
 
     player = ipywidgets.Play(value=wave, min=1, max=waves_of[at_once], interval=700)
     live = widgets.Live(fig, update, **controls)
-    live.link = ipywidgets.jslink((player, "value"), (controls["wave"], "value"))
+    live.link = ipywidgets.jslink((controls["wave"], "value"), (player, "value"))
     live.children[0].children += (player,)
     return live
