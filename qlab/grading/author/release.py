@@ -21,7 +21,7 @@ from qlab.grading.author import student
 FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "setup.py", "constraints.txt", "environment.yml")
 FOLDERS = ("qlab", "notebooks", "exercises", "translations")
 RELEASED = "qlab/lab/jupyter/released.json"
-LEFT_OUT = {"solutions", "bundles", "tests", "docs", "CHANGELOG.md"}
+LEFT_OUT = {"solutions", "bundles", "tests", "docs", "CHANGELOG.md", "CITATION.cff"}
 
 
 def release(root: Path, out: Path) -> int:
