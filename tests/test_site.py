@@ -252,7 +252,7 @@ def test_a_folder_without_git_has_no_origin(tmp_path):
 
 
 def test_a_page_that_does_not_run_stays_readable(tmp_path):
-    notebook = a_page(new_code_cell("import no_such_library"), new_code_cell(LIVE + "no_such_library.f(ax)"),
+    notebook = a_page(new_code_cell("import no_such_library"), new_code_cell(LIVE + "fig = no_such_library.f(fig)"),
                       new_code_cell(SHOWN, outputs=stored(SHOWN)))
     nbformat.write(notebook, tmp_path / "page.ipynb")
     drawn = frames.draw(tmp_path / "page.ipynb", tmp_path / "drawn")

@@ -94,7 +94,7 @@ def _draw(root: Path, sources: list[Path], say: Callable[[str], None]) -> dict[s
 def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: str | None) -> dict[str, bytes]:
     """What Sphinx reads: path -> content."""
     texts = [path for path in TEXTS if (root / path).is_file()]
-    docs = sorted((path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md")), key=lambda path: (path not in FIRST, path))
+    docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md"))
     docs.sort(key=lambda path: FIRST.index(path) if path in FIRST else len(FIRST))
     known = library.modules(root)
     leads = editions.leading(links.leading(root, {*notebooks, *texts, *docs}, known, repository))
@@ -111,20 +111,27 @@ def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: st
     for path in texts + docs:
         text = readme.get(path) or (root / path).read_text(encoding="utf-8")
         found[path] = links.rewritten(text, path, leads).encode()
-    packages = [f"api/{package}.md" for package in library.PACKAGES]
     for package in library.PACKAGES:
         found[f"api/{package}.md"] = library.page(f"qlab.{package}", known).encode()
-    trees = {title: [path for path in heads if entrance.part(Path(path).name) == title] for title in ("", *entrance.PARTS)}
-    menu = {title or "Before you begin": paths for title, paths in trees.items()}
-    sets = [path for path in texts if path.startswith("exercises/")]
-    menu |= {"Exercises": sets[:1] + [path for path in notebooks if path.startswith("exercises/")] + sets[1:],
-             "Teaching": docs, "Library": packages, "About": [path for path in texts if path not in sets]}
-    menu |= {name: [path for path in notebooks if editions.language(path) == code] for code, name in editions.NAMES.items() if code != "en"}
     top = links.rewritten(readme["top"], "README.md", leads)
-    found["index.md"] = entrance.page(top, heads, {title: paths for title, paths in menu.items() if paths}).encode()
+    found["index.md"] = entrance.page(top, heads, _menu(list(notebooks), texts, docs)).encode()
     for picture in [path for folder in ("notebooks", "docs") for kind in ("png", "svg") for path in (root / folder).rglob(f"*.{kind}")]:
         found[picture.relative_to(root).as_posix()] = picture.read_bytes()
     return found
+
+
+def _menu(notebooks: list[str], texts: list[str], docs: list[str]) -> dict[str, list[str]]:
+    """The titles of the menu, each with its pages."""
+    lessons = [path for path in notebooks if path.startswith("notebooks/")]
+    menu = {title or "Before you begin": [path for path in lessons if entrance.part(Path(path).name) == title]
+            for title in ("", *entrance.PARTS)}
+    sets = [path for path in texts if path.startswith("exercises/")]
+    menu["Exercises"] = sets[:1] + [path for path in notebooks if path.startswith("exercises/")] + sets[1:]
+    menu["Teaching"] = docs
+    menu["Library"] = [f"api/{package}.md" for package in library.PACKAGES]
+    menu["About"] = [path for path in texts if path not in sets]
+    menu |= {name: [path for path in notebooks if editions.language(path) == code] for code, name in editions.NAMES.items() if code != "en"}
+    return {title: paths for title, paths in menu.items() if paths}
 
 
 def _sphinx(source: Path, out: Path, doctrees: Path, notebooks: list[str], repository: str | None) -> list[str]:

@@ -40,12 +40,6 @@ def page(package: str, known: dict[str, Path]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(path: Path) -> str:
-    """A module's first sentence, Markdown."""
-    doc = " ".join((ast.get_docstring(_tree(path)) or "").split("\n\n")[0].split())
-    return _escaped(doc.split(": ")[0] if len(doc) > 150 else doc)
-
-
 def _used(root: Path, package: str) -> set[str]:
     """The modules of a package that the course's pages and texts import, and those that the package imports or lists."""
     names = set()

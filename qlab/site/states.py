@@ -43,7 +43,8 @@ def grid(live: Live, most: int = MOST) -> list[Axis]:
     >>> [axis.values for axis in grid(live, most=10)]
     [['a', 'b'], [1, 7, 51, 75, 100]]
     """
-    played = [name for name, control in live.controls.items() if hasattr(live, "link") and control is live.link.target[0]]
+    linked = [live.link.source[0], live.link.target[0]] if hasattr(live, "link") else []  # a player and its slider
+    played = [name for name, control in live.controls.items() if control in linked]
     names = [name for name in live.controls if not played or _axes(live, [*played, name])[0].values == _axes(live, played)[0].values]
     while axes := _axes(live, names):
         counts = [min(len(axis.values), most if played else LONGEST) if axis.ordered else len(axis.values) for axis in axes]
