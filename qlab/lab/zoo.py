@@ -113,8 +113,8 @@ def read_checkpoint(name: str, entry: dict, folder: Path) -> dict[str, torch.Ten
         raise FileNotFoundError(tr("cannot read {path} ({reason}): restore it with git checkout, or train it with qlab zoo {name}.",
                                    path=path, reason=error.strerror, name=name)) from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(tr("{path} is not the checkpoint of its record (wrong sha256): restore it with git checkout, or train it with qlab zoo {name}.",
-                            path=path, name=name))
+        raise ValueError(tr("{path} is not the checkpoint of its record (wrong sha256): restore it with git checkout, or train it "
+                            "with qlab zoo {name}.", path=path, name=name))
     return load_bytes(content)
 
 

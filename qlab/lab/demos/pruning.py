@@ -77,7 +77,8 @@ def _ranks(weight: torch.Tensor) -> torch.Tensor:
 def cut(model: nn.Sequential, split: data.Split, shares: Sequence[float] | None = None) -> widgets.Live:
     """Prune each layer of a chain of modules by a slider of its own, and see what is left of its accuracy.
 
-    split: the images to try it on, a few hundred; shares: where the sliders start, one a layer. Raises ValueError if there are not as many as layers.
+    split: the images to try it on, a few hundred; shares: where the sliders start, one a layer. Raises ValueError if there are not as
+    many as layers.
     """
     net = Pruned(model, split)
     shares = [0.5] * len(net.layers) if shares is None else list(shares)
