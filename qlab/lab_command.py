@@ -6,6 +6,7 @@ Only the standard library is imported here, as in qlab.cli.
 import argparse
 import os
 import socket
+import sys
 from urllib.parse import quote
 
 from qlab.folders import WELCOME, course, find_notebook
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         notebook = edition.open_in(root.resolve(), asked, notebook)
     port = choose_port(args.port)
     print(tr("qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", root=root), flush=True)
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of IRIs, which no notebook has: a second of each start
     from jupyterlab.labapp import LabApp
 
     from qlab.lab.jupyter import enable

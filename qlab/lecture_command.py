@@ -5,6 +5,7 @@ Only the standard library is imported here, as in qlab.cli.
 
 import argparse
 import importlib.util
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -72,6 +73,7 @@ def export(path: Path, folder: Path, short: bool) -> int:
 
 def start(root: Path, copied: Path, port: int, no_browser: bool) -> None:
     """JupyterLab at the copy, until Ctrl-C. Its settings and windows are the lecture's own: `qlab lab` opens as it was left."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of IRIs, which no notebook has: a second of each start
     from jupyterlab.labapp import LabApp
 
     import qlab.lecture
