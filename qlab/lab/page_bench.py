@@ -27,7 +27,7 @@ def pages() -> list[dict]:
 
 @functools.cache  # both tables come from one run
 def _pages() -> dict[str, tuple[dict, list[dict]]]:
-    return {path.stem: _page(path) for path in sorted(notebooks.FOLDER.glob("*.ipynb"))}
+    return {path.stem: _page(path) for path in sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))}
 
 
 def _page(path: Path) -> tuple[dict, list[dict]]:
