@@ -217,6 +217,8 @@ def test_the_page_says_what_was_measured():
                  f"such a kernel has {plain['kernel']['uss']:.0f} MiB", f"Hub and proxy take {hub['hub_pss']:.0f} MiB",
                  f"one more student costs {classroom_bench.each_mib(record):.0f} MiB, ten take {need[10]}, and thirty {need[30]}"):
         assert told in text, told
+    cores = [page["cpu_s"] for page in json.loads(classroom_bench.RECORD.with_name("bench.json").read_text())["pages"]]
+    assert f"hundredths of a second, and {min(cores):.0f} to {max(cores):.0f} seconds" in text
 
 
 def test_the_unit_starts_what_the_folder_holds():

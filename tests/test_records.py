@@ -107,3 +107,9 @@ def test_the_readme_says_what_the_records_say():
     known = {f"| {row['what']} | {row['value']:g} {row['unit']} | {row['against']} | {row['ratio']:.1f} |"
              for row in json.loads(bench.RECORD.read_text())["rows"] if row["ratio"] is not None}
     assert len(table) >= 9 and set(table) <= known
+    record = json.loads(bench.RECORD.read_text())
+    seconds, steps = [page["wall_s"] for page in record["pages"]], [figure["median_ms"] for figure in record["figures"]]
+    worst = max(figure["worst_ms"] for figure in record["figures"])
+    told = (f"what Run All takes, {min(seconds):.0f} to {max(seconds):.0f} seconds, and of every live figure the milliseconds of CPU a "
+            f"step: a median of {min(steps):.0f} to {max(steps):.0f}, and {worst:.0f} at the worst")
+    assert told in " ".join(readme.split())
