@@ -20,6 +20,8 @@
                and 3; on the test images
     overfit    evolution on 256 of the calibration images, by KL and by the number of wrong answers, from the program's bits: each new
                best one on these images, and on others that the search does not see; of the depthwise net alone
+    auto       qlab.search.auto at the bytes of uniform 3 bits, judged by 7,488 other training images; how long it takes, so it waits
+               until the machine is quiet; on the test images
 
 Symmetric weights, a scale per channel, ranges by least squared error, 2 to 8 bits; batch norm folded; activations in float32. Proxies see
 calibration images, none of which is a test image.
@@ -40,10 +42,10 @@ from qlab.lab.measure import accuracy
 from qlab.lab.ranks import spearman
 from qlab.llm.weights import round_to_nearest
 from qlab.nets import ptq
-from qlab.search import allocate, candidates, costs, curvature, evolution, kernels, rounding, sensitivity
+from qlab.search import allocate, auto, candidates, costs, curvature, evolution, kernels, rounding, sensitivity
 from qlab.search.table import Table
 
-NETS, BUDGETS, BATCH, OTHERS = ("depthwise", "cnn"), (3, 4), 32, 2000
+NETS, BUDGETS, BATCH, OTHERS, HELD_OUT = ("depthwise", "cnn"), (3, 4), 32, 2000, 7488
 PROBES, EVALUATIONS, LATENCY_REPEATS, CHOOSERS, FEW, SEEDS = 32, 150, 100, 1000, 256, (1, 2)
 SWEEP = [2 + step / 4 for step in range(13)]                                                # bits a weight, in the mean
 PROXIES = {
@@ -75,8 +77,11 @@ class Subject:
         self.cpu_s[proxy] = round(time.process_time() - started, 1)
         return found
 
+    def applied(self, allocation: dict[str, int]) -> ptq.Quantized:
+        return candidates.apply(self.model, self.made, allocation)
+
     def network(self, allocation: dict[str, int]):
-        return candidates.apply(self.model, self.made, allocation).model
+        return self.applied(allocation).model
 
     def kl(self, allocation: dict[str, int]) -> float:
         """The true one, on the calibration images."""
@@ -251,9 +256,21 @@ def overfit(net: str, options: argparse.Namespace) -> Rows:
                      "others": [judge(s.network(allocation), s.others) for allocation, _ in bests], "images": len(seen.images)}
 
 
+def automatic(net: str, options: argparse.Namespace) -> Rows:
+    s, calibration, test = subject(net, options.images), data.calibration(options.images + HELD_OUT), _test(options.tests)
+    budget = s.applied(s.uniform(BUDGETS[0])).nbytes
+    watch = quiet.wait(anyway=options.busy)
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = auto.quantize(zoo.load(net), calibration, budget=budget)
+    yield "auto", {"budget": budget, "nbytes": found.quantized.nbytes, "wall_s": round(time.perf_counter() - wall),
+                   "cpu_s": round(time.process_time() - cpu), "load": watch.load(), "held_out": HELD_OUT,
+                   "chosen": found.chosen.name, "reason": found.reason, "tried": [trial.name for trial in found.trials],
+                   **runs.outcome(accuracy(found.quantized.model, test))}
+
+
 PARTS: dict[str, Callable[[str, argparse.Namespace], Rows]] = {
     "proxies": proxies, "budgets": budgets, "solvers": solvers, "grids": grids, "seeds": seeds, "costs": cost_models,
-    "rounding": roundings, "overfit": overfit}
+    "rounding": roundings, "overfit": overfit, "auto": automatic}
 DEPTHWISE_ALONE = ("budgets", "seeds", "overfit")                                           # the cnn has little to gain, and little to show
 
 
