@@ -3,7 +3,9 @@ without a GPU Triton is its interpreter, whichever test imports it first; the lo
 
 import functools
 import os
+import sys
 
+import pytest
 from hypothesis import settings
 
 os.environ.pop("QLAB_LANG", None)  # tests read English, whatever their reader does
@@ -21,6 +23,19 @@ LONGEST = (
     "test_demo_numbers", "12_", "test_data_zoo", "test_grade.py", "00_",
     "test_deploy_tflite", "test_qat", "test_deployment_record", "test_other_networks", "test_deploy_door",
 )
+
+
+if not hasattr(sys.modules["__main__"], "__spec__"):  # in a worker of pytest-xdist; multiprocessing asks every program for it
+    sys.modules["__main__"].__spec__ = None
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was():
+    """A test that turns torch's gradients off for good fails itself, in place of those behind it."""
+    yield
+    if (torch := sys.modules.get("torch")) and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        pytest.fail("this test left torch's gradients turned off: run what does so under torch.enable_grad().")
 
 
 def pytest_collectstart():

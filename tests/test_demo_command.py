@@ -11,6 +11,7 @@ from pathlib import Path
 import ipywidgets
 import nbformat
 import pytest
+import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 from qlab import cli
@@ -55,6 +56,21 @@ def test_what_a_figure_needs(cells, kept):
                                                                                ]).splitlines()
 
 
+def test_a_page_that_somebody_is_working_on(tmp_path):
+    """A figure that is made without the library's demos, a magic, a cell that is not finished, no notebook at all."""
+    path = notebook(tmp_path, nbformat.v4.new_code_cell("%matplotlib inline"), live_cell("widgets.Live(fig, update)"), live_cell("play("))
+    assert [(figure.cell, figure.sentence) for figure in demo.figures(path)] == [(n, "A figure of the page's own.") for n in (1, 2)]
+    with pytest.raises(ValueError, match="^cell 1 of 02_own.ipynb is no plain Python, so no live figure can be made from it: mend it.$"):
+        demo.page(path, tmp_path)
+    path = notebook(tmp_path, live_cell("play("))
+    with pytest.raises(ValueError, match="^cell 1 of 02_own.ipynb is no plain Python"):
+        demo.page(path, tmp_path)
+    path.write_text("[]")
+    for asked in (demo.figures, lambda path: demo.page(path, tmp_path)):
+        with pytest.raises(ValueError, match="^02_own.ipynb is not a Jupyter notebook of format 4.$"):
+            asked(path)
+
+
 def test_two_figures_of_a_page_come_in_their_order():
     assert demo.statements(["a = 1", "f(a)", "b = a", "g(b)", "c = 2"], {1, 3}).splitlines() == [
         "a = 1", "qlab_figures.append(f(a))", "b = a", "qlab_figures.append(g(b))"]
@@ -65,8 +81,8 @@ def test_the_page_s_own_figure_comes_out(path, tmp_path):
     """What the generated notebook builds says the same as what the page has stored, which the whole page made."""
     shell = InteractiveShell()
     setup = demo.page(path, tmp_path).cells[0].source
-    result = shell.run_cell(setup)
-    result.raise_error()
+    with torch.enable_grad():  # as it was, behind a page that turns gradients off
+        shell.run_cell(setup).raise_error()
     cells = nbformat.read(path, as_version=4).cells
     stored = [output.data["text/plain"] for cell in cells for output in cell.get("outputs", [])
               if output.get("data", {}).get("text/plain", "").startswith("Live figure:")]
@@ -125,7 +141,7 @@ def refused(capsys, *args):
 
 
 def test_a_notebook_without_a_live_figure_is_told_so(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("voila")
+    pytest.importorskip("voila", reason="needs voila: pip install -e '.[lecture]' -c constraints.txt")
     (tmp_path / "notebooks").mkdir()
     notebook(tmp_path / "notebooks", nbformat.v4.new_code_cell("x = 1"))
     monkeypatch.chdir(tmp_path)
