@@ -196,3 +196,11 @@ def test_the_winner_of_few_images_is_cursed_and_that_of_many_is_not(record):
     gaps = [curse(right, few) for few in (20, 50, 100, 250, CHOOSERS)]
     assert gaps == sorted(gaps, reverse=True) and 0.07 < gaps[0] < 0.095 and abs(gaps[-1]) < 0.003
     assert all(better(parts, [("winner", "4 bits")]))
+
+
+def test_the_one_call_beats_the_hand_within_ten_minutes_and_finds_nothing_to_choose_on_the_cnn(record):
+    row = {net: record["auto"][net]["auto"] for net in ("depthwise", "cnn")}
+    hand = at(record, "depthwise", 3)["first at 8, depthwise one more"]
+    assert better({"auto": row["depthwise"], "hand": hand}, [("auto", "hand")]) == [True]
+    assert all(found["nbytes"] <= found["budget"] and found["wall_s"] < 600 and found["load"]["quiet"] for found in row.values())
+    assert row["cnn"]["chosen"].startswith("uniform 3 bits") and "nothing beats uniform 3 bits" in row["cnn"]["reason"]
