@@ -50,8 +50,9 @@ lab: setup
 lecture demo: NEEDS = lecture voila
 site: NEEDS = site sphinx_book_theme
 lecture demo site: setup
-	@$(VENV_PYTHON) -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$(lastword $(NEEDS))'))" || \
-		$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -e '.[$(firstword $(NEEDS))]' -c constraints.txt
+	@$(VENV_PYTHON) -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$(lastword $(NEEDS))'))" || { \
+		echo "qlab: installing the extra $(firstword $(NEEDS)), once"; \
+		$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -e '.[$(firstword $(NEEDS))]' -c constraints.txt; }
 	@$(QLAB) $@ $(ARGS)
 
 zoo doctor release: setup

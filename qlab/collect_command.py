@@ -22,7 +22,7 @@ def add_to(commands) -> None:
     command.add_argument("assignment", metavar="NN", help="the set's number or name: 02 or 02_linear_quantization")
     command.add_argument("--homes", default="/home", metavar="DIR", help="the folder of the homes (default: /home)")
     command.add_argument("--course", default="course", metavar="NAME", help="the folder of the course in a home (default: course)")
-    command.add_argument("--students", metavar="FILE", help="their names, one a line (default: all who have that folder)")
+    command.add_argument("--students", metavar="FILE", help="their names, one a line (default: all who have that folder, or a page)")
     command.add_argument("--to", default="collected", metavar="DIR", help="where the copies go (default: collected)")
     command.add_argument("--deadline", metavar="TIME", help="2026-11-23T18:00, local, or with a zone: who was late is told")
     command.add_argument("--update", action="store_true", help="take what was changed since it was collected; the former copy is kept")
@@ -46,9 +46,11 @@ def run(args: argparse.Namespace) -> int:
     if "/" in args.course or args.course in ("", ".", ".."):
         raise ValueError(f"--course is {args.course!r}, and must be the name of one folder in each home.")
     deadline = parse_time(args.deadline) if args.deadline else None
-    if args.give_back:
-        return _tell(collect.give_back(Path(args.homes), assignment, Path(args.give_back), args.course), assignment)
     listed = Path(args.students).read_text("utf-8").split() if args.students else None
+    if listed == []:
+        raise ValueError(f"{args.students} names nobody: it must hold the students' names, one a line.")
+    if args.give_back:
+        return _tell(collect.give_back(Path(args.homes), assignment, Path(args.give_back), args.course, listed), assignment)
     names = collect.students(Path(args.homes), listed, args.course)
     if not names:
         raise FileNotFoundError(f"no home in {args.homes} has a folder {args.course}: name them with --students, or run this as root.")

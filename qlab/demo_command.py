@@ -30,6 +30,7 @@ def add_to(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """The figures of a notebook until Ctrl-C, or the list of all; exit status 0, or 1 for an error in one sentence."""
     root = course()
     if args.notebook is None:
         return show_list(root)

@@ -19,7 +19,7 @@ def one_line(error: Exception) -> str:
     >>> one_line(PermissionError(13, "Permission denied", "record.json"))
     'record.json: Permission denied'
     """
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and error.name:  # Python's own; ours say themselves what to install
         return tr("{error}: run make setup (or pip install -e .) to install what is missing.", error=error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"

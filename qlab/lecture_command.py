@@ -45,6 +45,7 @@ def add_to(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """The slides live until Ctrl-C, or as a folder; exit status 0, or 1 for an error in one sentence."""
     root = course()
     path = find_notebook(args.notebook, root)
     if args.html is not None:
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def export(path: Path, folder: Path, short: bool) -> int:
+    """Write the slides of a notebook into a folder, and say how many there are; exit status 0."""
     from qlab.lecture import html, live
 
     count = html.export(live.read(path), folder, short)

@@ -3,6 +3,7 @@
     write          all contents into new files beside their places, then each takes its place by one rename
     read           the bytes of a file
     make_folder    a folder, and those that it lies in
+    whole_folder   a folder with all that is in it, in the place of the one before
 
 A rename replaces a file in one step, so a program that is killed leaves the old file or the new one, never half of one. It would also
 replace a pipe or a symbolic link by a file without a word; such places are refused. Standard library only.
@@ -15,7 +16,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 _RENAMING = threading.Lock()  # files that belong together are renamed together: two threads' sets do not mix
@@ -97,6 +98,35 @@ def make_folder(path: str | os.PathLike) -> Path:
         why = "it is a file" if os.path.exists(path) else _reason(there / path.relative_to(there).parts[0], error.errno)
         raise _told(error, f"cannot make the folder {path} ({error.strerror}): {why}.") from None
     return path
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of the one at path when all is written; where that fails, the former one stays.
+
+    A link at path stays, and what it leads to is replaced. Raises OSError, in one sentence, where the folder cannot be made.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     for name in ("first", "second"):
+    ...         with whole_folder(f"{place}/site") as new:
+    ...             write({new / name: b""})
+    ...     os.listdir(f"{place}/site")
+    ['second']
+    """
+    target = Path(path).resolve()
+    make_folder(target.parent)
+    partial, old = (target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "old"))
+    try:
+        yield make_folder(partial)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _beside(path: Path) -> Path:

@@ -23,6 +23,7 @@ def add_to(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit status 1 where --check finds something, or for an error in one sentence."""
     from qlab.folders import course
     from qlab.translate import known, progress
 
@@ -41,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pages(names: list[str], root: Path) -> list[Path]:
-    """The notebooks and exercise sets meant: of a number or a name both, of a path the one; all without names."""
+    """The notebooks and exercise sets meant: of a number or a name both, of a path the one; all without names.
+
+    Raises ValueError for a notebook that is no page of the course.
+    """
     from qlab.folders import find_notebook
 
     if not names:
@@ -49,5 +53,7 @@ def pages(names: list[str], root: Path) -> list[Path]:
     found = []
     for name in names:
         path = find_notebook(name, root)
+        if path.parent not in [(root / folder).resolve() for folder in ("notebooks", "exercises")]:
+            raise ValueError(f"{path} is no page of the course: name one in notebooks/ or exercises/.")
         found += [path] if "/" in name else [one for folder in ("notebooks", "exercises") if (one := root / folder / path.name).is_file()]
     return list(dict.fromkeys(found))

@@ -178,9 +178,22 @@ def test_what_was_collected_stays_until_it_is_asked_for_anew(homes):
     assert json.loads((homes.parent / "to" / ".record" / f"{SET}.json").read_text())[0]["time"] == first.time
     assert take(homes, update=True)["ada"].status == "collected" and path.read_bytes() == content
     earlier = list(path.parent.glob(f".earlier/*/{SET}.ipynb"))
-    assert [one.read_bytes() for one in earlier] == [former]
+    assert [one.read_bytes() for one in earlier] == [former] and stat.S_IMODE(earlier[0].stat().st_mode) == 0o600
     counted = [entry for hand_in in ingest.hand_ins(homes.parent / "to", SET) for entry in hand_in.read()]
     assert len(counted) == 2  # the former copy is nobody's second hand-in
+
+
+def test_who_was_in_time_stays_in_time(homes):
+    """Whatever becomes of the file after it was collected: saved again as it was, saved with something new, deleted."""
+    path, first = saved(homes, "ada"), take(homes)["ada"]
+    record = (homes.parent / "to" / ".record" / f"{SET}.json").read_bytes()
+    for content, status in ((path.read_bytes(), "the same"), (notebook("def f(x):\n    return 2"), "newer"), (None, "nothing")):
+        while content and path.stat().st_ctime == first.time:  # until the kernel's clock has ticked
+            path.write_bytes(content)
+        path.unlink() if content is None else path.write_bytes(content)
+        again = take(homes)["ada"]
+        assert (again.status, again.time) == (status, first.time if content else None)
+    assert (homes.parent / "to" / ".record" / f"{SET}.json").read_bytes() == record
 
 
 def test_who_has_saved_nothing(homes):
@@ -275,6 +288,9 @@ def test_the_command_tells_of_each(homes, capsys, monkeypatch):
     assert cli.main(["collect", SET, "--homes", "homes"]) == 0
     assert cli.main(["collect", "02", "--homes", "homes", "--give-back", str(pages(homes, ada="<p>Ada</p>"))]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{SET}: 1 given back: ada"
+    Path("list").write_text("bob\n")
+    back = ["collect", "02", "--homes", "homes", "--give-back", str(pages(homes, ada="<p>Ada</p>", bob="<p>Bob</p>"))]
+    assert cli.main([*back, "--students", "list"]) == 0 and capsys.readouterr().out == f"{SET}: 1 given back: bob\n"
 
 
 @pytest.mark.parametrize("arguments, told", [
@@ -283,12 +299,14 @@ def test_the_command_tells_of_each(homes, capsys, monkeypatch):
     (["02", "--course", "../ada"], "--course is '../ada', and must be the name of one folder in each home."),
     (["02", "--course", "lesson"], "no home in homes has a folder lesson: name them with --students, or run this as root."),
     (["02", "--students", "list"], "'../ada' is no user's name"),
+    (["02", "--students", "nobody"], "nobody names nobody: it must hold the students' names, one a line."),
     (["02", "--deadline", "soon"], "'soon' is no date and time"),
     (["02", "--to", "secret.ipynb"], "cannot make the folder secret.ipynb"),
 ])
 def test_what_cannot_be_is_told_in_one_sentence(homes, capsys, monkeypatch, arguments, told):
     monkeypatch.chdir(homes.parent)
     Path("list").write_text("ada\n../ada\n")
+    Path("nobody").touch()
     assert cli.main(["collect", *(["--homes", "homes"] if "--homes" not in arguments else []), *arguments]) == 1
     said = capsys.readouterr()
     assert told in said.err and len(said.err.splitlines()) == 1 and not said.out and not Path("collected").exists()

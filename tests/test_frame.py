@@ -543,7 +543,8 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize("error, line", [
     (ValueError("bits is 0,\nand must be 1 or more."), "qlab: bits is 0, and must be 1 or more."),
     (PermissionError(13, "Permission denied", "record.json"), "qlab: record.json: Permission denied"),
-    (ImportError("no rich"), "qlab: no rich: run make setup (or pip install -e .) to install what is missing."),
+    (ImportError("no rich", name="rich"), "qlab: no rich: run make setup (or pip install -e .) to install what is missing."),
+    (ImportError("sphinx is missing: pip install -e '.[site]'"), "qlab: sphinx is missing: pip install -e '.[site]'"),
 ])
 def test_an_error_is_one_line_without_traceback(error, line, monkeypatch, capsys):
     def fail(args):

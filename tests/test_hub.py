@@ -112,8 +112,12 @@ def test_nobody_gets_into_another_ones_server(school):
     ada, bob = school.students[:2]
     visit = requests.Session()
     visit.get(f"{school.address}/hub/login")
-    form = {"username": ada.name, "password": "", "_xsrf": visit.cookies.get("_xsrf", path="/hub/")}
-    assert visit.post(f"{school.address}/hub/login", form, allow_redirects=False).status_code == 302
+
+    def login(password):
+        form = {"username": ada.name, "password": password, "_xsrf": visit.cookies.get("_xsrf", path="/hub/")}
+        return visit.post(f"{school.address}/hub/login", form, allow_redirects=False).status_code
+
+    assert login("") == 403 and login(school.token) == 302
     visit.get(f"{school.address}/hub/home")
     asked = visit.post(f"{school.address}/hub/api/users/{ada.name}/tokens", json={"note": "a trial"},
                        headers={"X-XSRFToken": visit.cookies.get("_xsrf", path="/hub/")})
@@ -137,6 +141,7 @@ def test_in_a_browser_a_link_leads_to_the_page_by_way_of_the_login(school):
                 else outside.append(asked.url))
         page.goto(f"{school.address}/hub/user-redirect/lab/tree/{PAGE}")
         page.fill("#username_input", NAMES[9])
+        page.fill("#password_input", school.token)
         page.click("#login_submit")
         page.wait_for_selector(".jp-Notebook h1:has-text('Linear quantization')")
         assert f"/user/{NAMES[9]}/lab/tree/{PAGE}" in page.url and not outside

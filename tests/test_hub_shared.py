@@ -1,6 +1,7 @@
 """The images that all kernels of a class's server share: the same numbers as each would unpack, from pages that are mapped."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_a_damaged_file_is_refused(tmp_path, fresh):
     fresh.setenv(shared.NAME, str(tmp_path))
     with pytest.raises(ValueError, match=r"test.safetensors is damaged \(wrong sha256\): write it again, python -m qlab.lab.shared"):
         data.load("test")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights as Linux and macOS have them")
+def test_students_may_read_what_a_strict_root_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda split: data.Split(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)))
+    before = os.umask(0o077)
+    try:
+        assert shared.main([str(tmp_path / "srv" / "shared")]) == 0
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "srv").rglob("*")]
+    assert len(made) == 4 and {path.stat().st_mode & 0o777 for path in made} == {0o644, 0o755}
 
 
 def test_the_command_names_what_it_wants(tmp_path):

@@ -4,6 +4,7 @@ tests/test_lecture_pages.py looks at the slides in a browser.
 """
 
 import base64
+import importlib.util
 import io
 import json
 import re
@@ -291,7 +292,11 @@ def test_the_notes_lie_beside_the_copy_and_go_with_their_cell(course):
 
 # The folder of web pages
 
+needs_lecture = pytest.mark.skipif(not all(importlib.util.find_spec(name) for name in ("jupyterlab_slideshow", "sphinx_revealjs")),
+                                   reason="needs the extra lecture: pip install -e '.[lecture]' -c constraints.txt")
 
+
+@needs_lecture
 def test_the_exported_folder_has_all_that_it_needs(course, capsys):
     assert cli.main(["lecture", "02", "--html", "out"]) == 0
     assert capsys.readouterr().out.startswith("out/index.html: 3 slides")
@@ -304,6 +309,7 @@ def test_the_exported_folder_has_all_that_it_needs(course, capsys):
     assert "Begin here." in first and "ask them" in first and "Begin here." not in second and "ask them" in second  # the notes
 
 
+@needs_lecture
 def test_an_earlier_export_is_replaced_and_nothing_else_is(course, capsys):
     assert cli.main(["lecture", "02", "--html"]) == cli.main(["lecture", "02", "--html"]) == 0
     assert (course / "lectures" / "02_small" / "index.html").is_file()
@@ -316,6 +322,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(course, capsys):
     assert not list(course.rglob(".*.partial")) and not list(course.rglob(".*.old"))
 
 
+@needs_lecture
 def test_a_failed_export_leaves_the_earlier_one(course, monkeypatch):
     assert cli.main(["lecture", "02", "--html", "out"]) == 0
     before = {path: path.read_bytes() for path in (course / "out").rglob("*") if path.is_file()}
@@ -345,6 +352,7 @@ def test_a_missing_extra_is_said_with_what_installs_it(course, capsys, monkeypat
     assert not (course / "out").exists() and not (course / "lectures").exists()
 
 
+@needs_lecture
 @pytest.mark.parametrize("text", ["not JSON", "[]", json.dumps({"cells": 3})])
 def test_what_is_no_notebook_is_refused(course, capsys, text):
     (course / "notebooks" / "03_bad.ipynb").write_text(text)

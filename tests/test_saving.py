@@ -237,6 +237,23 @@ def test_folders(tmp_path):
         saving.make_folder("a\0b")
 
 
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    site, link = saving.make_folder(tmp_path / "site"), tmp_path / "link"
+    (site / "old").touch()
+    with pytest.raises(ZeroDivisionError), saving.whole_folder(site) as new:
+        (new / "half").touch()
+        raise ZeroDivisionError
+    assert os.listdir(site) == ["old"] and os.listdir(tmp_path) == ["site"]
+    link.symlink_to(site)
+    with saving.whole_folder(link) as new:
+        (new / "new").touch()
+        assert os.listdir(site) == ["old"]
+    assert os.listdir(site) == ["new"] and link.is_symlink() and sorted(os.listdir(tmp_path)) == ["link", "site"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot make the folder"), saving.whole_folder(tmp_path / "file" / "site"):
+        pass
+
+
 def test_what_is_private_is_for_its_owner_alone(tmp_path, monkeypatch):
     (tmp_path / "old").write_bytes(b"")
     (tmp_path / "old").chmod(0o644)
@@ -393,8 +410,10 @@ def test_a_network_and_its_record_are_both_new_or_both_old(tmp_path, monkeypatch
 
 
 def test_no_module_writes_by_itself():
-    """Files of the library are written by saving.write; what is listed here writes into a temporary folder, or is no library's business."""
-    known = {"deploy/cortex_m.py", "lab/experiments/tflite_keras.py", "bootstrap.py", "saving.py", "deploy/onnx.py"}
+    """Files of the library are written by saving.write; what is listed here writes into a temporary folder, into one that counts only when
+    it is whole (the slides, the site, its pictures), or is no library's business."""
+    known = {"deploy/cortex_m.py", "lab/experiments/tflite_keras.py", "bootstrap.py", "saving.py", "deploy/onnx.py", "lecture/html.py",
+             "site/build.py", "site/frames.py"}
     root = Path(saving.__file__).parent
     writes = ("write_bytes(", "write_text(", "os.replace(", "os.rename(", "mkstemp(", "save_file(", ".savefig(path", "shutil.copy")
     found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if any(word in path.read_text() for word in writes)}

@@ -235,8 +235,12 @@ def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(FileExistsError, match="is not a site"):
         build(ROOT, tmp_path)
+    (tmp_path / ".buildinfo").touch()  # of Sphinx, but of another book
+    with pytest.raises(FileExistsError, match="is not a site"):
+        check_place(tmp_path)
     check_place(tmp_path / "new")
-    (tmp_path / ".buildinfo").write_text("")
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "qlab.js").touch()
     check_place(tmp_path)
 
 
@@ -256,9 +260,12 @@ def test_a_page_that_does_not_run_stays_readable(tmp_path):
                       new_code_cell(SHOWN, outputs=stored(SHOWN)))
     nbformat.write(notebook, tmp_path / "page.ipynb")
     drawn = frames.draw(tmp_path / "page.ipynb", tmp_path / "drawn")
-    assert not drawn["figures"] and "No module named 'no_such_library'" in drawn["left"][2]
+    assert not drawn["figures"] and "No module named 'no_such_library'" in drawn["left"][2] and frames.fails(drawn)
     page = pages.page(notebook, "notebooks/page.ipynb", drawn, lambda path: None)
     assert "Live in JupyterLab; here it is one picture." in page.cells[-1].source
+    notebook.cells.append(new_code_cell("%matplotlib inline"))
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    assert "SyntaxError" in frames.draw(tmp_path / "page.ipynb", tmp_path / "drawn")["left"][2]
 
 
 def test_a_missing_extra_is_told_in_one_sentence(monkeypatch):

@@ -56,10 +56,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     pytest.importorskip("sphinx_book_theme", reason="needs the extra site: pip install -e '.[site]' -c constraints.txt")
-    from qlab.site.build import build
+    from qlab.site import build
 
     out = tmp_path_factory.mktemp("web") / "site"
-    warnings = build(ROOT, out, "https://github.com/owner/name", [DRAWN])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FRAMES", str(out.with_name("frames")))  # drawn now, and not into the clone
+        warnings = build.build(ROOT, out, "https://github.com/owner/name", [DRAWN])
     assert warnings == []
     return out
 

@@ -224,6 +224,15 @@ def test_a_page_is_begun_by_its_number(course, monkeypatch, capsys):
     assert po.read(course.root / "translations" / "zh" / "code.po") == {"# one": "# 一", "# two": ""}  # of all pages that are begun
 
 
+def test_only_a_page_of_the_course_is_translated(course, monkeypatch, capsys):
+    monkeypatch.chdir(course.root)
+    (course.root / "lectures").mkdir()
+    (course.root / "lectures" / "00_welcome.ipynb").write_bytes(course.page.read_bytes())
+    before = sorted(course.root.rglob("*"))
+    assert cli.main(["translate", "lectures/00_welcome.ipynb"]) == 1 and sorted(course.root.rglob("*")) == before
+    assert capsys.readouterr().err.endswith("lectures/00_welcome.ipynb is no page of the course: name one in notebooks/ or exercises/.\n")
+
+
 def test_a_text_whose_cell_is_gone_is_not_lost(course):
     del course.cells[1]
     course.save()

@@ -15,12 +15,11 @@ import errno
 import hashlib
 import json
 import os
-import pwd
 import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,9 +30,10 @@ from qlab.grading.handed_in.zips import size_text
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")
 COURSE, TRIES = "course", 3
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # without waiting for a pipe's other end
+if hasattr(os, "O_NOFOLLOW"):  # elsewhere this module can be imported, and `qlab collect` says what it needs
+    FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # without waiting for a pipe's other end
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Taken:
     """What became of one student's hand-in, or of the feedback.
 
     status: "collected", "the same" (as was collected before), "newer" (and left where it is), "nothing", "refused" with why; "given back",
-    "there" (the same page was). owner: the number of the user whose file it is; time: POSIX seconds of its last change, by the kernel.
+    "there" (the same page was). owner: the number of the user whose file it is; time: POSIX seconds of its last change, by the kernel, as
+    it was when what lies there was collected.
     """
 
     student: str
@@ -84,6 +85,12 @@ def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course
 
     What was collected before stays as it is, unless update is set: then what a student has changed since takes its place, and the former
     copy goes into the folder .earlier beside it. Raises OSError where TO cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     os.makedirs(f"{place}/homes/ada/course/exercises")
+    ...     [one.status for one in collect(Path(place, "homes"), ["ada"], "02_linear_quantization", Path(place, "collected"))]
+    ['nothing']
     """
     made = not Path(to).exists()
     to = saving.make_folder(to)
@@ -92,8 +99,10 @@ def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course
     taken = [_collect(Path(homes), name, assignment, to, course, update) for name in names]
     path = saving.make_folder(to / ".record") / f"{assignment}.json"  # a name that the grader passes over without a word
     before = {entry["student"]: entry for entry in json.loads(saving.read(path))} if path.exists() else {}
-    kept = {"the same", "newer"}  # of what lies there, the first record tells
-    after = before | {one.student: asdict(one) for one in taken if one.status not in kept or one.student not in before}
+    # Of what lies there the first record tells: who saves again later was in time, and who deletes it later has handed in.
+    lies = {name for name, entry in before.items() if entry["status"] in ("collected", "the same", "newer")}
+    after = before | {one.student: asdict(one) for one in taken if one.status == "collected" or one.student not in lies}
+    taken = [replace(one, time=after[one.student]["time"]) if one.status in ("the same", "newer") else one for one in taken]
     saving.write({path: (json.dumps([after[name] for name in sorted(after)], indent=1) + "\n").encode()}, private=[path])
     return taken
 
@@ -116,18 +125,19 @@ def _collect(homes: Path, name: str, assignment: str, to: Path, course: str, upd
         if former == content or not update:
             return Taken(name, "the same" if former == content else "newer", **told)
         earlier = saving.make_folder(place / ".earlier" / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}")
-        saving.write({earlier / old.name: saving.read(old) for old in (path, stamp) if old.exists()})
+        kept = {earlier / old.name: saving.read(old) for old in (path, stamp) if old.exists()}
+        saving.write(kept, private=kept)
     saving.make_folder(place)
     when = f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S.%f} UTC\n"
     saving.write({path: content, stamp: when.encode()}, private=[path, stamp])
     return Taken(name, "collected", **told)
 
 
-def give_back(homes: Path, assignment: str, out: Path, course: str = COURSE) -> list[Taken]:
+def give_back(homes: Path, assignment: str, out: Path, course: str = COURSE, names: Iterable[str] | None = None) -> list[Taken]:
     """Write each student's page, of `qlab grade --export html`, into the folder feedback of the course, readable by that student alone.
 
-    out: the results' folder. A page that is there and another goes on under its own date. Raises FileNotFoundError where nothing is graded
-    or exported.
+    out: the results' folder; names: of these students alone. A page that is there and another goes on under its own date. Raises
+    FileNotFoundError where nothing is graded or exported.
     """
     folder = Path(out) / assignment
     made = [result for path in sorted(folder.glob("*.json")) if (result := results.read(path))]
@@ -135,7 +145,8 @@ def give_back(homes: Path, assignment: str, out: Path, course: str = COURSE) -> 
     if not made or not pages.is_dir():
         raise FileNotFoundError(f"there are no pages in {pages}: make them with qlab grade ... --assignment {assignment} --export html.")
     of = {result["submission"]["student"]: result for result in made if result["submission"]["duplicate_of"] is None}
-    return [_give_back(Path(homes), name, assignment, pages / f"{of[name]['submission']['id']}.html", course) for name in sorted(of)]
+    chosen = sorted(of.keys() if names is None else of.keys() & set(names))
+    return [_give_back(Path(homes), name, assignment, pages / f"{of[name]['submission']['id']}.html", course) for name in chosen]
 
 
 def _give_back(homes: Path, name: str, assignment: str, page: Path, course: str) -> Taken:
@@ -160,6 +171,8 @@ def _give_back(homes: Path, name: str, assignment: str, page: Path, course: str)
 @contextlib.contextmanager
 def _home(homes: Path, name: str) -> Iterator[tuple[int, int]]:
     """An open home, and its owner's number."""
+    import pwd  # Linux's and macOS's
+
     if not NAME.fullmatch(name):
         raise Refused("that is no user's name")
     with _open(os.open(homes, FOLDER & ~os.O_NOFOLLOW)) as all_homes, _inside(all_homes, (name,)) as home:

@@ -7,7 +7,8 @@
         kernel.run("import torch")
         kernel.slide("IntSliderModel", 3)                 # what her browser would send, once a cell has drawn a slider
 
-Anyone with a name is let in, and all servers run as whoever started this: for trials and tests alone. Needs the extra hub.
+Who knows the hub's token is let in under any name, and all servers run as whoever started this: for trials and tests alone. Needs the
+extra hub.
 """
 
 import json
@@ -28,13 +29,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from qlab import saving
+
 HUB = Path(__file__).resolve().parents[2] / "docs" / "hub"
 PATIENCE_S = 300
 TRIAL = """
 load_subconfig({config!r})
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}"
 c.JupyterHub.hub_port, c.ConfigurableHTTPProxy.api_url = {hub_port}, "http://127.0.0.1:{api_port}"
-c.JupyterHub.spawner_class, c.JupyterHub.authenticator_class = "simple", "dummy"
+c.JupyterHub.spawner_class, c.JupyterHub.authenticator_class = "simple", "shared-password"
+c.SharedPasswordAuthenticator.user_password = {token!r}
 c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
 c.JupyterHub.cleanup_servers, c.JupyterHub.cleanup_proxy = True, True
 c.JupyterHub.services = [{{"name": "teacher", "api_token": {token!r}}}]
@@ -47,7 +51,7 @@ c.Spawner.args.append("--allow-root")  # in a container one is root, and the ser
 
 
 class Hub:
-    """A hub that answers at address; token: a teacher's; homes: the folder of the students' homes; pid: its process."""
+    """A hub that answers at address; token: a teacher's, and every password; homes: the folder of the students' homes; pid: its process."""
 
     def __init__(self, address: str, token: str, homes: Path, pid: int):
         self.address, self.token, self.homes, self.pid = address, token, homes, pid
@@ -187,7 +191,7 @@ def hub(folder: Path, environment: dict | None = None, course: str = "") -> Iter
     environment = {name: None if value is None else str(value) for name, value in (environment or {}).items()}
     written = TRIAL.format(config=str(HUB / "jupyterhub_config.py"), port=port, hub_port=hub_port,
                            api_port=api_port, homes=str(folder / "homes"), token=token, patience=PATIENCE_S, environment=environment)
-    (folder / "config.py").write_text(written)
+    saving.write({folder / "config.py": written.encode()}, private=[folder / "config.py"])  # it holds the token
     own = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_"))}
     own |= {"QLAB_COURSE": course, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with open(folder / "hub.log", "w") as log:

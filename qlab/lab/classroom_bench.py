@@ -10,6 +10,7 @@ Memory, unlike time, may be measured on a busy machine. Needs Linux and the extr
 """
 
 import datetime
+import importlib.util
 import json
 import platform
 import statistics
@@ -99,6 +100,8 @@ def main(argv: list[str]) -> None:
     """Measure one arm or both, and write the record."""
     if len(argv) > 1 or not set(argv) <= set(ARMS):
         raise SystemExit(f"qlab: name nothing or one of {', '.join(ARMS)}: python -m qlab.lab.classroom_bench hub")
+    if sys.platform != "linux" or not importlib.util.find_spec("jupyterhub"):
+        raise SystemExit("qlab: this needs Linux and the extra hub: .venv/bin/pip install -e '.[hub]' -c constraints.txt")
     arms = json.loads(RECORD.read_text())["arms"] if argv else {}
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)

@@ -59,14 +59,19 @@ def read(split: str) -> dict[str, torch.Tensor] | None:
 
 
 def there() -> bool:
-    """Whether QLAB_SHARED names a folder that holds them."""
+    """Whether QLAB_SHARED names a folder that holds them.
+
+    >>> there() == (read("test") is not None)
+    True
+    """
     return bool(os.environ.get(NAME)) and Path(os.environ[NAME], "sha256.json").is_file()
 
 
 def main(argv: list[str]) -> int:
-    """Write the files to the one folder that is named, and say so."""
+    """Write the files to the one folder that is named, and say so; whoever is on the machine may read them."""
     if len(argv) != 1:
         raise SystemExit("qlab: name one folder: python -m qlab.lab.shared /srv/qlab/shared")
+    os.umask(0o022)  # root's own may be stricter, and students read them
     try:
         for path in write(argv[0]):
             print(f"{path}, {path.stat().st_size:,} bytes")

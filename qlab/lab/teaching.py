@@ -56,7 +56,12 @@ def head(notebook: NotebookNode) -> Head:
 
 
 def questions(notebook: NotebookNode) -> dict[int, str]:
-    """The titles of an exercise set's questions by number."""
+    """The titles of an exercise set's questions by number.
+
+    >>> from nbformat.v4 import new_markdown_cell, new_notebook
+    >>> questions(new_notebook(cells=[new_markdown_cell("## Question 1: the range\\nIn bits.")]))
+    {1: 'the range'}
+    """
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     return {int(number): title.strip() for number, title in _QUESTION.findall(text)}
 
@@ -144,6 +149,7 @@ def _read(path: Path) -> NotebookNode:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Write the tables, check them or list a set's wrong solutions; exit status 1 where they are old, or there is no such set."""
     parser = argparse.ArgumentParser(prog="python -m qlab.lab.teaching", description=f"Makes the tables of {PAGE}.")
     parser.add_argument("--check", action="store_true", help="write nothing; say whether they are up to date")
     parser.add_argument("--mistakes", metavar="NN", help="print all wrong solutions that the tests of set NN are known to catch")

@@ -17,13 +17,14 @@ import nbformat
 from nbformat import NotebookNode
 
 from qlab.lab import demos, hidden
+from qlab.lecture.live import read
 
 NO_CHANGE = ("print", "display", "assert_close", *hidden.QUESTIONS)  # calls that leave what they are given as it was
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A live figure of a notebook: the number of its cell, and the first sentence of the docstring of the function that makes it."""
+    """A live figure of a notebook: the number of its cell, and the first sentence of what the library says of it."""
 
     cell: int
     sentence: str
@@ -36,20 +37,23 @@ def figures(path: Path) -> list[Figure]:
     >>> [figure.sentence for figure in figures(FOLDER / "04_kmeans_quantization.ipynb")]
     ["Lloyd's iteration on any of the named weights: layer, start and bits are chosen, and a slider goes through the iterations."]
     """
-    cells = nbformat.read(path, as_version=4).cells
-    makers = _makers([cell.source for cell in cells if cell.cell_type == "code"])
+    cells = read(path).cells
+    makers = _makers([cell.source for cell in cells if cell.cell_type == "code" and _is_python(cell.source)])
     return [Figure(n, _sentence(cell.source, makers)) for n, cell in enumerate(cells) if _is_live(cell)]
 
 
 def page(path: Path, folder: Path) -> NotebookNode:
     """A notebook of two cells that builds the live figures of the one at path and shows them; stills go to folder.
 
-    Its metadata has what the page says until they are there: the title, and a sentence. Raises ValueError where the notebook has none.
+    Its metadata has what the page says until they are there: the title, and a sentence. Raises ValueError where the notebook has none, or a
+    cell above one is no plain Python.
     """
-    cells = nbformat.read(path, as_version=4).cells
+    cells = read(path).cells
     live = {n for n, cell in enumerate(cells) if _is_live(cell)}
     if not live:
         raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
+    if broken := [n for n, cell in enumerate(cells[:max(live) + 1]) if cell.cell_type == "code" and not _is_python(cell.source)]:
+        raise ValueError(f"cell {broken[0] + 1} of {path.name} is no plain Python, so no live figure can be made from it: mend it.")
     setup = statements([cell.source if cell.cell_type == "code" else "" for cell in cells], live)
     wait = {"title": cells[0].source.partition("\n")[0].lstrip("# "), "why": _why_wait(setup)}
     setup = textwrap.indent(setup, 4 * " ")
@@ -152,6 +156,14 @@ def _is_live(cell: NotebookNode) -> bool:
     return any(text.startswith("Live figure:") for text in texts)
 
 
+def _is_python(source: str) -> bool:
+    """No magic, and finished."""
+    try:
+        return bool(ast.parse(source))
+    except (SyntaxError, ValueError):
+        return False
+
+
 def _makers(sources: list[str]) -> dict[str, str]:
     """What a page calls each function of qlab.lab.demos that makes a live figure -> the function's docstring."""
     makers = {}
@@ -172,6 +184,6 @@ def _docstrings(module: str) -> dict[str, str]:
 
 
 def _sentence(source: str, makers: dict[str, str]) -> str:
-    called = (ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    text = " ".join(next(makers[name] for name in called if name in makers).split("\n\n")[0].split())
-    return text.partition(". ")[0].rstrip(".") + "."
+    called = (ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)) if _is_python(source) else ()
+    text = next((makers[name] for name in called if name in makers), "A figure of the page's own.")
+    return " ".join(text.split("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."

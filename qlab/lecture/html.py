@@ -9,7 +9,6 @@ import base64
 import html
 import importlib.util
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,23 +59,13 @@ def export(notebook: NotebookNode, folder: str | Path, short: bool = False) -> i
     sources = _assets()
     if folder.exists() and not _is_ours(folder, sources):
         raise FileExistsError(f"{folder} holds something else: name a folder that does not exist yet, or an earlier export.")
-    made, target = slides.make(notebook.cells, short), folder.resolve()
-    saving.make_folder(target.parent)
-    partial, old = (target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "old"))
-    try:
+    made = slides.make(notebook.cells, short)
+    with saving.whole_folder(folder) as new:
         for name in ("pictures", "assets"):
-            saving.make_folder(partial / name)
+            saving.make_folder(new / name)
         for name, source in sources.items():
-            shutil.copyfile(source, partial / "assets" / name)
-        (partial / "index.html").write_text(page(made, slides.notes(notebook.cells), partial / "pictures"), encoding="utf-8")
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for folder in (partial, old):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copyfile(source, new / "assets" / name)
+        (new / "index.html").write_text(page(made, slides.notes(notebook.cells), new / "pictures"), encoding="utf-8")
     return len(made)
 
 

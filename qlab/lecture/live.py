@@ -98,7 +98,14 @@ def _joined(before: str, after: str) -> str:
 
 
 def sources(notebook: NotebookNode) -> str:
-    """SHA-256 of the cells' texts: it tells a copy that a lecturer has changed from one that has only run."""
+    """SHA-256 of the cells' texts: it tells a copy that a lecturer has changed from one that has only run.
+
+    >>> from nbformat.v4 import new_code_cell, new_notebook
+    >>> one, ran, changed = (new_notebook(cells=[cell]) for cell in (
+    ...     new_code_cell("1"), new_code_cell("1", execution_count=1), new_code_cell("2")))
+    >>> sources(one) == sources(ran), sources(one) == sources(changed)
+    (True, False)
+    """
     return hashlib.sha256(json.dumps([[cell.cell_type, cell.source] for cell in notebook.cells]).encode()).hexdigest()
 
 
@@ -118,7 +125,8 @@ def write(path: Path, root: Path, short: bool = False) -> tuple[Path, Path | Non
     made.metadata[KEY]["notes"] = page.name if notes else ""
     saving.write({target: (nbformat.writes(made) + "\n").encode()})
     if path.resolve() in map(Path.resolve, released.as_released(root)):   # its stored outputs are shown at once, as the notebook's own are
-        NotebookNotary().sign(made)
+        with NotebookNotary() as notary:
+            notary.sign(made)
     if notes:
         saving.write({page: NOTES.format(title=html.escape(path.stem.replace("_", " ")), notes=prose(notes)).encode()})
     else:
@@ -127,7 +135,11 @@ def write(path: Path, root: Path, short: bool = False) -> tuple[Path, Path | Non
 
 
 def notes_page(copied: Path) -> Path:
-    """Where the speaker's notes of a copy lie."""
+    """Where the speaker's notes of a copy lie.
+
+    >>> notes_page(Path("lectures/02_linear.ipynb")).as_posix()
+    'lectures/02_linear_notes.html'
+    """
     return copied.with_name(f"{copied.stem}_notes.html")
 
 

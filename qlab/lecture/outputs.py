@@ -52,7 +52,12 @@ def height(outputs: Sequence[NotebookNode], pictures: bool = True) -> float:
 
 
 def table(outputs: Sequence[NotebookNode]) -> str:
-    """The table among the outputs as Markdown; "" where there is none, or more than one."""
+    """The table among the outputs as Markdown; "" where there is none, or more than one.
+
+    >>> from nbformat.v4 import new_output
+    >>> table([new_output("display_data", {"text/markdown": "Bits:\\n\\n| a |\\n| - |\\n| 1 |"})])
+    '| a |\\n| - |\\n| 1 |'
+    """
     found = [block.source for output in outputs if {"text/markdown", "text/html"} & set(output.get("data", {}))
              for block in _blocks(output.data) if block.kind == "table"]
     return found[0] if len(found) == 1 else ""

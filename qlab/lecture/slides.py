@@ -96,7 +96,12 @@ def make(cells: list[NotebookNode], short: bool = False) -> list[Slide]:
 
 
 def notes(cells: list[NotebookNode]) -> str:
-    """The Markdown of the cells with the tag speaker; "" where there are none."""
+    """The Markdown of the cells with the tag speaker; "" where there are none.
+
+    >>> from nbformat.v4 import new_markdown_cell
+    >>> notes([new_markdown_cell("# Title"), new_markdown_cell("Ask them.", metadata={"tags": ["speaker"]})])
+    'Ask them.'
+    """
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown" and SPEAKER in cell.metadata.get("tags", []))
 
 

@@ -12,7 +12,7 @@ def literal(source: str) -> list[str] | None:
 
     >>> literal('widgets.predict("How many levels have 3 bits?", ["3", "8"], "8", "Each bit doubles them.")')
     ['<b>8</b>. Each bit doubles them.']
-    >>> literal('predict("How many?", options, right, "")')
+    >>> literal('widgets.predict("How many?", options, right, "")')
     """
     call = _call(source)
     try:
@@ -22,7 +22,11 @@ def literal(source: str) -> list[str] | None:
 
 
 def computes(source: str) -> bool:
-    """Whether a cell asks, and takes the answer from what the page has computed."""
+    """Whether a cell asks, and takes the answer from what the page has computed.
+
+    >>> computes('widgets.predict("How many?", options, right, "")'), computes("print(1)")
+    (True, False)
+    """
     return _call(source) is not None and literal(source) is None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 
+from qlab import saving
 from qlab.site import editions, entrance, frames, library, links, pages, theme
 
 STATIC = Path(__file__).parent / "static"
@@ -22,6 +23,7 @@ NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", MATHJAX)
 TEXTS = ("README.md", "exercises/README.md", "exercises/challenge/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "solutions/README.md",
          "qlab/grading/README.md")
 FIRST = ("docs/teaching.md", "docs/classroom.md", "docs/architecture.md")  # of docs/, in this order
+FRAMES = "build/frames"  # in the clone
 WORKERS = 4  # that draw at the same time: each holds torch and a network or two
 
 
@@ -33,8 +35,8 @@ def check_installed() -> None:
 
 
 def check_place(out: Path) -> None:
-    """Raises OSError where out holds something that is no site: it would be replaced."""
-    if out.exists() and not (out.is_dir() and ((out / ".buildinfo").exists() or not any(out.iterdir()))):
+    """Raises OSError where out holds something that is not this course's site: it would be replaced."""
+    if out.exists() and not (out.is_dir() and ((out / "_static" / "qlab.js").exists() or not any(out.iterdir()))):
         raise FileExistsError(f"{out} is there and is not a site that this command has made: name another folder with --out.")
 
 
@@ -43,25 +45,26 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
     """Makes the site of the clone root in the folder out, and returns Sphinx's warnings.
 
     repository: where the course is published, for links to files and for Binder; draw: the notebooks, by their stems, whose live figures
-    move, all without it; say is told what goes on. out is replaced at the end, as a whole.
+    move, all without it; say is told what goes on. out is replaced at the end, as a whole. Raises OSError where it holds something else or
+    cannot be written, ImportError without the extra site.
     """
-    check_installed()
     check_place(out)
-    notebooks = {path.relative_to(root).as_posix(): nbformat.read(path, as_version=4)
-                 for folder in ("notebooks", "exercises") for path in sorted((root / folder).glob("*.ipynb"))}
-    notebooks |= editions.pages(root, notebooks)
-    drawn = _draw(root, [path for path in sorted((root / "notebooks").glob("*.ipynb")) if draw is None or path.stem in draw], say)
-    for name, (_, found) in drawn.items():
-        for number, why in found["left"].items():
-            if why != frames.MEASURED:
-                say(f"{name}, cell {number + 1}: {why}, and stays one picture")
-    with tempfile.TemporaryDirectory(prefix="qlab-site-") as folder:
-        source, web = Path(folder) / "source", Path(folder) / "web"
+    check_installed()
+    with saving.whole_folder(out) as web, tempfile.TemporaryDirectory(prefix="qlab-site-") as made:
+        notebooks = {path.relative_to(root).as_posix(): nbformat.read(path, as_version=4)
+                     for folder in ("notebooks", "exercises") for path in sorted((root / folder).glob("*.ipynb"))}
+        notebooks |= editions.pages(root, notebooks)
+        drawn = _draw(root, [path for path in sorted((root / "notebooks").glob("*.ipynb")) if draw is None or path.stem in draw], say)
+        for name, (_, found) in drawn.items():
+            for number, why in found["left"].items():
+                if why != frames.MEASURED:
+                    say(f"{name}, cell {number + 1}: {why}, and stays one picture")
+        source = Path(made) / "source"
         for path, content in _sources(root, notebooks, {name: found for name, (_, found) in drawn.items()}, repository).items():
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             (source / path).write_bytes(content)
         say(f"{len(list(source.rglob('*.ipynb')))} notebooks and {len(list(source.rglob('*.md')))} other pages")
-        warnings = _sphinx(source, web, Path(folder) / "doctrees", sorted(notebooks), repository)
+        warnings = _sphinx(source, web, Path(made) / "doctrees", sorted(notebooks), repository)
         for name, (pictures, _) in drawn.items():
             shutil.copytree(pictures, web / "frames" / name, ignore=shutil.ignore_patterns("page.json"))
         for path, notebook in notebooks.items():
@@ -70,16 +73,14 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
         _mathjax(web / "_static" / "mathjax")
         for macros in (web / "_static").glob("*.html"):  # the theme's templates, which are no pages
             macros.unlink()
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.move(web, out)
     return [line.replace(str(source), "") for line in warnings]
 
 
 def _draw(root: Path, sources: list[Path], say: Callable[[str], None]) -> dict[str, tuple[Path, dict]]:
     """Each notebook's folder of pictures, and what qlab.site.frames says of them; those that are there already are taken as they are."""
-    store = root / "build" / "frames"
+    store = root / FRAMES
     places = {path: store / f"{path.stem}-{frames.key(path)}" for path in sources}
-    missing = [path for path, place in places.items() if frames.read(place) is None]
+    missing = [path for path, place in places.items() if (found := frames.read(place)) is None or frames.fails(found)]
     for old in store.glob("*") if store.is_dir() else ():
         if old not in places.values() and old.name.rpartition("-")[0] in {path.stem for path in sources}:
             shutil.rmtree(old)
@@ -94,7 +95,7 @@ def _draw(root: Path, sources: list[Path], say: Callable[[str], None]) -> dict[s
 def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: str | None) -> dict[str, bytes]:
     """What Sphinx reads: path -> content."""
     texts = [path for path in TEXTS if (root / path).is_file()]
-    docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md"))
+    docs = sorted(path for found in (root / "docs").rglob("*.md") if "/." not in (path := found.relative_to(root).as_posix()))
     docs.sort(key=lambda path: FIRST.index(path) if path in FIRST else len(FIRST))
     known = library.modules(root)
     leads = editions.leading(links.leading(root, {*notebooks, *texts, *docs}, known, repository))

@@ -27,7 +27,11 @@ def language(path: str) -> str:
 
 
 def code(path: str) -> str:
-    """A page's language as qlab.translate has it: "" for English."""
+    """A page's language as qlab.translate has it: "" for English.
+
+    >>> code("zh/notebooks/02"), code("notebooks/02")
+    ('zh', '')
+    """
     return language(path).replace("en", "")
 
 
@@ -41,7 +45,11 @@ def english(path: str) -> str:
 
 
 def switch(notebooks: Collection[str]) -> Mapping[str, dict[str, str]]:
-    """For each page that is there in several languages its others, without their endings: {"notebooks/02": {"zh": "zh/notebooks/02"}}."""
+    """For each page that is there in several languages its others, without their endings.
+
+    >>> switch(["notebooks/02.ipynb", "zh/notebooks/02.ipynb", "notebooks/12.ipynb"])
+    {'notebooks/02': {'zh': 'zh/notebooks/02'}, 'zh/notebooks/02': {'en': 'notebooks/02'}}
+    """
     names = [path.removesuffix(".ipynb") for path in notebooks]
     return {name: others for name in names
             if (others := {language(other): other for other in names if english(other) == english(name) and other != name})}

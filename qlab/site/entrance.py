@@ -19,7 +19,11 @@ def part(name: str) -> str:
 
 
 def split(readme: str) -> tuple[str, str]:
-    """The README's head, up to its first section, and the rest under a title of its own."""
+    """The README's head, up to its first section, and the rest under a title of its own.
+
+    >>> split("# qlab\\nA course.\\n## Install\\nmake lab")
+    ('# qlab\\nA course.', '# Install and use\\n\\n## Install\\nmake lab')
+    """
     top, rest = readme.split("\n## ", 1)
     return top, "# Install and use\n\n## " + rest
 

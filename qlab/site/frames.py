@@ -27,6 +27,7 @@ from qlab.lab.widgets import CSS_DPI, Live
 from qlab.site import asked, needs, states
 
 VERSION = 1  # of what is kept; a new one draws everything again
+FAILS = "its code does not run here"
 MEASURED = "its numbers are measured on the machine that runs the page"
 ENCODINGS = ({"lossless": True, "method": 3, "quality": 20}, {"method": 3, "quality": 80})  # lines and areas; many shades: the smaller
 ALIKE = 0.99  # share of pixels: another processor may draw a line a pixel higher
@@ -43,14 +44,14 @@ def draw(source: Path, folder: Path) -> dict:
     {"figures": {cell: _draw's}, "answers": {cell: [HTML, ...]}, "left": {cell: why}}; folder/page.json holds it too, and is written last.
     """
     cells = nbformat.read(source, as_version=4).cells
-    page = needs.statements(cells)
     live = [number for number, cell in enumerate(cells) if is_live(cell)]
     asking = [number for number, cell in enumerate(cells) if cell.cell_type == "code" and asked.computes(cell.source)]
-    timed = {number for number in live + asking if _takes_times(needs.needed(page, [number]))}
-    found = {"figures": {}, "answers": {}, "left": dict.fromkeys(timed, MEASURED)}
+    found, wanted = {"figures": {}, "answers": {}, "left": {}}, {*live, *asking}
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {*live, *asking} - timed
     try:
+        page = needs.statements(cells)
+        found["left"] = {number: MEASURED for number in live + asking if _takes_times(needs.needed(page, [number]))}
+        wanted -= set(found["left"])
         made = _run(needs.needed(page, wanted), wanted)
         for number in sorted(wanted):
             if number in asking:
@@ -63,9 +64,9 @@ def draw(source: Path, folder: Path) -> dict:
                 found["figures"][number] = _draw(figure, folder, number)
             else:
                 found["left"][number] = "drawn again, it does not show what the page has stored"
-    except Exception as error:  # an optional library is missing, say: the page is readable all the same, and build tells why
+    except Exception as error:  # an optional library is missing, or a cell is a magic: the page is readable all the same, and build tells
         for number in wanted - set(found["figures"]) - set(found["answers"]):
-            found["left"][number] = f"its code does not run here ({type(error).__name__}: {' '.join(str(error).split())})"
+            found["left"][number] = f"{FAILS} ({type(error).__name__}: {' '.join(str(error).split())})"
     saving.write({folder / "page.json": json.dumps(found, ensure_ascii=False).encode()})
     return read(folder)
 
@@ -78,8 +79,22 @@ def read(folder: Path) -> dict | None:
     return {kind: {int(number): what for number, what in by_cell.items()} for kind, by_cell in json.loads(path.read_bytes()).items()}
 
 
+def fails(found: dict) -> bool:
+    """Whether a cell of the page did not run, which may be otherwise when something is installed: such a page is drawn anew each time.
+
+    >>> fails({"left": {3: MEASURED}}), fails({"left": {3: f"{FAILS} (ImportError: no onnx)"}})
+    (False, True)
+    """
+    return any(why.startswith(FAILS) for why in found["left"].values())
+
+
 def is_live(cell: NotebookNode) -> bool:
-    """Whether a cell shows a live figure, by what it has stored."""
+    """Whether a cell shows a live figure, by what it has stored.
+
+    >>> from nbformat.v4 import new_code_cell, new_output
+    >>> is_live(new_code_cell(outputs=[new_output("display_data", {"text/plain": "Live figure: bits = 4"})])), is_live(new_code_cell())
+    (True, False)
+    """
     texts = [output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
     return any(text.startswith("Live figure") for text in texts)
 

@@ -44,7 +44,13 @@ def head(notebook: NotebookNode) -> Head:
 
 
 def without_notes(notebook: NotebookNode) -> NotebookNode:
-    """A copy without the cells that only a speaker sees."""
+    """A copy without the cells that only a speaker sees.
+
+    >>> import nbformat
+    >>> cells = [new_markdown_cell("# Title"), new_markdown_cell("Ask them.", metadata={"tags": ["speaker"]})]
+    >>> [cell.source for cell in without_notes(nbformat.v4.new_notebook(cells=cells)).cells]
+    ['# Title']
+    """
     notebook = copy.deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if "speaker" not in cell.metadata.get("tags", [])]
     return notebook

@@ -74,7 +74,11 @@ def _axes(live: Live, names: list[str]) -> list[Axis]:
 
 
 def states(axes: list[Axis]) -> Iterator[tuple[tuple[int, ...], dict]]:
-    """Each combination: the indices, and the values by control."""
+    """Each combination: the indices, and the values by control.
+
+    >>> list(states([Axis("bits", "bits", [2, 4], ["2", "4"], 0, True), Axis("net", "network", ["a"], ["a"], 0, False)]))
+    [((0, 0), {'bits': 2, 'net': 'a'}), ((1, 0), {'bits': 4, 'net': 'a'})]
+    """
     for at in itertools.product(*(range(len(axis.values)) for axis in axes)):
         yield at, {axis.name: axis.values[index] for axis, index in zip(axes, at)}
 

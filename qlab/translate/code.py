@@ -79,6 +79,11 @@ def shape(tree: ast.Module) -> str:
 
 
 def parsed(source: str) -> ast.Module | None:
+    """A cell's syntax tree; None for one that is no plain Python.
+
+    >>> parsed("%matplotlib inline") is None
+    True
+    """
     try:
         return ast.parse(source)
     except (SyntaxError, ValueError):
@@ -86,6 +91,11 @@ def parsed(source: str) -> ast.Module | None:
 
 
 def asks(tree: ast.Module) -> bool:
+    """Whether a cell calls predict or quiz.
+
+    >>> asks(ast.parse("widgets.quiz(questions)")), asks(ast.parse("print(quiz)"))
+    (True, False)
+    """
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return any(getattr(call, "attr", getattr(call, "id", None)) in QUESTIONS for call in calls)
 

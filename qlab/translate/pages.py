@@ -49,12 +49,20 @@ class Cell:
 
 
 def digest(english: str) -> str:
-    """12 digits of the SHA-256 of a cell's text."""
+    """12 digits of the SHA-256 of a cell's text.
+
+    >>> digest("")
+    'e3b0c44298fc'
+    """
     return hashlib.sha256(english.encode()).hexdigest()[:12]
 
 
 def place(path: Path, asked: str) -> Path:
-    """Where the translation of a page lies: translations/LANGUAGE/FOLDER/NAME.txt in the course's folder."""
+    """Where the translation of a page lies: translations/LANGUAGE/FOLDER/NAME.txt in the course's folder.
+
+    >>> place(Path("notebooks/02_linear.ipynb"), "zh").relative_to(Path.cwd()).as_posix()
+    'translations/zh/notebooks/02_linear.txt'
+    """
     return path.resolve().parents[1] / "translations" / asked / path.parent.name / f"{path.stem}.txt"
 
 
