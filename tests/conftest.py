@@ -25,10 +25,6 @@ LONGEST = (
 )
 
 
-if not hasattr(sys.modules["__main__"], "__spec__"):  # in a worker of pytest-xdist; multiprocessing asks every program for it
-    sys.modules["__main__"].__spec__ = None
-
-
 @pytest.fixture(autouse=True)
 def torch_as_it_was():
     """A test that turns torch's gradients off for good fails itself, in place of those behind it."""

@@ -77,8 +77,9 @@ def test_two_figures_of_a_page_come_in_their_order():
 
 
 @pytest.mark.parametrize("path", [path for path in WITH_FIGURES if path.stem[:2] not in LONG], ids=lambda path: path.stem[:2])
-def test_the_page_s_own_figure_comes_out(path, tmp_path):
+def test_the_page_s_own_figure_comes_out(path, tmp_path, monkeypatch):
     """What the generated notebook builds says the same as what the page has stored, which the whole page made."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell puts its own there
     shell = InteractiveShell()
     setup = demo.page(path, tmp_path).cells[0].source
     with torch.enable_grad():  # as it was, behind a page that turns gradients off

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -87,6 +88,7 @@ def _draw(root: Path, sources: list[Path], say: Callable[[str], None]) -> dict[s
     if missing:
         say(f"drawing the live figures of {len(missing)} pages")
         workers = min(WORKERS, len(missing), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        vars(sys.modules["__main__"]).setdefault("__spec__", None)  # which a program that IPython or a test runner began has not
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=frames.alone) as pool:
             list(pool.map(frames.draw, missing, [places[path] for path in missing]))
     return {path.stem: (place, frames.read(place)) for path, place in places.items()}
