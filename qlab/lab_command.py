@@ -7,6 +7,8 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 from qlab.folders import WELCOME, course, find_notebook
@@ -68,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
         notebook = edition.open_in(root.resolve(), asked, notebook)
     port = choose_port(args.port)
     print(tr("qlab: starting JupyterLab in {root}; stop it with Ctrl-C.", root=root), flush=True)
+    launch(root, notebook, port, args.no_browser)
+    return 0
+
+
+def launch(root: Path, notebook: str, port: int, no_browser: bool, more: Sequence[str] = ()) -> None:
+    """JupyterLab at a notebook of the folder root, until Ctrl-C; more: further settings, as its command line has them."""
     sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of IRIs, which no notebook has: a second of each start
     from jupyterlab.labapp import LabApp
 
@@ -80,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "--ServerApp.allow_root=True",     # in a container one is root, and the server listens to this machine only
         "--ServerApp.answer_yes=True",     # one Ctrl-C stops it
         "--Application.log_level=WARN",
+        *more,
         *enable(),
-        *(["--ServerApp.open_browser=False"] if args.no_browser else []),
+        *(["--ServerApp.open_browser=False"] if no_browser else []),
     ])
-    return 0

@@ -5,12 +5,11 @@ Only the standard library is imported here, as in qlab.cli.
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
 from qlab.folders import course, find_notebook
-from qlab.lab_command import choose_port
+from qlab.lab_command import choose_port, launch
 
 WINDOWING = Path("@jupyterlab", "notebook-extension", "tracker.jupyterlab-settings")
 KEYS = """keys:
@@ -75,12 +74,8 @@ def export(path: Path, folder: Path, short: bool) -> int:
 
 def start(root: Path, copied: Path, port: int, no_browser: bool) -> None:
     """JupyterLab at the copy, until Ctrl-C. Its settings and windows are the lecture's own: `qlab lab` opens as it was left."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of IRIs, which no notebook has: a second of each start
-    from jupyterlab.labapp import LabApp
-
     import qlab.lecture
     from qlab import saving
-    from qlab.lab.jupyter import enable
     from qlab.lecture import live
 
     own = root.resolve() / live.FOLDER / ".jupyter"
@@ -90,13 +85,7 @@ def start(root: Path, copied: Path, port: int, no_browser: bool) -> None:
     if live.notes_page(copied).exists():
         print(f"qlab: speaker's notes: http://127.0.0.1:{port}/files/{live.FOLDER}/{quote(live.notes_page(copied).name)}")
     print(end="", flush=True)
-    LabApp.launch_instance([
-        "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{quote(copied.relative_to(root.resolve()).as_posix())}",
+    launch(root, copied.relative_to(root.resolve()).as_posix(), port, no_browser, [
         f"--LabApp.user_settings_dir={own / 'settings'}", f"--LabApp.workspaces_dir={own / 'workspaces'}",
         f"--LabApp.extra_labextensions_path={Path(qlab.lecture.__file__).parent / 'labextension'}",
-        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--ServerApp.allow_root=True", "--ServerApp.answer_yes=True", "--Application.log_level=WARN",
-        *enable(),
-        *(["--ServerApp.open_browser=False"] if no_browser else []),
     ])

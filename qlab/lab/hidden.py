@@ -40,6 +40,17 @@ def imports(source: str) -> bool:
     return len(rest) < len(body) and len(rest) <= 1 and calls
 
 
+def is_live(cell: NotebookNode) -> bool:
+    """Whether a cell shows a live figure, by what it has stored.
+
+    >>> from nbformat.v4 import new_code_cell, new_output
+    >>> is_live(new_code_cell(outputs=[new_output("display_data", {"text/plain": "Live figure: bits = 4"})])), is_live(new_code_cell())
+    (True, False)
+    """
+    texts = [output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
+    return any(text.startswith("Live figure:") for text in texts)
+
+
 def _parsed(source: str) -> ast.Module:
     try:
         return ast.parse(source)

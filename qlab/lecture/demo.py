@@ -39,7 +39,7 @@ def figures(path: Path) -> list[Figure]:
     """
     cells = read(path).cells
     makers = _makers([cell.source for cell in cells if cell.cell_type == "code" and _is_python(cell.source)])
-    return [Figure(n, _sentence(cell.source, makers)) for n, cell in enumerate(cells) if _is_live(cell)]
+    return [Figure(n, _sentence(cell.source, makers)) for n, cell in enumerate(cells) if hidden.is_live(cell)]
 
 
 def page(path: Path, folder: Path) -> NotebookNode:
@@ -49,7 +49,7 @@ def page(path: Path, folder: Path) -> NotebookNode:
     cell above one is no plain Python.
     """
     cells = read(path).cells
-    live = {n for n, cell in enumerate(cells) if _is_live(cell)}
+    live = {n for n, cell in enumerate(cells) if hidden.is_live(cell)}
     if not live:
         raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
     if broken := [n for n, cell in enumerate(cells[:max(live) + 1]) if cell.cell_type == "code" and not _is_python(cell.source)]:
@@ -149,11 +149,6 @@ def _changes(statement: ast.stmt) -> set[str]:
 
 def _last_word(function: ast.expr) -> str:
     return ast.unparse(function).rpartition(".")[2]
-
-
-def _is_live(cell: NotebookNode) -> bool:
-    texts = [output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
-    return any(text.startswith("Live figure:") for text in texts)
 
 
 def _is_python(source: str) -> bool:

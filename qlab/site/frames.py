@@ -22,6 +22,7 @@ from PIL import Image
 
 from qlab import saving
 from qlab.folders import clone
+from qlab.lab.hidden import is_live
 from qlab.lab.notebooks import TIMERS
 from qlab.lab.widgets import CSS_DPI, Live
 from qlab.site import asked, needs, states
@@ -86,17 +87,6 @@ def fails(found: dict) -> bool:
     (False, True)
     """
     return any(why.startswith(FAILS) for why in found["left"].values())
-
-
-def is_live(cell: NotebookNode) -> bool:
-    """Whether a cell shows a live figure, by what it has stored.
-
-    >>> from nbformat.v4 import new_code_cell, new_output
-    >>> is_live(new_code_cell(outputs=[new_output("display_data", {"text/plain": "Live figure: bits = 4"})])), is_live(new_code_cell())
-    (True, False)
-    """
-    texts = [output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
-    return any(text.startswith("Live figure") for text in texts)
 
 
 def _run(statements: list[needs.Statement], wanted: set[int]) -> dict[int, object]:
