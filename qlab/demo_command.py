@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+from qlab.errors import not_installed
 from qlab.folders import course, find_notebook
 from qlab.lab_command import choose_port
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from voila.app import Voila
     except ImportError:
-        raise ModuleNotFoundError("Voila is not installed: .venv/bin/pip install -e '.[lecture]' -c constraints.txt") from None
+        raise ModuleNotFoundError(not_installed("Voila", extra="lecture")) from None
     import nbformat
     from traitlets.config import Config
 

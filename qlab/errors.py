@@ -13,6 +13,15 @@ def first_line(error: Exception) -> str:
     return said[0].rstrip(".:") if said else type(error).__name__
 
 
+def not_installed(what: str, extra: str) -> str:
+    """That something is missing, and the command that installs it, which every shell reads as it stands.
+
+    >>> not_installed("onnxruntime", extra="deploy")
+    "onnxruntime is not installed: .venv/bin/pip install -e '.[deploy]' -c constraints.txt brings it."
+    """
+    return tr("{what} is not installed: .venv/bin/pip install -e '.[{extra}]' -c constraints.txt brings it.", what=what, extra=extra)
+
+
 def one_line(error: Exception) -> str:
     """What an error says, in one line.
 

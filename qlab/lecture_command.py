@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 from urllib.parse import quote
 
+from qlab.errors import not_installed
 from qlab.folders import course, find_notebook
 from qlab.lab_command import choose_port, launch
 
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
         return export(path, Path(args.html) if args.html else root / "lectures" / path.stem, args.short)
     for package in ("jupyterlab_slideshow", "jupyterlab_fonts"):
         if importlib.util.find_spec(package) is None:
-            raise FileNotFoundError(f"{package.replace('_', '-')} is not installed: .venv/bin/pip install -e '.[lecture]' "
-                                    "-c constraints.txt brings it.")
+            raise FileNotFoundError(not_installed(package.replace("_", "-"), extra="lecture"))
     port = choose_port(args.port)
     from qlab.lecture import live
 

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from qlab import saving
+from qlab.errors import not_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11.0", "3.11.5", "3.12.0", "3.13.0", "3.14.0")  # the first of each; soupsieve 4 begins with 3.11.5
@@ -36,7 +37,7 @@ def find_uv() -> str:
     """The path of uv: .venv's, else the PATH's. Raises FileNotFoundError if there is none."""
     found = shutil.which("uv", path=sysconfig.get_path("scripts")) or shutil.which("uv")
     if found is None:
-        raise FileNotFoundError("uv is not installed: .venv/bin/pip install -e '.[pins]' -c constraints.txt brings it.")
+        raise FileNotFoundError(not_installed("uv", extra="pins"))
     return found
 
 

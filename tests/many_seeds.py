@@ -2,9 +2,9 @@
 
     python tests/many_seeds.py --count 20 --seed 1 15 16        some two minutes a seed for all sets on two cores; --count 20 by hand
 
-`make test` draws each set from one new seed a run. A wrong solution that a hidden case catches nineteen times of twenty passes most runs of it,
-and then a class is marked with the twentieth. So a wrong solution should have a case that catches it with every seed; where none does, the
-chance that all miss is printed, as if cases missed independently of each other.
+`make test` draws each set from one new seed a run. A wrong solution that a hidden case catches nineteen times of twenty passes most runs
+of it, and then a class is marked with the twentieth. So a wrong solution should have a case that catches it with every seed; where none
+does, the chance that all miss is printed, as if cases missed independently of each other.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def main(argv=None) -> int:
         times = catches[name, question, note]
         if max(times.values(), default=0) < drawn[name]:
             most = ", ".join(f"{count} by {about!r}" for (_, about), count in times.most_common(3))
-            print(f"{name}, {question}: {note!r} slips through with a chance of {chance(times, drawn[name]):.1g}: of {drawn[name]} seeds {most}")
+            print(f"{name}, {question}: {note!r} slips through with a chance of {chance(times, drawn[name]):.1g}: "
+                  f"of {drawn[name]} seeds it is caught with {most}")
     return int(failed)
 
 

@@ -270,5 +270,5 @@ def test_a_page_that_does_not_run_stays_readable(tmp_path):
 
 def test_a_missing_extra_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"^sphinx is missing: the site needs pip install -e '.\[site\]' -c constraints.txt$"):
+    with pytest.raises(ImportError, match=r"^sphinx is not installed: .*pip install -e '\.\[site\]' "):
         check_installed()

@@ -9,7 +9,7 @@ export(model, calibration, "net.tflite") does everything: it quantizes a network
 file's ending names, runs the file on the images and tells how it did (qlab.deploy.door). Behind it each module has export(model, path),
 which writes a file and what it holds, and run(path, x), which runs it there. tflite and c take what qlab.nets.integer.convert made; onnx
 and pytorch take the float network and calibration images. Their libraries are optional, and each is imported by the function that needs
-it: pip install qlab[deploy].
+it: the extra deploy.
 """
 
 import importlib

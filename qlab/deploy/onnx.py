@@ -32,7 +32,7 @@ from torch import nn
 from qlab.deploy import files
 from qlab.deploy.checks import as_images, calibration_batches, exported, float_network, quiet, read, readable
 from qlab.deploy.side_by_side import BATCHES, Row, all_threads, right, times
-from qlab.errors import first_line
+from qlab.errors import first_line, not_installed
 
 TRANSLATED = 0.01  # of the outputs' size: what float32 may be off, summed in another order, in a network of hundreds of layers
 KINDS = {  # how quantize_static and quantize_dynamic are called
@@ -90,7 +90,7 @@ def _libraries(*names: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ImportError(f"{name} is not installed: pip install qlab[deploy].") from None
+            raise ImportError(not_installed(name, extra="deploy")) from None
 
 
 def _translated(network: nn.Module, image_shape: tuple[int, ...]):

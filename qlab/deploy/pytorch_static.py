@@ -14,7 +14,7 @@ from torch import nn
 
 from qlab.deploy import checks
 from qlab.deploy.checks import exported, quiet
-from qlab.errors import first_line
+from qlab.errors import first_line, not_installed
 from qlab.nets.graph import kind as kind_of
 from qlab.nets.graph import trace
 
@@ -103,4 +103,4 @@ def check_torchao() -> None:
         with quiet():
             import torchao.quantization.pt2e  # noqa: F401 - which registers them
     except ImportError:
-        raise ImportError("torchao is not installed: pip install qlab[deploy].") from None
+        raise ImportError(not_installed("torchao", extra="deploy")) from None

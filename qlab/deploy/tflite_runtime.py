@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from qlab.errors import not_installed
+
 NAMES = {"xnnpack": "LiteRT", "builtin": "LiteRT", "reference": "LiteRT", "micro": "tflite-micro"}
 
 
@@ -81,8 +83,8 @@ def planned(path, content: bytes, arena: int) -> dict[str, int]:
 
 
 def missing(library: str) -> str:
-    only = " (it has a wheel for Linux on x86-64 alone)" if library == "tflite-micro" else ""
-    return f"{library} is not installed: pip install qlab[deploy]{only}."
+    only = " (which has a wheel for Linux on x86-64 alone)" if library == "tflite-micro" else ""
+    return not_installed(library + only, extra="deploy")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import qlab
+from qlab.errors import not_installed
 from qlab.grading.batch import Marked, mark_one, sandboxed, sentence
 from qlab.grading.handed_in.handin import Submission
 
@@ -87,7 +88,7 @@ def _connect(address: str):
     try:
         from distributed import Client
     except ImportError:
-        raise ImportError("a cluster needs Dask: pip install 'qlab[cluster]'") from None
+        raise ImportError(not_installed("Dask", extra="cluster")) from None
     try:
         return Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

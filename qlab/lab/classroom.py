@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from qlab import saving
+from qlab.errors import not_installed
 
 HUB = Path(__file__).resolve().parents[2] / "docs" / "hub"
 PATIENCE_S = 300
@@ -184,7 +185,7 @@ def hub(folder: Path, environment: dict | None = None, course: str = "") -> Iter
     ends.
     """
     if not shutil.which("jupyterhub", path=Path(sys.executable).parent):
-        raise ModuleNotFoundError("jupyterhub is missing: pip install -e '.[hub]' -c constraints.txt.")
+        raise ModuleNotFoundError(not_installed("jupyterhub", extra="hub"))
     folder, token = Path(folder).resolve(), secrets.token_hex(16)
     (folder / "homes").mkdir(parents=True, exist_ok=True)
     port, hub_port, api_port = _free_ports(3)

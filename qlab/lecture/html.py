@@ -16,6 +16,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from qlab import saving
+from qlab.errors import not_installed
 from qlab.lecture import blocks, slides
 from qlab.lecture.slides import Piece, Slide
 
@@ -86,8 +87,7 @@ def _assets() -> dict[str, Path]:
     for package, files in ASSETS.items():
         spec = importlib.util.find_spec(package)
         if spec is None:
-            raise FileNotFoundError(f"{package.replace('_', '-')} is not installed: .venv/bin/pip install -e '.[lecture]' "
-                                    "-c constraints.txt brings it.")
+            raise FileNotFoundError(not_installed(package.replace("_", "-"), extra="lecture"))
         found |= {name: Path(spec.submodule_search_locations[0]) / file for file, name in files.items()}
     return found
 

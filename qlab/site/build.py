@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 
 from qlab import saving
+from qlab.errors import not_installed
 from qlab.site import editions, entrance, frames, library, links, pages, theme
 
 STATIC = Path(__file__).parent / "static"
@@ -32,7 +33,7 @@ def check_installed() -> None:
     """Raises ImportError where the packages of the extra `site` are missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"{missing[0]} is missing: the site needs pip install -e '.[site]' -c constraints.txt")
+        raise ImportError(not_installed(missing[0], extra="site"))
 
 
 def check_place(out: Path) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from qlab.errors import not_installed
 from qlab.lab import measure, widgets
 from qlab.matmul import device, int8_matmul, reference
 
@@ -63,7 +64,7 @@ def _session():
         import onnxruntime
         from onnx import TensorProto, helper
     except ImportError:
-        raise ImportError("ONNX Runtime is not installed: .venv/bin/pip install -e '.[deploy]' -c constraints.txt") from None
+        raise ImportError(not_installed("ONNX Runtime", extra="deploy")) from None
     values = [helper.make_tensor_value_info(name, kind, [None, None]) for name, kind in
               (("u", TensorProto.UINT8), ("s", TensorProto.INT8), ("c", TensorProto.INT32))]
     graph = helper.make_graph([helper.make_node("MatMulInteger", ["u", "s"], ["c"])], "product", values[:2], values[2:])
