@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qlab.lab import language, methods, runs, zoo
-from qlab.lab.advise import WANTS, Advice, advise
-from qlab.lab.methods import DATA, HARDWARE, NETS, compare, load
+from qlab.lab import language, runs, zoo
+from qlab.lab.methods import NETS, load
 from qlab.llm import weights
 from qlab.nets import ptq
+from qlab.search.advise import WANTS, Advice, advise
+from qlab.search.methods import DATA, HARDWARE, Lost, Method, lost, table
 
 
 def raw(name):
@@ -23,6 +24,10 @@ def raw(name):
 
 def right(entry):
     return np.unpackbits(np.frombuffer(base64.b64decode(entry["right"]), np.uint8))[:entry["images"]].astype(bool)
+
+
+def asked(net="depthwise", *answers, **named):
+    return advise(load(net), *answers, **named)
 
 
 def row_of(net, name):
@@ -117,10 +122,10 @@ def test_speed_is_a_ratio_within_one_record_and_one_runtime():
 
 def test_two_rows_are_compared_directly_and_only_on_one_network():
     a, b = row_of("cnn", "linear, per channel, 8 bits"), row_of("cnn", "linear, per channel, 3 bits")
-    assert compare(b, a).value == pytest.approx(-compare(a, b).value) and compare(b, a).p == compare(a, b).p
-    assert compare(b, a).value == pytest.approx(b.lost.value - a.lost.value)                            # both have one reference
+    assert b.compared(a).value == pytest.approx(-a.compared(b).value) and b.compared(a).p == a.compared(b).p
+    assert b.compared(a).value == pytest.approx(b.lost.value - a.lost.value)                            # both have one reference
     with pytest.raises(ValueError, match="same network"):
-        compare(a, row_of("resnet", "linear, per channel, 8 bits"))
+        a.compared(row_of("resnet", "linear, per channel, 8 bits"))
 
 
 QUESTIONS = st.fixed_dictionaries({
@@ -131,7 +136,7 @@ QUESTIONS = st.fixed_dictionaries({
 @settings(max_examples=150, deadline=None)
 @given(QUESTIONS, st.booleans())
 def test_what_remains_answers_the_questions_and_all_else_is_out_for_a_reason(answers, training):
-    found = advise(**answers, training=training and answers["data"] == "training")
+    found = asked(**answers, training=training and answers["data"] == "training")
     assert Counter((*found.rows, *(row for row, _ in found.out))) == Counter(load(answers["net"]))
     assert len(found.reasons) == len(found.rows) and all(reason for _, reason in found.out)
     tested = sum(reason.startswith(("beaten", "no gain")) for _, reason in found.out)
@@ -142,28 +147,28 @@ def test_what_remains_answers_the_questions_and_all_else_is_out_for_a_reason(ans
         assert answers["lost"] is None or row.lost.high <= answers["lost"]
     for below, row in zip(found.rows, found.rows[1:]):
         assert below.nbytes <= row.nbytes if answers["want"] == "size" else below.faster >= row.faster
-        step = compare(row, below)
+        step = row.compared(below)
         assert step.value < 0 and step.p * (len(found.rows) + tested - 1) < 0.05
 
 
 def test_the_first_row_is_the_smallest_that_loses_as_little_as_asked():
     fit = [row for row in load("depthwise") if row.lost.high <= 1 and not row.trains]
-    assert advise("depthwise", lost=1.0).rows[0].nbytes == min(row.nbytes for row in fit)
+    assert asked("depthwise", lost=1.0).rows[0].nbytes == min(row.nbytes for row in fit)
 
 
 def test_a_microcontroller_is_offered_only_what_ran_on_one():
-    assert [row.name for row in advise("cnn", hardware="microcontroller").rows] == ["INT8, per channel"]
-    assert not advise("resnet", hardware="microcontroller").rows
+    assert [row.name for row in asked("cnn", hardware="microcontroller").rows] == ["INT8, per channel"]
+    assert not asked("resnet", hardware="microcontroller").rows
 
 
 def test_where_nothing_fits_it_says_of_how_many_rows_why():
-    found = advise("lenet5", data="none")
+    found = asked("lenet5", data="none")
     assert not found.rows and str(found) == "No method of the table fits. 1 has to train."
-    assert "no record timed it" in str(advise("gpt", want="latency"))
+    assert "no record timed it" in str(asked("gpt", want="latency"))
 
 
 def test_each_reason_can_be_asked_for():
-    found = advise("cnn", want="latency", data="training", training=True)
+    found = asked("cnn", want="latency", data="training", training=True)
     assert found.why_not("pruned by magnitude").startswith("ran no faster than float32")
     with pytest.raises(ValueError, match="one of the methods that are out"):
         found.why_not(found.rows[0].name)
@@ -175,14 +180,14 @@ def test_each_reason_can_be_asked_for():
     ({"lost": -1}, "lost is -1"), ({"training": True}, "training is asked for with data 'calibration'")])
 def test_what_is_no_answer_is_one_sentence(answers, words):
     with pytest.raises(ValueError, match=words) as caught:
-        advise(**answers)
+        asked(**answers)
     assert str(caught.value).count(". ") == 0
 
 
 def test_the_printed_advice_names_the_commands():
-    found = advise("depthwise", lost=1.0)
+    found = asked("depthwise", lost=1.0)
     assert isinstance(found, Advice) and "search: python -m qlab.lab.experiments.search" in str(found)
-    assert all(row.name in methods.table(found.rows) for row in found.rows)
+    assert all(row.name in table(found.rows) for row in found.rows)
 
 
 def test_learned_roundings_are_those_of_the_search_with_all_biases():
@@ -214,7 +219,7 @@ def test_rounding_to_the_nearest_at_one_width_stands_in_the_table_once():
 def test_what_the_page_says_of_the_table():
     collapsed = row_of("depthwise", "W4A4, trained, LSQ, per tensor")
     assert sorted(round(result.value, 1) for result in collapsed.results) == [0.1, 0.9, 0.9]                # one seed is lost, not all
-    nothing, some, trained = (advise("depthwise", data, data == "training").rows for data in DATA)
+    nothing, some, trained = (asked("depthwise", data, data == "training").rows for data in DATA)
     at_36 = [next(row for row in rows if 36_000 < row.nbytes < 36_200) for rows in (nothing, some)]
     assert at_36[0].nbytes == at_36[1].nbytes and at_36[0].lost.value > 10 > 1 > at_36[1].lost.high         # what some images buy
     assert [row for row in trained if row.trains] and [row for row in trained if not row.trains] == list(some)     # what training adds
@@ -222,3 +227,46 @@ def test_what_the_page_says_of_the_table():
     bits = [row for row in load() if row.lost.unit == "points" and not row.trains]
     assert all(row.name.startswith("log") for row in bits if row.bits == 8 and row.lost.high >= 1)
     assert all(row.lost.high >= 1 for row in bits if row.bits == 2)
+
+
+def own(bits, right, before, **named):
+    return Method(f"{bits} bits", "mine", bits, 1000 * bits, lost(right, before), results=(right,), **named)
+
+
+def test_a_table_of_ones_own_is_judged_by_what_was_right():
+    rng = np.random.default_rng(0)
+    before = rng.random(5000) < 0.9
+    spoilt = {bits: before & (rng.random(5000) > share) for bits, share in ((8, 0.001), (6, 0.0015), (4, 0.03), (2, 0.3))}
+    rows = [own(bits, right, before) for bits, right in spoilt.items()]
+    found = advise(iter(rows), lost=5.0)
+    p = stats.binomtest(int((spoilt[6] & ~spoilt[4]).sum()), int((spoilt[6] ^ spoilt[4]).sum())).pvalue
+    assert [row.name for row in found.rows] == ["4 bits", "6 bits"] and 2 * p < 0.05          # the 8 bits gain nothing beyond noise
+    assert found.why_not("8 bits").startswith("no gain beyond noise") and found.why_not("2 bits").startswith("may lose more")
+    assert str(found).count("\n") == 5                                                        # no record, and so no command
+
+
+def test_a_loss_is_that_of_the_images_which_only_one_has_right():
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 400)) < 0.8
+    found = lost(b, a)
+    assert found.value == pytest.approx(100 * (a.mean() - b.mean())) and found.low < found.value < found.high
+    assert found.p == pytest.approx(stats.binomtest(int((a & ~b).sum()), int((a ^ b).sum())).pvalue)
+    back = lost(a.tolist(), b.tolist())
+    assert (back.value, back.low, back.high, back.p) == pytest.approx((-found.value, -found.high, -found.low, found.p))
+
+
+@pytest.mark.parametrize("right, reference", [([1, 0], [1, 1]), ([True], [True, False]), ([], []), ([[True]], [[True]]), ("yes", [True])])
+def test_what_is_no_list_of_right_and_wrong_is_refused(right, reference):
+    with pytest.raises(ValueError, match="and must be bool, one value an image"):
+        lost(right, reference)
+
+
+def test_rows_that_cannot_be_compared_are_refused():
+    with pytest.raises(TypeError, match="rows hold a str, and must be Method"):
+        advise("cnn")
+    with pytest.raises(ValueError, match="rows are of cnn and resnet, and must be of one network"):
+        advise(load("cnn") + load("resnet"))
+    bare = [Method(f"{bits} bits", "mine", bits, bits, Lost(1, 0, 2, 0.1, "points")) for bits in (2, 4)]
+    with pytest.raises(ValueError, match="4 bits has no results"):
+        advise(bare)
+    assert not advise([]).rows

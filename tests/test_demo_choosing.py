@@ -5,9 +5,9 @@ import re
 import pytest
 
 from qlab.lab import plot
-from qlab.lab.advise import advise
 from qlab.lab.demos.choosing import ANY, LOST, adviser, dots, tables
 from qlab.lab.methods import NETS, load
+from qlab.search.advise import advise
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def points(line):
 def test_each_method_is_drawn_once_in_the_colour_of_its_answer(demo, net):
     put(demo, lost=ANY, bits=ANY, hardware=ANY, want="size", data="calibration", net=net)
     _, pale, fit, rungs, whole = demo.fig.axes[0].lines
-    found = advise(net)
+    found = advise(load(net))
     where = [(row.nbytes / plot.KB, row.lost.value) for row in load(net)]
     assert sorted(points(pale) + points(fit) + points(rungs) + points(whole)) == sorted(where)
     assert points(rungs) + points(whole) == sorted((r.nbytes / plot.KB, r.lost.value) for r in found.rows if not r.integers) + \
@@ -43,7 +43,7 @@ def test_controls_are_the_questions(demo):
     put(demo, net="cnn", hardware="microcontroller", data="calibration")
     assert "INT8, per channel" in demo.text and demo.text.startswith("1 method remains")
     put(demo, data="none")
-    assert demo.text == str(advise("cnn", "none", hardware="microcontroller")) and "No method" in demo.text
+    assert demo.text == str(advise(load("cnn"), "none", hardware="microcontroller")) and "No method" in demo.text
     put(demo, hardware=ANY, data="training")
     assert len(points(demo.fig.axes[0].lines[1])) == 0                                      # with training allowed nothing is out
     put(demo, bits=2)
@@ -55,7 +55,7 @@ def test_another_unit_has_other_limits_of_loss(demo):
     put(demo, net="gpt")
     assert demo.controls["lost"].options == LOST["bits a byte"] and demo.value("lost") == ANY
     put(demo, lost=0.01)
-    assert advise("gpt", lost=0.01).rows[0].name in demo.text
+    assert advise(load("gpt"), lost=0.01).rows[0].name in demo.text
     put(demo, net="depthwise")
     assert demo.controls["lost"].options == LOST["points"] and "bits a byte" not in demo.text
 

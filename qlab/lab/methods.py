@@ -10,7 +10,6 @@ control trained equally long, with as many seeds.
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from safetensors.torch import load as load_bytes
@@ -20,68 +19,10 @@ from qlab.lab.experiments.language import scores_of
 from qlab.lab.significance import Accuracy, mcnemar, over_seeds
 from qlab.llm import evaluate
 from qlab.nets import sparse
+from qlab.search import methods
+from qlab.search.methods import Lost
 
 NETS = ("depthwise", "cnn", "resnet", "lenet300", "lenet5", "gpt")
-DATA = ("none", "calibration", "training")      # what a method has to see: nothing, some hundred images or blocks, the whole training set
-HARDWARE = ("cpu", "gpu", "microcontroller")
-EVERYWHERE = ("cpu", "gpu")                     # decoded to float32 before it runs: what multiplies floats
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What one result loses against another: value, with its 95 % interval; p, that of no difference. Above 0 is worse."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    unit: str
-
-    def __str__(self) -> str:
-        digits = 2 if self.unit == "points" else 4
-        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{self.value:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}] {self.unit}, {p}"
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row. bits: of a weight, on average, without scales; activations: of theirs, 32 for floats; nbytes: of the network.
-
-    needs: of DATA; minutes: of work, None where no record has them, on what; runs_on: of HARDWARE, as it is stored or decoded; integers:
-    whether it is multiplied as integers there; faster: times as fast as float32 in the same runtime, None where no record has timed it.
-    record: the name of the record, which qlab.lab.runs reads; command: what makes it again. against: what the loss is against.
-    """
-
-    name: str
-    net: str
-    bits: float
-    nbytes: int
-    lost: Lost
-    record: str
-    command: str
-    needs: str = "none"
-    activations: int = 32
-    trains: bool = False
-    minutes: float | None = None
-    minutes_on: str = ""
-    integers: bool = False
-    runs_on: tuple[str, ...] = EVERYWHERE
-    faster: float | None = None
-    faster_from: str = ""
-    against: str = "the float network"
-    results: tuple = field(default=(), repr=False, compare=False)
-
-
-def compare(b: Method, a: Method) -> Lost:
-    """What b loses against a, tested directly, image by image or block by block. Raises ValueError for two networks.
-
-    >>> rows = {row.name: row for row in load("cnn")}
-    >>> print(compare(rows["linear, per channel, 4 bits"], rows["linear, per channel, 8 bits"]))
-    +0.52 [+0.25, +0.79] points, p < 0.001
-    """
-    if a.net != b.net:
-        raise ValueError(f"the rows are of {b.net} and {a.net}, and must be of the same network.")
-    return _lost(b.results, a.results)
 
 
 def _lost(results: tuple, reference: tuple) -> Lost:
@@ -102,6 +43,12 @@ def _two_sided(t: float) -> float:
     return math.erfc(abs(t) / math.sqrt(2))                                 # 1 - cdf would be 0 beyond eight standard errors
 
 
+class Method(methods.Method):
+    """A row of a record: an image network's results are Accuracy, one a seed; a language model's are its scores of one text."""
+
+    _lost = staticmethod(_lost)
+
+
 @lru_cache
 def load(net: str | None = None) -> tuple[Method, ...]:
     """All rows, or one network's, the largest first. Raises ValueError for a network that is not in NETS.
@@ -116,33 +63,6 @@ def load(net: str | None = None) -> tuple[Method, ...]:
         return tuple(row for row in load() if row.net == net)
     parts = (_rounded, _static, _quantization_aware, _pruned, _compressed, _distilled, _half, _searched, _language, _ternary)
     return tuple(sorted((row for part in parts for row in part()), key=lambda row: (NETS.index(row.net), -row.nbytes)))
-
-
-NUMBERS = ("bits", "bytes", "minutes", "faster")
-COLUMNS = ("method", "bits", "bytes", "loses [95 %]", "needs", "minutes", "runs on", "faster", "record")
-
-
-def cells(row: Method) -> tuple[str, ...]:
-    """A row's entries, one for each of COLUMNS. faster: times as fast as float32; "-" where no record says it.
-
-    >>> cells(load("lenet5")[0])[2:6]
-    ('38,202', '+0.07 [-0.24, +0.38] points', 'training', '-')
-    """
-    minutes, faster = ("-" if x is None else f"{x:.2g}" for x in (row.minutes, row.faster))
-    return (row.name, f"{row.bits:.2g}", f"{row.nbytes:,}", str(row.lost).rpartition(", p")[0], row.needs, minutes,
-            ", ".join(row.runs_on), faster, row.record)
-
-
-def table(rows) -> str:
-    """Rows as text, one a line, under a head.
-
-    >>> print(table(load("lenet5")))
-    method                 bits   bytes  loses [95 %]                 needs     minutes  runs on   faster  record
-    pruned, shared, coded  0.71  38,202  +0.07 [-0.24, +0.38] points  training        -  cpu, gpu       -  compression_lenet5
-    """
-    lines = [COLUMNS, *map(cells, rows)]
-    shapes = [f"{'>' if name in NUMBERS else '<'}{max(map(len, column))}" for name, column in zip(COLUMNS, zip(*lines))]
-    return "\n".join("  ".join(map(format, line, shapes)).rstrip() for line in lines)
 
 
 def _rounded() -> Iterator[Method]:

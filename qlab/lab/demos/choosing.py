@@ -12,8 +12,9 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from qlab.lab import plot, widgets
-from qlab.lab.advise import WANTS, Advice, advise
-from qlab.lab.methods import COLUMNS, DATA, HARDWARE, NETS, cells, load
+from qlab.lab.methods import NETS, load
+from qlab.search.advise import WANTS, Advice, advise
+from qlab.search.methods import COLUMNS, DATA, HARDWARE, cells
 
 ANY = "any"
 BITS = (1.6, 2, 2.5, 3, 4, 6, ANY)
@@ -127,4 +128,4 @@ def answer(net: str, data: str, hardware: str, want: str, bits, lost) -> Advice:
     ['INT8, per channel']
     """
     none = {ANY: None}
-    return advise(net, data, data == "training", none.get(hardware, hardware), want, none.get(bits, bits), none.get(lost, lost))
+    return advise(load(net), data, data == "training", none.get(hardware, hardware), want, none.get(bits, bits), none.get(lost, lost))

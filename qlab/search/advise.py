@@ -1,4 +1,4 @@
-"""Which method? Six questions about what you have, and what is left of the table of methods, with the measured reason for every answer.
+"""Which method? Six questions about what you have, and what is left of a table of methods, with the measured reason for every answer.
 
     data       what may the method see: nothing, some calibration images, the training set?
     training   may the network be trained again?
@@ -15,9 +15,10 @@ stays was measured to be worth its bytes; what went out for noise may be, too.
 Source document, 8.2. What such advice cannot know: your network. It is a list of what to try first, and in which order.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qlab.lab.methods import DATA, HARDWARE, Method, compare, load, table
+from qlab.search.methods import DATA, HARDWARE, Method, table
 
 WANTS = ("size", "latency")
 
@@ -41,9 +42,9 @@ class Advice:
     def __str__(self) -> str:
         if not self.rows:
             return "No method of the table fits. " + "; ".join(f"{n} {reason}" for reason, n in self.counts().items()) + "."
-        commands = sorted({f"{row.record}: {row.command}" for row in self.rows})
-        lines = [table(self.rows), "", *(f"{row.name}: {reason}." for row, reason in zip(self.rows, self.reasons)), "", *commands]
-        return "\n".join(lines)
+        commands = sorted({f"{row.record}: {row.command}" for row in self.rows if row.command})
+        lines = [table(self.rows), "", *(f"{row.name}: {reason}." for row, reason in zip(self.rows, self.reasons))]
+        return "\n".join(lines + ([""] + commands if commands else []))
 
     def counts(self) -> dict[str, int]:
         """How many methods went out for which kind of reason, by the reason's words before the first colon."""
@@ -51,20 +52,34 @@ class Advice:
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
 
-def advise(net: str = "depthwise", data: str = "calibration", training: bool = False, hardware: str | None = None, want: str = "size",
+def advise(rows: Iterable[Method], data: str = "calibration", training: bool = False, hardware: str | None = None, want: str = "size",
            bits: float | None = None, lost: float | None = None) -> Advice:
-    """The methods that remain for a network of the course, and why; Advice prints as a table with a reason a row.
+    """The methods that remain of one network's rows, and why; Advice prints as a table with a reason a row.
 
-    net: of qlab.lab.methods.NETS; data: "none", "calibration", "training"; hardware: "cpu", "gpu", "microcontroller", or None for any;
-    want: "size" or "latency"; bits: the most that a weight may have, lost: the most that may be lost, None for any.
-    Raises ValueError for another answer, and for training without the training set.
+    rows: of qlab.lab.methods.load(net), or your own; data: "none", "calibration", "training"; hardware: "cpu", "gpu", "microcontroller", or
+    None for any; want: "size" or "latency"; bits: the most that a weight may have, lost: the most that may be lost, None for any.
+    Raises TypeError for rows that are no Method, ValueError for rows of two networks, for another answer, and for training without the
+    training set.
 
-    >>> found = advise("cnn", want="latency", lost=0.5)
-    >>> print(found.rows[0].name + ":", found.reasons[0])
-    INT8, per channel: loses +0.09 [-0.02, +0.20] points, p = 0.122, against the float network; 1.93 times as fast as float32 (deployment)
-    >>> found.why_not("k-means, per tensor, 6 bits")
-    'no record timed it against float32'
+    >>> import numpy as np
+    >>> from qlab.search.methods import lost
+    >>> before = np.arange(10_000) < 9_000                                  # 90 % right, and what each method made of it
+    >>> after = {8: np.arange(10_000) < 8_995, 4: np.arange(10_000) < 8_960, 2: np.arange(10_000) < 7_000}
+    >>> rows = [Method(f"{bits} bits", "mine", bits, 1000 * bits, lost(a, before), results=(a,)) for bits, a in after.items()]
+    >>> found = advise(rows, lost=1.0)
+    >>> for reason in found.reasons:
+    ...     print(reason)
+    loses +0.40 [+0.29, +0.54] points, p < 0.001, against the float network
+    loses +0.05 [+0.01, +0.12] points, p = 0.062, against the float network. 4,000 bytes more than 4 bits for +0.35 points, p < 0.001
+    >>> found.why_not("2 bits")
+    'may lose more than asked for: +20.00 [+19.23, +20.80] points, p < 0.001'
     """
+    rows = tuple(rows)
+    for row in rows:
+        if not isinstance(row, Method):
+            raise TypeError(f"rows hold a {type(row).__name__}, and must be Method, such as qlab.lab.methods.load('cnn') returns.")
+    if len(nets := sorted({row.net for row in rows})) > 1:
+        raise ValueError(f"rows are of {' and '.join(nets)}, and must be of one network.")
     for name, given, allowed in (("data", data, DATA), ("hardware", hardware, (*HARDWARE, None)), ("want", want, WANTS)):
         if given not in allowed:
             raise ValueError(f"{name} is {given!r}, and must be one of {', '.join(map(repr, allowed))}.")
@@ -75,17 +90,17 @@ def advise(net: str = "depthwise", data: str = "calibration", training: bool = F
     if training and data != "training":
         raise ValueError(f"training is asked for with data {data!r}, and needs 'training', the whole training set.")
     left, out = [], []
-    for row in load(net):
+    for row in rows:
         reason = _unfit(row, data, training, hardware, want, bits, lost)
         out.append((row, reason)) if reason else left.append(row)
     left.sort(key=lambda row: (row.nbytes if want == "size" else -row.faster, row.lost.value))
-    rows, reasons = [], []
+    rungs, reasons = [], []
     for row in left:
         said = f"loses {row.lost}, against {row.against}"
         if row.faster:
             said += f"; {row.faster:.2f} times as fast as float32 ({row.faster_from})"
-        if rows:
-            below, step = rows[-1], compare(row, rows[-1])
+        if rungs:
+            below, step = rungs[-1], row.compared(rungs[-1])
             dearer = f"{row.nbytes - below.nbytes:,} bytes more" if want == "size" else f"{below.faster / row.faster:.2f} times the time"
             p = min(1.0, step.p * (len(left) - 1))
             bought = f"{dearer} than {below.name} for {-step.value:+.3g} {step.unit}"
@@ -93,9 +108,9 @@ def advise(net: str = "depthwise", data: str = "calibration", training: bool = F
                 out.append((row, f"beaten: {bought}" if step.value >= 0 else f"no gain beyond noise: {bought}, p = {p:.3f}"))
                 continue
             said += f". {bought}, {f'p = {p:.3f}' if p >= 0.001 else 'p < 0.001'}"
-        rows.append(row)
+        rungs.append(row)
         reasons.append(said)
-    return Advice(tuple(rows), tuple(reasons), tuple(out))
+    return Advice(tuple(rungs), tuple(reasons), tuple(out))
 
 
 def _unfit(row: Method, data: str, training: bool, hardware: str | None, want: str, bits: float | None, lost: float | None) -> str:
