@@ -4,6 +4,7 @@ import ast
 import contextlib
 import graphlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import re
@@ -288,6 +289,13 @@ def test_a_newer_torch_than_the_one_that_is_there_is_chosen_again(fresh):
     assert choices(fresh) == [["torch==2.13.0+cpu", *PINS_TOO]]
 
 
+class Pretender(SimpleNamespace):
+    """A module, real, but for the values that it is given."""
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+
 @pytest.fixture
 def machine(fresh, monkeypatch):
     """Says what the bootstrap believes to stand on; check_fits is the real one again."""
@@ -299,15 +307,15 @@ def machine(fresh, monkeypatch):
 
     def pretend(system="linux", processor="x86_64", libc="glibc 2.36", macos="", python=(3, 12, 4), name="cpython", size=2**63 - 1,
                 threads=0, build="linux-x86_64"):
-        monkeypatch.setattr(sys, "platform", system)
-        monkeypatch.setattr(platform, "machine", lambda: processor)
-        monkeypatch.setattr(platform, "mac_ver", lambda: (macos, ("", "", ""), processor))
-        monkeypatch.setattr(os, "confstr", lambda name: libc, raising=False)
-        monkeypatch.setattr(sys, "version_info", python)
-        monkeypatch.setattr(sys, "implementation", SimpleNamespace(name=name))
-        monkeypatch.setattr(sys, "maxsize", size)
-        monkeypatch.setattr(sysconfig, "get_config_var", lambda name: threads)
-        monkeypatch.setattr(sysconfig, "get_platform", lambda: build)
+        said = {  # to the two modules alone: what anything else imports now must not take this machine for another
+            sys: {"platform": system, "version_info": python, "implementation": SimpleNamespace(name=name), "maxsize": size},
+            platform: {"machine": lambda: processor, "mac_ver": lambda: (macos, ("", "", ""), processor)},
+            os: {"confstr": lambda name: libc},
+            sysconfig: {"get_config_var": lambda name: threads, "get_platform": lambda: build},
+        }
+        for module, (real, values) in itertools.product((bootstrap, bootstrap_machine), said.items()):
+            if hasattr(module, real.__name__):
+                monkeypatch.setattr(module, real.__name__, Pretender(real=real, **values))
 
     return pretend
 

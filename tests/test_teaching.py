@@ -1,8 +1,8 @@
 """The teacher's guide: its tables are the notebooks' own, its courses fit their hours and the pages' needs; the check before the course."""
 
+import importlib
 import json
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -96,6 +96,9 @@ def test_the_command_writes_nothing_where_it_only_checks_and_lists_a_set(tmp_pat
     assert teaching.main([]) == 0 and page.read_text(encoding="utf-8") == GUIDE and teaching.main(["--check"]) == 0
     assert teaching.main(["--mistakes", "02"]) == 0 and "Question 1: the document's formula\n  floor for round\n" in capsys.readouterr().out
     assert teaching.main(["--mistakes", "99"]) == 1 and capsys.readouterr().err == "qlab: there is no set 99 in solutions/.\n"
+    page.unlink()
+    for arguments in ([], ["--check"]):
+        assert teaching.main(arguments) == 1 and capsys.readouterr().err.startswith("qlab: there is no docs/teaching.md in ")
 
 
 @pytest.mark.parametrize("source", ["# Welcome", "# 02 · Linear\n\n**Promise.**\n\n*Time:* 5 minutes."])
@@ -162,7 +165,7 @@ def test_what_is_said_to_be_needed_by_none_is_needed_by_none():
 def check(monkeypatch):
     """Runs the page, then a task's cell with a student's answer in it: what it shows."""
     shown = []
-    monkeypatch.setattr(sys.modules["qlab.grading.check"], "_show", lambda result: shown.append(repr(result)))
+    monkeypatch.setattr(importlib.import_module("qlab.grading.check"), "_show", lambda result: shown.append(repr(result)))
     cells = [cell.source for cell in nbformat.read(ROOT / "notebooks" / "prerequisites.ipynb", 4).cells if cell.cell_type == "code"]
     names = {"__name__": "__main__"}
     exec("\n\n".join(cells), names)

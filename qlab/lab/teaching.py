@@ -159,6 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(listed(found[0]) if found else f"qlab: there is no set {options.mistakes} in solutions/.", file=None if found else sys.stderr)
         return int(not found)
     path = ROOT / PAGE
+    if not path.exists():
+        print(f"qlab: there is no {PAGE} in {ROOT}: this command needs the teacher's clone.", file=sys.stderr)
+        return 1
     page = path.read_text(encoding="utf-8")
     new = filled(page, ROOT)
     if options.check:
