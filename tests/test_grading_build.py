@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from qlab import cli
 from qlab.grading import mark, values
 from qlab.grading.author import build, student
-from qlab.grading.author.measure import measure
+from qlab.grading.author.measure import _in_time, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "01_halves"
@@ -206,6 +207,12 @@ def test_an_answer_that_never_comes_is_a_wrong_one(tmp_path):
     question = bundle_of(tmp_path)["questions"][0]
     answer = question["cases"][2]["wrong"]["rounded towards zero"]
     assert question["seconds"] == 0.2 and (answer["t"], answer["type"]) == ("error", "TimeoutError")
+
+
+def test_time_counts_while_there_is_work_so_a_busy_machine_makes_no_answer_wrong():
+    assert _in_time(0.05, lambda: time.sleep(0.2) or "an answer") == "an answer"           # waiting, as for a processor
+    with pytest.raises(TimeoutError, match="no answer within 0.05 seconds"):
+        _in_time(0.05, time.sleep, 60)                                                     # but not for ever
 
 
 def test_errors_can_be_what_is_asked_for(tmp_path):
