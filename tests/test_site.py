@@ -12,8 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from qlab.folders import clone
-from qlab.lab import widgets
-from qlab.site import asked, entrance, figures, frames, library, links, needs, pages, states
+from qlab.lab import needs, widgets
+from qlab.site import asked, entrance, figures, frames, library, links, pages, states
 from qlab.site.build import build, check_installed, check_place
 from qlab.site_command import address, origin
 

@@ -1,6 +1,6 @@
 """What a page computes for the site: its live figures in their states, and the answers that its questions take from its own code.
 
-They are made by the page's own statements, those that they need (qlab.site.needs), and kept in a folder until the page's code, the library
+They are made by the page's own statements, those that they need (qlab.lab.needs), and kept in a folder until the page's code, the library
 or its data change. What the figure first shows has to be what the page has stored: where the statements that it seems to need make
 something else, all statements before it are run. What hangs on a time that the page measures is left as it is stored.
 """
@@ -22,10 +22,11 @@ from PIL import Image
 
 from qlab import saving
 from qlab.folders import clone
+from qlab.lab import needs
 from qlab.lab.hidden import is_live
 from qlab.lab.notebooks import TIMERS
 from qlab.lab.widgets import CSS_DPI, Live
-from qlab.site import asked, needs, states
+from qlab.site import asked, states
 
 VERSION = 1  # of what is kept; a new one draws everything again
 FAILS = "its code does not run here"

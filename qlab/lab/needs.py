@@ -11,17 +11,25 @@ from dataclasses import dataclass
 
 from nbformat import NotebookNode
 
-SAYS = ("print", "predict", "quiz")  # calls that change nothing that they are given
+from qlab.lab import hidden
+
+SAYS = ("print", "display", "assert_close", *hidden.QUESTIONS)  # calls that change nothing that they are given
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement of a page: the cell's index, its source, the names that it gives a value or changes, and those that it reads."""
+    """One statement of a page.
+
+    cell: its index; sets: the names that it gives a value or changes; fresh: those of them whose value is new, whatever it was; reads: the
+    names that it reads, or that the function which it defines reads when it is called; defines: that function's name.
+    """
 
     cell: int
     source: str
     sets: frozenset[str]
+    fresh: frozenset[str]
     reads: frozenset[str]
+    defines: str = ""
 
 
 def statements(cells: Sequence[NotebookNode]) -> list[Statement]:
@@ -36,16 +44,20 @@ def needed(page: Sequence[Statement], cells: Iterable[int]) -> list[Statement]:
     """The statements of these cells, and those before them that they need.
 
     >>> import nbformat
-    >>> page = ["import math", "a = [math.pi]", "b = 1", "a[0] += 1", "print(a)", "a"]
+    >>> page = ["import math", "a = 2", "a = [math.pi]", "b = 1", "a[0] += 1", "print(a)", "a"]
     >>> page = statements([nbformat.v4.new_code_cell(source) for source in page])
-    >>> [statement.source for statement in needed(page, [5])]
+    >>> [statement.source for statement in needed(page, [6])]
     ['import math', 'a = [math.pi]', 'a[0] += 1', 'a']
     """
     cells, wanted, kept = set(cells), set(), []
+    functions = {statement.defines: statement.reads for statement in page if statement.defines}
     for statement in reversed(page):
         if statement.cell in cells or statement.sets & wanted:
             kept.append(statement)
-            wanted |= statement.reads
+            reads = set(statement.reads)
+            while more := set().union(*(functions.get(name, ()) for name in reads)) - reads:
+                reads |= more  # what a function reads when it is called, it may have been given after it was defined
+            wanted = wanted - statement.fresh | reads
     return kept[::-1]
 
 
@@ -64,7 +76,10 @@ def _statement(cell: int, node: ast.stmt, fixed: set[str]) -> Statement:
             changed.add(_base(part))
         elif isinstance(part, ast.Expr) and isinstance(part.value, ast.Call) and _base(part.value.func, last=True) not in SAYS:
             changed |= {name.id for name in ast.walk(part) if isinstance(name, ast.Name)}  # train(model, images), found.append(x)
-    return Statement(cell, ast.unparse(node), frozenset(sets | changed - fixed - {""}), frozenset(reads))
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    fresh = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    defines = node.name if isinstance(node, ast.FunctionDef) else ""
+    return Statement(cell, ast.unparse(node), frozenset(sets | changed - fixed - {""}), frozenset(fresh), frozenset(reads), defines)
 
 
 def _from_inside(table: symtable.SymbolTable) -> set[str]:
