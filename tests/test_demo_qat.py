@@ -112,12 +112,13 @@ def test_the_tables_have_the_arms_and_their_gains():
     """A record made by hand: 100 images, PTQ right on 50, the control's two seeds on 90, an arm's on 60 and 80."""
     def row(n):
         return {"result": Accuracy(torch.arange(100) < n), "nbytes": 1}
-    best = row(50) | {"weights": "mse", "activations": "mse", "equalize": False, "correct_bias": True}
+    best = row(50) | {"rounding": "adaround", "weights": "mse", "activations": "mse", "equalize": False, "correct_bias": True}
     record = {"control": {"0": row(90), "1": row(90)}, "arms": {"lsq-channel": {"3": {"0": row(60), "1": row(80)}}},
-              "ptq": {"3": {"channel": {"plain": row(20), "best": best}, "tensor": {"plain": row(10), "best": best}}}}
+              "ptq": {"3": {per: {"plain": row(20), "nearest": row(40), "best": best} for per in ("channel", "tensor")}}}
     lines = after_training(record).splitlines()
-    assert lines[1].startswith("3 bits, channel 20.0 %") and lines[1].endswith("weights mse, activations mse, corrected")
-    assert [len(results(record, arm, 3)) for arm in ("control", "ptq-tensor", "plain-channel", "lsq-channel")] == [2, 2, 2, 2]
+    assert re.match(r"3 bits, channel +20.0 % +40.0 % +50.0 % \[", lines[1])
+    assert lines[1].endswith("AdaRound, weights mse, activations mse, corrected")
+    assert [len(results(record, arm, 3)) for arm in ("control", "ptq-tensor", "nearest-channel", "lsq-channel")] == [2, 2, 2, 2]
     control, ptq, lsq, *rest = gains(record, "channel").splitlines()[1:]
     assert control.endswith(" 90.00 90.00") and ptq.endswith(" 50.00") and " 60.00 80.00 " in lsq and "+20.00 [" in lsq
     assert "50 % [" in lsq and not rest

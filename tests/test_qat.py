@@ -251,6 +251,7 @@ def test_a_run_writes_its_file_and_collect_makes_the_record_of_them(monkeypatch,
     monkeypatch.setattr(experiment, "CHOICE_IMAGES", 40)
     monkeypatch.setattr(ptq, "RANGES", ("minmax", "mse"))
     monkeypatch.setattr(experiment, "AXES", {"channel": 0})
+    monkeypatch.setattr(experiment, "ROUNDINGS", {"channel": ("nearest", "gptq")})
     folder, into = tmp_path / "runs", tmp_path / "records"
     for name in ("control 32 0", "lsq-channel 4 0", "fixed-channel 2 1", "ptq 2 0"):
         experiment.main(["run", *name.split(), "--device", "cpu", "--folder", str(folder)])
@@ -258,11 +259,18 @@ def test_a_run_writes_its_file_and_collect_makes_the_record_of_them(monkeypatch,
     record = runs.load("qat", into)
     assert set(record["control"]) == {"0"} and {arm: list(of) for arm, of in record["arms"].items()} == {
         "lsq-channel": ["4"], "fixed-channel": ["2"]}
-    tried = record["ptq"]["2"]["channel"]["tried"]
-    best = record["ptq"]["2"]["channel"]["best"]
-    assert len(tried) == 16 and best["result"].n == 100
-    most = max(entry["correct_of_choice"] for entry in tried)
-    assert any(most == entry["correct_of_choice"] and entry.items() >= {k: best[k] for k in experiment.OPTIONS}.items() for entry in tried)
+    found = record["ptq"]["2"]["channel"]
+    tried = found["tried"]
+    assert len(tried) == 32 and found["best"]["result"].n == 100 and found["nearest"]["rounding"] == "nearest"
+    for name, among in (("best", tried), ("nearest", [entry for entry in tried if entry["rounding"] == "nearest"])):
+        most = max(entry["correct_of_choice"] for entry in among)
+        assert any(most == entry["correct_of_choice"] and entry.items() <= found[name].items() for entry in among)
+    again = tmp_path / "one run more"
+    experiment.main(["run", "control", "32", "1", "--device", "cpu", "--folder", str(again)])
+    before = runs.raw("qat", into)
+    experiment.collect(again, into)                                                         # what is not in the folder stays as it is
+    now = runs.raw("qat", into)
+    assert set(now["control"]) == {"0", "1"} and (now["ptq"], now["arms"]) == (before["ptq"], before["arms"])
     entry = record["arms"]["lsq-channel"]["4"]["0"]
     model = runs.load_model("qat_lsq-channel", experiment.prepared("lsq-channel", 4), entry["sha256"], into)
     again = accuracy(qat.convert(model).model, few["test"])
@@ -306,9 +314,10 @@ def test_the_record_has_a_fair_rival_and_a_control(record):
     assert len(record["control"]) == 3 and all(len(entry["losses"]) == sum(record["epochs"]) for entry in record["control"].values())
     for axes in record["ptq"].values():
         for per, rows in axes.items():
-            assert len(rows["tried"]) == 2 * len(ptq.RANGES) * 4
-            best = max(rows["tried"], key=lambda entry: entry["correct_of_choice"])
-            assert all(rows["best"][key] == best[key] for key in experiment.OPTIONS) and rows["best"]["per"] == per
+            assert len(rows["tried"]) == len(experiment.ROUNDINGS[per]) * 2 * len(ptq.RANGES) * 4
+            for name, among in (("best", experiment.ROUNDINGS[per]), ("nearest", ("nearest",))):
+                best = max((entry for entry in rows["tried"] if entry["rounding"] in among), key=lambda entry: entry["correct_of_choice"])
+                assert all(rows[name][key] == best[key] for key in experiment.OPTIONS) and rows[name]["per"] == per
     for arm in experiment.MAIN:
         assert set(record["arms"][arm]["4"]) == {"0", "1", "2"}
         assert all(entry["device"] in record["ran_on"] for entry in record["arms"][arm]["4"].values())

@@ -111,10 +111,10 @@ def mse(x, bits: int = 8, scheme: str = "affine", axis: int | None = None, candi
 def entropy(x, bits: int = 8, bins: int = 2048) -> Range:
     """The threshold t that loses the least information: [-t, t], or [0, t] where no element is negative.
 
-    The histogram of |x| up to t, with all that lies beyond added to its last bin, is P; the same merged to the magnitudes that the
-    codes have (2**(bits - 1), or 2**bits where nothing is negative) and spread back over its non-empty bins is Q; t minimises the
-    Kullback-Leibler divergence sum P log(P / Q). Exact zeros are left out: they lose nothing at any threshold, and the many that a
-    ReLU makes would outweigh all else. bits: 2 to 8.
+    The histogram of |x| up to t, with all that lies beyond added to its last bin, is P; the same without what lies beyond, merged to the
+    magnitudes that the codes have (2**(bits - 1), or 2**bits where nothing is negative) and spread back over its non-empty bins, is Q; t
+    minimises the Kullback-Leibler divergence sum P log(P / Q), so what is cut off has a price. Exact zeros are left out: they lose nothing
+    at any threshold, and the many that a ReLU makes would outweigh all else. bits: 2 to 8.
 
     >>> normal = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     >>> entropy(torch.cat([normal, torch.tensor([50.0])])).x_max < 10

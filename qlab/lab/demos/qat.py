@@ -21,28 +21,32 @@ from qlab.nets.fake import fake_quantize
 BITS = (2, 6)
 UNITS = np.round(np.arange(0.02, 1.2001, 0.01), 2)              # the step, in units of the one with which nothing saturates
 BINS = 80
+NAMES = {"nearest": "nearest", "gptq": "GPTQ", "adaround": "AdaRound"}
 
 
 def after_training(record: dict) -> str:
-    """The record's quantization after training: the plainest and the one that is best on training images, by bits and axis."""
-    lines = [f"{'':16}plainest             best on training images"]
+    """The record's quantization after training by bits and axis: the plainest, and those that are best on training images: of all that
+    round to nearest, and of all."""
+    lines = [f"{'':17}plainest  best to nearest  best of all"]
     for bits, axes in record["ptq"].items():
         for per in ("channel", "tensor"):
-            plain, best = axes[per]["plain"], axes[per]["best"]
+            plain, nearest, best = (axes[per][name] for name in ("plain", "nearest", "best"))
             repairs = "".join(f", {said}" for key, said in (("equalize", "equalized"), ("correct_bias", "corrected")) if best[key])
-            lines.append(f"{bits} bits, {per:8}{plain['result']!s:19}  {best['result']!s:19}  weights {best['weights']}, "
-                         f"activations {best['activations']}{repairs}")
+            lines.append(f"{bits} bits, {per:8} {100 * plain['result'].value:6.1f} %{100 * nearest['result'].value:15.1f} %  "
+                         f"{best['result']!s:19}  {NAMES[best['rounding']]}, weights {best['weights']}, activations {best['activations']}"
+                         f"{repairs}")
     return "\n".join(lines)
 
 
 def results(record: dict, arm: str, bits: int | str) -> list[Accuracy]:
     """The results of an arm's seeds, none if the record lacks it: "control", a trained arm such as "lsq-channel", "plain-tensor" or
-    "ptq-tensor" (the plainest and the best; without a seed, so the one result is given again for each seed of the control)."""
+    "nearest-tensor" or "ptq-tensor" (the plainest, the best to nearest, the best; without a seed, so the one result is given again for each
+    seed of the control)."""
     kind, _, per = arm.partition("-")
     if arm == "control":
         return [entry["result"] for entry in record["control"].values()]
-    if kind in ("ptq", "plain"):
-        return [record["ptq"][str(bits)][per]["best" if kind == "ptq" else "plain"]["result"]] * len(record["control"])
+    if kind in ("plain", "nearest", "ptq"):
+        return [record["ptq"][str(bits)][per]["best" if kind == "ptq" else kind]["result"]] * len(record["control"])
     return [entry["result"] for entry in record["arms"].get(arm, {}).get(str(bits), {}).values()]
 
 

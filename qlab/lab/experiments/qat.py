@@ -6,7 +6,8 @@
     python -m qlab.lab.experiments.qat collect                           the record, and the networks that the notebook needs
 
 Each run writes a file of its own into --folder as it ends, so that many can run side by side:
-`... list | xargs -L1 -P14 env OMP_NUM_THREADS=1 python -m qlab.lab.experiments.qat run --device cuda`.
+`... list | xargs -L1 -P14 env OMP_NUM_THREADS=1 python -m qlab.lab.experiments.qat run --device cuda`. What has no file there stays in the
+record as it is.
 
 Every arm starts from the zoo's network and is trained equally long on the same images in the same order: 3 epochs, then one at a small
 learning rate with batch norm's statistics frozen. The activations of all arms start with the same ranges (mse, 512 calibration images).
@@ -18,14 +19,18 @@ learning rate with batch norm's statistics frozen. The activations of all arms s
     mse-*           as lsq, but a weight's step starts where its squared error is least, and not at 2 mean|w| / sqrt(Q)
     fixed-*         the steps with which LSQ starts, and they stay: what learning them brings beyond a good start
 
-Post-training quantization is the best that the library can do: every combination of weight range, activation range and repairs is
-tried on 2,000 training images that calibration has not seen; the test images see only the one chosen and the plainest.
+Post-training quantization is the best that the library can do: every combination of rounding, weight range, activation range and repairs
+is tried on 2,000 training images that calibration has not seen; the test images see only the one chosen, the best that rounds to nearest,
+and the plainest. GPTQ and AdaRound (qlab.search.rounding) have a scale a channel, so one for the tensor is rounded to nearest.
 """
 
 import argparse
+import contextlib
 import copy
+import functools
 import itertools
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -34,8 +39,11 @@ from qlab import saving
 from qlab.lab import data, runs, zoo
 from qlab.lab.measure import accuracy, size_bytes
 from qlab.nets import ptq, qat
+from qlab.nets.equalize import cross_layer_equalize
+from qlab.nets.graph import trace
 from qlab.nets.training import fit
 from qlab.quant import linear, ranges
+from qlab.search import rounding
 
 NET, CALIBRATION_IMAGES, CHOICE_IMAGES = "depthwise", 512, 2000
 EPOCHS, MAX_LR = (3, 1), (0.02, 0.0005)                                                     # then with batch norm frozen
@@ -47,7 +55,8 @@ ARMS = {  # how the scales are set
 MAIN = ("lsq-channel", "ste-channel", "lsq-tensor", "ste-tensor")
 KEPT = ("lsq-channel", "lsq-tensor")                                                        # 4 bits, seed 0: the notebook looks inside
 SEEDS = (0, 1, 2)
-OPTIONS = ("weights", "activations", "equalize", "correct_bias")                            # of post-training quantization
+OPTIONS = ("equalize", "rounding", "weights", "activations", "correct_bias")                # of post-training quantization
+ROUNDINGS = {"tensor": ("nearest",), "channel": ("nearest", "gptq", "adaround")}
 FOLDER = Path("qat-runs")
 WEIGHTS = {  # the range of a weight
     "max": lambda w, bits, axis: ranges.minmax(w, axis), "mse": lambda w, bits, axis: ranges.mse(w, bits, "symmetric", axis),
@@ -107,33 +116,47 @@ def train(arm: str, bits: int, seed: int, device: str, folder: Path) -> dict:
 
 
 def after_training(bits: int, device: str) -> dict:
-    """By axis: the plainest post-training quantization, the one that is best on training images, and all that were tried."""
+    """By axis: the plainest post-training quantization, the ones that are best on training images, of all and of those that round to
+    nearest, and all that were tried."""
     model = zoo.load(NET).to(device)
     images, labels = data.calibration(CALIBRATION_IMAGES + CHOICE_IMAGES)
     cal, choice = images[:CALIBRATION_IMAGES].to(device), data.Split(images[CALIBRATION_IMAGES:], labels[CALIBRATION_IMAGES:])
+    networks = {equalize: trace(ptq.fold_batch_norm(model)) for equalize in (False, True)}
+    cross_layer_equalize(networks[True])
 
-    def quantized(per, weights, activations, equalize, correct_bias):
-        def codes(w):
-            low, high = WEIGHTS[weights](w, bits, AXES[per])
-            return linear.quantize(w, bits, "symmetric", axis=AXES[per], x_min=low, x_max=high)
-        return ptq.quantize(model, cal, codes, bits, activations, equalize, correct_bias)
+    @functools.lru_cache
+    def weights_of(per, equalize, how, limits):
+        if how == "nearest":
+            def codes(w):
+                low, high = WEIGHTS[limits](w, bits, AXES[per])
+                return linear.quantize(w, bits, "symmetric", axis=AXES[per], x_min=low, x_max=high)
+            return codes
+        made = rounding.quantize(networks[equalize], cal, bits, how, ranges=limits)
+        return {name: lambda _, q=q: q for name, q in made.tensors.items()}
 
-    def row(options):
-        q = quantized(**options)
-        return {**options, "nbytes": q.nbytes, **runs.outcome(accuracy(q.model.to(device), data.load("test")))}
+    def quantized(per, equalize, rounding, weights, activations, correct_bias):
+        codes = weights_of(per, equalize, rounding, weights)
+        return ptq.quantize(networks[equalize], cal, codes, bits, activations, correct_bias=correct_bias)
 
     found = {}
     for per in AXES:
         tried = []
-        for combination in itertools.product(WEIGHTS, ptq.RANGES, (False, True), (False, True)):
-            options = dict(zip(OPTIONS, combination))
-            right = int(accuracy(quantized(per, **options).model.to(device), choice).correct.sum())
+        for combination in itertools.product((False, True), ROUNDINGS[per], WEIGHTS, ptq.RANGES, (False, True)):
+            options = {"per": per, **dict(zip(OPTIONS, combination))}
+            right = int(accuracy(quantized(**options).model.to(device), choice).correct.sum())
             tried.append({**options, "correct_of_choice": right})
-            print(bits, per, options, right, flush=True)
-        best = max(tried, key=lambda entry: entry["correct_of_choice"])
-        found[per] = {name: row({"per": per, **{key: entry[key] for key in OPTIONS}}) for name, entry in
-                      (("plain", tried[0]), ("best", best))} | {"tried": tried}
+            print(bits, options, right, flush=True)
+        chosen = {"plain": tried[0], "nearest": _best(entry for entry in tried if entry["rounding"] == "nearest"), "best": _best(tried)}
+        found[per] = {}
+        for name, entry in chosen.items():
+            q = quantized(per, *(entry[key] for key in OPTIONS))
+            found[per][name] = {**entry, "nbytes": q.nbytes, **runs.outcome(accuracy(q.model.to(device), data.load("test")))}
+        found[per]["tried"] = tried
     return found
+
+
+def _best(tried: Iterable[dict]) -> dict:
+    return max(tried, key=lambda entry: entry["correct_of_choice"])
 
 
 def run(arm: str, bits: int, seed: int, device: str, folder: Path) -> None:
@@ -146,7 +169,10 @@ def run(arm: str, bits: int, seed: int, device: str, folder: Path) -> None:
 def collect(folder: Path, into: Path = runs.FOLDER) -> None:
     """The record from the runs in the folder, and the checkpoints that the notebook needs."""
     done = {name: runs.raw("-".join(map(str, name)), folder) for name in names() if (folder / f"{'-'.join(map(str, name))}.json").exists()}
-    content = {"ptq": {}, "control": {}, "arms": {}}
+    content, machines = {"ptq": {}, "control": {}, "arms": {}}, {}
+    with contextlib.suppress(FileNotFoundError):
+        before = runs.raw("qat", into)
+        content, machines = {key: before[key] for key in content}, before["ran_on"]
     for (arm, bits, seed), entry in done.items():
         result = entry["result"] | ({} if arm == "ptq" else {"device": entry["device"]})    # a key of ran_on
         if arm == "ptq":
@@ -160,7 +186,7 @@ def collect(folder: Path, into: Path = runs.FOLDER) -> None:
         if "0" in content["arms"].get(arm, {}).get("4", {}):
             saving.write({into / f"qat_{arm}.safetensors": saving.read(folder / f"qat_{arm}_4_0.safetensors")})
     whole = zoo.load(NET)
-    machines = {where: entry["environment"] for entry in done.values() for where in [entry["device"]]}
+    machines |= {entry["device"]: entry["environment"] for (arm, _, _), entry in done.items() if arm != "ptq"}  # whose rows name no device
     runs.write("qat", "python -m qlab.lab.experiments.qat collect", into, net=NET, checkpoint=zoo.record(NET)["sha256"], epochs=EPOCHS,
                max_lr=MAX_LR, calibration_images=CALIBRATION_IMAGES, choice_images=CHOICE_IMAGES, ran_on=machines,
                float={"nbytes": size_bytes(ptq.fold_batch_norm(whole)), **runs.outcome(accuracy(whole, data.load("test")))}, **content)
