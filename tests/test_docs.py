@@ -12,6 +12,7 @@ import yaml
 
 import qlab
 from qlab import cli
+from qlab.lab import data
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CHANGELOG.md", ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -53,6 +54,18 @@ def options(command):
         return set(re.findall(r"--[\w-]+", subprocess.run([sys.executable, "-m", "qlab.cli", command, "--help"], cwd=ROOT,
                                                           capture_output=True, text=True, check=True).stdout))
     return {option for action in COMMANDS[command]._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "exercises/challenge/README.md"])
+def test_its_code_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    few = data.Split(*(part[:100] for part in data.load("test")))
+    monkeypatch.setattr(data, "load", lambda split: few)
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "predict.py").write_text("def predict(pixels):\n    return [3] * len(pixels)\n")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec("\n".join(blocks).replace("control=2000", "control=50").replace("control=1000", "control=50"), {"__name__": "a_reader"})
+    assert len(blocks) >= 3 and capsys.readouterr().out
 
 
 def test_what_counts_as_a_path_and_as_a_command():

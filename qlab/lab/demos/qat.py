@@ -70,11 +70,14 @@ def won_back(qat: Sequence[Accuracy], ptq: Sequence[Accuracy], control: Sequence
 
 
 def gains(record: dict, per: str, arms: Sequence[str] = ("ste", "lsq")) -> str:
-    """By bits: the best PTQ and the arms' seeds, their mean's points above it, and what they win back of the control."""
+    """By bits: PTQ, the best that rounds to nearest (where another is better) and the best, and the arms' seeds, their mean's points above
+    the best, and what they win back of the control."""
     control = results(record, "control", 32)
     lines = [f"{'per ' + per:18}{'accuracy':20}above the best PTQ [95 %]   won back [95 %]", f"{'control, float':18}{_percent(control)}"]
     for bits in record["ptq"]:
         best = results(record, f"ptq-{per}", bits)
+        if (nearest := results(record, f"nearest-{per}", bits))[0].value < best[0].value:
+            lines.append(f"{bits + ' bits, nearest':18}{_percent(nearest[:1])}")
         lines.append(f"{bits + ' bits, best PTQ':18}{_percent(best[:1])}")
         for arm in arms:
             if mine := results(record, f"{arm}-{per}", bits):

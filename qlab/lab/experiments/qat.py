@@ -183,7 +183,7 @@ def collect(folder: Path, into: Path = runs.FOLDER) -> None:
             content["arms"].setdefault(arm, {}).setdefault(str(bits), {})[str(seed)] = result
     into.mkdir(parents=True, exist_ok=True)
     for arm in KEPT:
-        if "0" in content["arms"].get(arm, {}).get("4", {}):
+        if (arm, 4, 0) in done:
             saving.write({into / f"qat_{arm}.safetensors": saving.read(folder / f"qat_{arm}_4_0.safetensors")})
     whole = zoo.load(NET)
     machines |= {entry["device"]: entry["environment"] for (arm, _, _), entry in done.items() if arm != "ptq"}  # whose rows name no device
