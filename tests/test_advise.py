@@ -172,12 +172,16 @@ def test_each_reason_can_be_asked_for():
     assert found.why_not("pruned by magnitude").startswith("ran no faster than float32")
     with pytest.raises(ValueError, match="one of the methods that are out"):
         found.why_not(found.rows[0].name)
+    with pytest.raises(ValueError, match="that are out, and none is.$"):
+        Advice((), (), ()).why_not("x")
 
 
 @pytest.mark.parametrize("answers, words", [
     ({"net": "vgg"}, "net is 'vgg'"), ({"data": "some"}, "data is 'some'"), ({"hardware": "tpu"}, "hardware is 'tpu'"),
     ({"want": "speed"}, "want is 'speed'"), ({"bits": 0}, "bits is 0"), ({"bits": float("nan")}, "bits is nan"),
-    ({"lost": -1}, "lost is -1"), ({"training": True}, "training is asked for with data 'calibration'")])
+    ({"lost": -1}, "lost is -1"), ({"bits": "4"}, "bits is '4'"), ({"lost": "x"}, "lost is 'x'"), ({"lost": True}, "lost is True"),
+    ({"training": "no", "data": "training"}, "training is 'no'"), ({"training": None}, "training is None"),
+    ({"training": True}, "training is asked for with data 'calibration'")])
 def test_what_is_no_answer_is_one_sentence(answers, words):
     with pytest.raises(ValueError, match=words) as caught:
         asked(**answers)

@@ -116,10 +116,38 @@ def test_markdown_is_read_as_a_table(simulated):
 
 
 @pytest.mark.parametrize(("options", "told"), [({"severity": 6}, "severity is 6"), ({"turns": 5}, "turns is 5"),
-                                                 ({"names": ["a"]}, "names has 1 entries")])
-def test_card_refuses(net, options, told):
-    with pytest.raises(ValueError, match=told):
+    ({"names": ["a"]}, "names has 1 entries"), ({"severity": 1.0}, "severity is 1.0"), ({"turns": 6.5}, "turns is 6.5"),
+    ({"seed": -1}, "seed is -1"), ({"seed": 1.5}, "seed is 1.5"), ({"nbytes": -1}, "nbytes is -1"), ({"nbytes": "x"}, "nbytes is 'x'"),
+    ({"seconds": "x"}, "seconds is 'x'"), ({"arithmetic": "int3"}, "arithmetic is 'int3'"),
+    ({"runtime": lambda images: 3}, "the runtime cannot judge images")])
+def test_card_refuses(net, monkeypatch, options, told):
+    monkeypatch.setattr(cards, "_accuracy", None)                                           # nothing has been measured when it is refused
+    with pytest.raises(ValueError, match=told) as caught:
         cards.card(net, net, TEST, **OPTIONS | options)
+    assert str(caught.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("options", [{"title": None}, {"source": 3}, {"runtime": 3}, {"names": "ab"}, {"reference": 3}, {"model": None},
+                                     {"test": None}, {"test": TEST.images}, {"test": (None, TEST.labels)}])
+def test_card_refuses_other_kinds(net, options):
+    with pytest.raises(TypeError, match="(is a?|and must)"):
+        cards.card(**{"model": net, "reference": net, "test": TEST} | OPTIONS | options)
+
+
+@pytest.mark.parametrize(("test", "told"), [
+    (Split(TEST.images, TEST.labels[:5]), "one for each of the 200 images"), (Split(TEST.images[:0], TEST.labels[:0]), "at least one"),
+    (Split(TEST.images, TEST.labels.float()), "must be integers"), (Split(TEST.images, TEST.labels + 9), "must be from 0 to 9"),
+    (Split(TEST.images, TEST.labels - 9), "must be 0 or more"), (Split(TEST.images[..., 1:], TEST.labels),
+     "the reference cannot judge images")])
+def test_a_split_that_cannot_be_judged_is_one_sentence(net, test, told):
+    with pytest.raises(ValueError, match=told):
+        cards.card(net, net, test, **OPTIONS)
+
+
+def test_a_tuple_of_arrays_is_a_split(net):
+    few = cards.card(net, net, Split(*(part[:20] for part in TEST)), **OPTIONS)
+    again = cards.card(net, net, tuple(part[:20].numpy() for part in TEST), **OPTIONS)
+    assert [one for one in again.rows if one.what[:4] != "time"] == [one for one in few.rows if one.what[:4] != "time"]
 
 
 def test_a_reference_that_is_no_module_is_refused(net):

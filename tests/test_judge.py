@@ -70,10 +70,38 @@ def test_divergence_of_float16_and_of_far_logits():
     (lambda: agreement.agreement(torch.ones(2, 2), torch.ones(2, 2), torch.tensor([0, 2])), ValueError, "from 0 to 1"),
     (lambda: agreement.log_losses(torch.ones(2, 2), torch.tensor([0.0, 1.0])), ValueError, "must be integers"),
     (lambda: agreement.mean(torch.tensor([1.0])), ValueError, "at least two"),
+    (lambda: agreement.mean(None), TypeError, "values is a NoneType"),
+    (lambda: agreement.mean(torch.ones(3) * 1j), TypeError, "must hold real numbers"),
+    (lambda: agreement.agreement(torch.ones(2, 2) * 1j, torch.ones(2, 2), torch.tensor([0, 1])), TypeError, "must hold real numbers"),
+    (lambda: agreement.agreement("x", torch.ones(2, 2), torch.tensor([0, 1])), TypeError, "a is a str"),
+    (lambda: agreement.log_probabilities(torch.ones(2, 0)), ValueError, "at least one of each"),
+    (lambda: agreement.divergences(None, torch.ones(2, 2)), TypeError, "logits is a NoneType"),
 ])
 def test_agreement_refuses(call, error, told):
     with pytest.raises(error, match=told):
         call()
+
+
+ASKED = {"agreement": lambda logits, labels: agreement.agreement(logits, logits, labels), "log_losses": agreement.log_losses,
+         "ece": lambda logits, labels: confidence.ece(logits, labels, draws=5),
+         "by_class": lambda logits, labels: classes.by_class([x[0] > 1 for x in logits], [x[1] > 0 for x in logits], labels)}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_lists_and_arrays_are_judged_as_tensors_are(ask):
+    logits, labels = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]]), [0, 1, 1]
+    told = str(ask(torch.from_numpy(logits), torch.tensor(labels)))
+    for same in (labels, np.array(labels, np.uint16), torch.tensor(labels).to(torch.uint16)):
+        assert str(ask(logits, same)) == str(ask(logits.tolist(), same)) == told
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("labels", [None, "x", ["a", "b"], torch.tensor([0, 1]) * 1j, torch.tensor([0.0, 1.0]), torch.tensor([0, -1]),
+                                    torch.tensor([[0, 1]]), torch.tensor([True, False]), [0]], ids=repr)
+def test_labels_that_are_none_are_refused_in_one_sentence(ask, labels):
+    with pytest.raises((ValueError, TypeError), match="^labels (is|have|run) .*(must be|give a tensor)") as caught:
+        ask(np.ones((2, 2)), labels)
+    assert str(caught.value).count(". ") == 0
 
 
 # ---- confidence
@@ -139,7 +167,9 @@ def test_resampled_images_show_more_error_than_there_is():
 
 
 @pytest.mark.parametrize(("options", "told"), [
-    ({"by": "size"}, 'must be "width" or "mass"'), ({"bins": 0}, "bins is 0"), ({"draws": 0}, "draws is 0")])
+    ({"by": "size"}, 'must be "width" or "mass"'), ({"bins": 0}, "bins is 0"), ({"draws": 0}, "draws is 0"),
+    ({"bins": 1.5}, "bins is 1.5"), ({"bins": "x"}, "bins is 'x'"), ({"bins": math.nan}, "bins is nan"), ({"draws": True}, "draws is True"),
+    ({"seed": -1}, "seed is -1"), ({"seed": 1.5}, "seed is 1.5")])
 def test_ece_refuses(options, told):
     with pytest.raises(ValueError, match=told):
         confidence.ece(torch.ones(2, 2), torch.tensor([0, 1]), **options)
@@ -184,3 +214,9 @@ def test_by_class_refuses(labels, names, told):
     right = torch.tensor([True, False, True])
     with pytest.raises(ValueError, match=told):
         classes.by_class(right, right, torch.tensor(labels), names)
+
+
+@pytest.mark.parametrize("names", [3, "ab", [1, 2], {"a", "b"}])
+def test_names_are_words(names):
+    with pytest.raises(TypeError, match="must be a list or tuple of words"):
+        classes.by_class([True, False], [True, True], [0, 1], names)

@@ -30,10 +30,23 @@ def test_the_interval_of_a_median_equals_scipy(n, confidence):
 
 
 @pytest.mark.parametrize(("samples", "told"), [
-    ([1.0] * 5, "there are 5 samples"), ([], "there are 0"), ([1.0, math.nan] * 5, "must be finite")])
+    ([1.0] * 5, "there are 5 samples"), ([], "there are 0"), ([1.0, math.nan] * 5, "finite"), ([[1.0, 2.0]] * 6, r"the shape \(6, 2\)")])
 def test_median_refuses(samples, told):
     with pytest.raises(ValueError, match=told):
         timing.median(samples)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, math.nan, "x", None])
+def test_median_refuses_what_is_no_confidence(confidence):
+    with pytest.raises(ValueError, match=f"confidence is {confidence!r}, and must lie between"):
+        timing.median([1.0] * 6, confidence)
+
+
+def test_median_takes_arrays_and_no_words():
+    samples = np.arange(9, dtype=np.float32)[::-1]
+    assert timing.median(samples) == timing.median(samples.tolist()) == timing.Median(4.0, 1.0, 7.0, 9)
+    with pytest.raises(TypeError, match="samples is a list"):
+        timing.median(["a"] * 6)
 
 
 def test_calls_are_timed_in_turns():
@@ -60,15 +73,18 @@ def test_the_pipeline_is_its_stages_one_behind_the_other():
     assert torch.equal(calls["whole"](), calls["network"]().argmax(1)) and torch.equal(calls["argmax"](), calls["whole"]())
 
 
-@pytest.mark.parametrize("call", [lambda: timing.in_turns({}), lambda: timing.in_turns({"a": int}, turns=0)])
-def test_in_turns_refuses(call):
-    with pytest.raises(ValueError, match="at least one of each"):
-        call()
+@pytest.mark.parametrize(("calls", "options", "told"), [
+    ({}, {}, "at least one"), ({"a": int}, {"turns": 0}, "turns is 0"), ({"a": int}, {"turns": 2.5}, "turns is 2.5"),
+    ({"a": int}, {"warmup": 2.5}, "warmup is 2.5")])
+def test_in_turns_refuses(calls, options, told):
+    with pytest.raises(ValueError, match=told):
+        timing.in_turns(calls, **options)
 
 
 def test_stages_refuse_images_that_are_no_pixels():
     with pytest.raises(ValueError, match="must be uint8"):
         timing.stages(nn.Flatten(), torch.ones(1, 1, 2, 2))
+    assert timing.stages(nn.Flatten(), np.array([[[[0, 255]]]], np.uint8))["whole"]().tolist() == [1]
 
 
 # ---- memory
@@ -160,6 +176,62 @@ def test_macs_are_those_of_the_formula():
     assert energy.macs(net, torch.zeros(1, 1, 28, 28)) == total > 1_000_000
 
 
+class Asked(nn.Module):
+    """A module whose answer is a tuple, or which has to be asked otherwise."""
+
+    def __init__(self, part, ask=lambda part, x: part(x)[0]):
+        super().__init__()
+        self.part, self.ask = part, ask
+
+    def forward(self, x):
+        return self.ask(self.part, x)
+
+
+def recurrent(kind, gates, **options):
+    """Each of 5 steps has gates x 3 units, which see 8 inputs, or the 3 (6, of both ways) of the layer before, and 3 states."""
+    ways = 1 + options.get("bidirectional", False)
+    inputs = [8] + [3 * ways] * (options.get("num_layers", 1) - 1)
+    return Asked(kind(8, 3, batch_first=True, **options)), sum(5 * ways * gates * 3 * (n + 3) for n in inputs)
+
+
+SEEN = {
+    "encoder": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16),
+    "attention": (Asked(nn.MultiheadAttention(8, 2, batch_first=True), lambda part, x: part(x, x, x)[0]), 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8),
+    "scaled": (Asked(nn.Identity(), lambda part, x: nn.functional.scaled_dot_product_attention(*[x[None]] * 3)), 2 * 5 * 5 * 8),
+    "lstm": recurrent(nn.LSTM, 4), "lstm, two layers": recurrent(nn.LSTM, 4, num_layers=2, bidirectional=True),
+    "lstm, no bias": recurrent(nn.LSTM, 4, bias=False), "gru": recurrent(nn.GRU, 3, bidirectional=True), "rnn": recurrent(nn.RNN, 1),
+    "nothing": (nn.Sequential(nn.Softmax(-1), nn.LayerNorm(8), nn.Upsample(scale_factor=2, mode="linear")), 0),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("model", "expected"), SEEN.values(), ids=SEEN)
+def test_macs_of_attention_and_recurrence_by_hand_in_either_mode(model, expected, training):
+    assert energy.macs(model.train(training), torch.zeros(1, 5, 8)) == expected
+    assert model.training is training and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_leaves_the_model_as_it_is():
+    net = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(8, 2))
+    net[1].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert energy.macs(net, torch.rand(1, 5, 8)) == 5 * 8 * 2
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [part.training for part in net.modules()] == [True, True, False]
+
+
+@pytest.mark.parametrize(("name", "ask"), [
+    ("aten._trilinear", lambda x: nn.functional.bilinear(x, x, torch.ones(2, 8, 8))), ("aten.mv", lambda x: x[0] @ torch.ones(8)),
+    ("aten._cdist_forward", lambda x: torch.cdist(x, x)), ("mine.product", lambda x: torch.ops.mine.product(x))])
+def test_what_multiplies_and_has_no_formula_is_refused_by_name(name, ask):
+    with torch.library._scoped_library("mine", "FRAGMENT") as library:
+        library.define("product(Tensor x) -> Tensor")
+        library.impl("product", lambda x: x * x, "CPU")
+        with pytest.raises(ValueError, match=f"the model calls {name}, whose"):
+            energy.macs(Asked(nn.Identity(), lambda part, x: ask(x)), torch.ones(1, 5, 8))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_modelled_energy_by_hand():
     # 10 MACs: 46 pJ in float32, 3 pJ in int8; 8 bytes are one access
     full, small = energy.modelled(10, 8, "float32"), energy.modelled(10, 8, "int8")
@@ -168,8 +240,19 @@ def test_modelled_energy_by_hand():
 
 
 @pytest.mark.parametrize(("call", "told"), [
-    (lambda: energy.modelled(1, 1, "int3"), "float32, float16, int8"), (lambda: energy.modelled(-1, 1, "int8"), "0 or more"),
-    (lambda: energy.measured(int, 60), "from 0.001 to 30"), (lambda: energy.macs(nn.Flatten(), torch.ones(2, 3)), "holds 2 images")])
+    (lambda: energy.modelled(1, 1, "int3"), "float32, float16, int8"), (lambda: energy.modelled(-1, 1, "int8"), "macs is -1"),
+    (lambda: energy.modelled(math.nan, 1, "int8"), "macs is nan"), (lambda: energy.modelled(1, 1.5, "int8"), "nbytes is 1.5"),
+    (lambda: energy.modelled(1, 1, []), "float32, float16, int8"), (lambda: energy.measured(int, 60), "from 0.001 to 30"),
+    (lambda: energy.measured(int, "x"), "seconds is 'x'"), (lambda: energy.macs(nn.Flatten(), torch.ones(2, 3)), r"shape \(2, 3\)"),
+    (lambda: energy.macs(nn.Flatten(), torch.tensor(1.0)), r"must be \(1, ...\)")])
 def test_energy_refuses(call, told):
     with pytest.raises(ValueError, match=told):
+        call()
+
+
+@pytest.mark.parametrize(("call", "told"), [
+    (lambda: energy.measured(3), "fn is a int"), (lambda: energy.macs(torch.relu, torch.ones(1, 3)), "model is a builtin"),
+    (lambda: energy.macs(nn.Flatten(), None), "image is a NoneType")])
+def test_energy_refuses_other_kinds(call, told):
+    with pytest.raises(TypeError, match=told):
         call()

@@ -99,6 +99,28 @@ def test_shift_refuses(x, name, severity, told):
         shifts.shift(x, name, severity)
 
 
+@pytest.mark.parametrize("severity", [1.0, True, "1", None])
+def test_a_severity_is_a_whole_number(severity):
+    with pytest.raises(ValueError, match="severity is .* must be 1, 2, 3, 4 or 5"):
+        shifts.shift(pixels(1, 1, 2, 2), "blur", severity)
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, None, True])
+@pytest.mark.parametrize("name", shifts.SEVERITIES)
+def test_a_seed_is_a_whole_number(name, seed):
+    with pytest.raises(ValueError, match="seed is .* must be a whole number"):
+        shifts.shift(pixels(1, 1, 2, 2), name, 1, seed)
+
+
+def test_arrays_are_changed_and_words_are_not():
+    x = pixels(1, 1, 4, 4)
+    assert torch.equal(shifts.shift(x.numpy(), "noise", 1), shifts.shift(x, "noise", 1))
+    for call in (lambda: shifts.shift("x", "blur", 1), lambda: shifts.shifted(Split(None, [0]), "blur", 1),
+                 lambda: shifts.shifted(Split(torch.ones(1, 1, 2, 2).int(), [0]), "blur", 1)):
+        with pytest.raises(TypeError, match="(pixels|images) (is a|holds)"):
+            call()
+
+
 def test_images_of_another_normalisation_are_refused():
     with pytest.raises(ValueError, match="pixels run from"):
         shifts.shifted(Split(torch.full((1, 1, 2, 2), 5.0), torch.tensor([0])), "blur", 1)

@@ -17,6 +17,7 @@ Source document, 8.2. What such advice cannot know: your network. It is a list o
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 from qlab.search.methods import DATA, HARDWARE, Method, table
 
@@ -35,8 +36,8 @@ class Advice:
         """Why a method of the table is not among the rows. Raises ValueError for a name that is not out."""
         found = [reason for row, reason in self.out if row.name == name]
         if not found:
-            raise ValueError(f"name is {name!r}, and must be one of the methods that are out, such as "
-                             f"{', '.join(repr(row.name) for row, _ in self.out[:3])}.")
+            some = f"such as {', '.join(repr(row.name) for row, _ in self.out[:3])}" if self.out else "and none is"
+            raise ValueError(f"name is {name!r}, and must be one of the methods that are out, {some}.")
         return found[0]
 
     def __str__(self) -> str:
@@ -83,6 +84,11 @@ def advise(rows: Iterable[Method], data: str = "calibration", training: bool = F
     for name, given, allowed in (("data", data, DATA), ("hardware", hardware, (*HARDWARE, None)), ("want", want, WANTS)):
         if given not in allowed:
             raise ValueError(f"{name} is {given!r}, and must be one of {', '.join(map(repr, allowed))}.")
+    if not isinstance(training, bool):
+        raise ValueError(f"training is {training!r}, and must be True or False.")
+    for name, given in (("bits", bits), ("lost", lost)):
+        if given is not None and (isinstance(given, bool) or not isinstance(given, Real)):
+            raise ValueError(f"{name} is {given!r}, and must be a number, or None for any.")
     if bits is not None and not bits > 0:
         raise ValueError(f"bits is {bits!r}, and must be above 0, or None for any.")
     if lost is not None and not lost >= 0:

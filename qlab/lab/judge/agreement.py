@@ -17,6 +17,7 @@ import torch
 
 from qlab.lab.significance import wilson
 from qlab.llm.evaluate import Estimate
+from qlab.quant.layout import FLOATS, as_integers, as_tensor
 from qlab.search import sensitivity
 
 
@@ -69,14 +70,15 @@ def agreement(a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> Agreeme
     """How often two networks name the same class. a, b: their logits (n, classes) on the same images; labels: integers (n,).
 
     An image with a NaN among its logits is called nothing: wrong, and like no other. Raises ValueError for different shapes, no images,
-    or a label that is no class.
+    or a label that is no class, TypeError for what is no tensor of real numbers.
 
     >>> a, b = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([[9.0, 8.0], [1.0, 0.0], [1.0, 0.0]])
     >>> agreement(a, b, torch.tensor([0, 1, 1]))
     Agreement(both_right=1, a_only=1, b_only=0, wrong_alike=1, wrong_apart=0)
     """
+    a, b = as_tensor(a, "a", torch.float64), as_tensor(b, "b", torch.float64)
     _check_same(a, b)
-    labels = checked_labels(labels, a)
+    labels = checked_labels(labels, *a.shape)
     called_a, called_b = (torch.where(x.isnan().any(1), -1, x.argmax(1)) for x in (a, b))
     right_a, right_b, same = called_a == labels, called_b == labels, (called_a == called_b) & (called_a >= 0)
     wrong = ~right_a & ~right_b
@@ -94,9 +96,9 @@ def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     >>> [round(bits, 4) for bits in divergences(q, p).tolist()]                 # 0.5 log2(0.5 / 0.25) + 0.5 log2(0.5 / 0.75)
     [0.2075, 0.0]
     """
+    logits, reference = as_tensor(logits, "logits"), as_tensor(reference, "reference")
     _check_same(logits, reference)
-    for given in (logits, reference):
-        _check_logits(given)
+    logits, reference = _logits(logits), _logits(reference)
     return sensitivity.divergence(logits, reference) / math.log(2)
 
 
@@ -106,19 +108,20 @@ def log_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     >>> [round(bits, 4) for bits in log_losses(torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log(), torch.tensor([0, 1])).tolist()]
     [2.0, 1.0]
     """
-    labels = checked_labels(labels, logits)
-    return -log_probabilities(logits).gather(1, labels[:, None].long())[:, 0] / math.log(2)
+    found = log_probabilities(logits)
+    labels = checked_labels(labels, *found.shape)
+    return -found.gather(1, labels[:, None].long())[:, 0] / math.log(2)
 
 
 def mean(values: torch.Tensor) -> Estimate:
     """The mean of numbers an image, with its standard error and its 95 % interval; of differences, for two networks on the same images.
 
-    values: (n,), at least two, finite; ValueError otherwise.
+    values: (n,), at least two, finite; ValueError otherwise, TypeError for what is no tensor of real numbers.
 
     >>> print("%.2f +- %.2f" % mean(torch.tensor([1.0, 2.0, 3.0])))
     2.00 +- 0.58
     """
-    values = torch.as_tensor(values).double()
+    values = as_tensor(values, "values", torch.float64)
     if values.ndim != 1 or len(values) < 2 or not values.isfinite().all():
         raise ValueError(f"values have the shape {tuple(values.shape)}, and must be finite numbers, one an image, at least two.")
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)))
@@ -126,31 +129,34 @@ def mean(values: torch.Tensor) -> Estimate:
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """log softmax, natural, float64, of logits (n, classes). ValueError for another shape, NaN or infinity, TypeError for integers."""
-    _check_logits(logits)
-    return logits.double().log_softmax(1)
+    return _logits(logits).double().log_softmax(1)
 
 
-def _check_logits(logits: torch.Tensor) -> None:
-    if logits.ndim != 2 or len(logits) == 0:
-        raise ValueError(f"logits have the shape {tuple(logits.shape)}, and must be (images, classes), at least one image.")
-    if not logits.is_floating_point():
+def _logits(logits) -> torch.Tensor:
+    logits = as_tensor(logits, "logits")
+    if logits.ndim != 2 or logits.numel() == 0:
+        raise ValueError(f"logits have the shape {tuple(logits.shape)}, and must be (images, classes), at least one of each.")
+    if logits.dtype not in FLOATS:
         raise TypeError(f"logits are {logits.dtype}, and must be floating point: codes have to be decoded first.")
     if not logits.isfinite().all():
         raise ValueError("logits hold NaN or infinity, and must be finite.")
+    return logits
 
 
-def checked_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """labels as a tensor: integers, one a row of logits, each a class. Raises ValueError otherwise."""
-    labels = torch.as_tensor(labels)
-    if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+def checked_labels(labels, images: int, classes: int | None = None) -> torch.Tensor:
+    """labels as a tensor: integers, one an image, each a class. Raises ValueError otherwise, TypeError for what is no tensor."""
+    labels = as_tensor(labels, "labels")
+    if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}, and must be integers, one for each of the "
-                         f"{len(logits)} images.")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, and must be from 0 to {logits.shape[1] - 1}.")
+                         f"{images} images.")
+    labels = as_integers(labels, "labels")
+    if labels.min() < 0 or classes is not None and labels.max() >= classes:
+        allowed = "0 or more" if classes is None else f"from 0 to {classes - 1}"
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, and must be {allowed}.")
     return labels
 
 
 def _check_same(a: torch.Tensor, b: torch.Tensor) -> None:
-    if a.shape != b.shape or a.ndim != 2 or len(a) == 0:
+    if a.shape != b.shape or a.ndim != 2 or a.numel() == 0:
         raise ValueError(f"the logits have the shapes {tuple(a.shape)} and {tuple(b.shape)}, and must be (images, classes) of the same "
-                         "images, at least one.")
+                         "images, at least one of each.")

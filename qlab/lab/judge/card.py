@@ -24,6 +24,7 @@ from qlab.lab.significance import holm, mcnemar
 from qlab.nets.fake import FakeQuantize
 from qlab.nets.integer import IntegerNetwork
 from qlab.nets.ptq import Quantized
+from qlab.quant.layout import as_tensor, check_name, check_whole, generator
 
 COLUMNS = ("", "this network", "reference", "change", "of", "source")
 ROUNDS = 6                                                                                  # the fewest with an interval
@@ -112,8 +113,8 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
     runtime: images to logits, what runs in few bits, for time and memory: simulated quantization has neither.
     arithmetic: "int8", ... for the model of energy, where no counter can be read; seconds: how long a counter is watched at a time.
     names: of the classes. severity: 1 to 5, of the changed images. turns: samples of each time, at least six.
-    Raises ValueError, in one sentence, for a split, names, severity or turns that cannot be judged, and for a module in training mode;
-    TypeError for a reference that is no module.
+    Raises ValueError, in one sentence, for a split or another argument that cannot be judged, and for a module in training mode; TypeError
+    for an argument of another kind: a reference that is no module, a title that is no text.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     >>> _ = nn.init.zeros_(net[1].weight), nn.init.zeros_(net[1].bias)
@@ -126,19 +127,28 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
                                  +0.00 points [-5.33, +5.33], p = 1.000: inside the noise
                                  50 images; 50 test images; McNemar, exact
     """
-    if severity not in range(1, 6):
-        raise ValueError(f"severity is {severity!r}, and must be 1, 2, 3, 4 or 5.")
-    if turns < 6:
-        raise ValueError(f"turns is {turns}, and must be 6 or more: fewer samples have no interval.")
+    test = _judgeable(test)
+    shifts.check_severity(severity)
+    check_whole("turns", turns, ROUNDS)                                                     # fewer samples have no interval
+    energy.check_seconds(seconds)
+    generator(seed)
+    classes.check_names(names, test.labels)
+    check_whole("nbytes", 0 if nbytes is None else nbytes, 0)
+    check_name("arithmetic", "float32" if arithmetic is None else arithmetic, energy.MAC_PJ)
+    for what, text in {"title": title, "source": source}.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{what} is {text!r}, and must be words.")
     if not isinstance(reference, nn.Module):
         raise TypeError(f"reference is a {type(reference).__name__}, and must be a torch.nn.Module.")
-    if names is not None and len(names) <= int(test.labels.max()):
-        raise ValueError(f"names has {len(names)} entries, and must have one for each of {int(test.labels.max()) + 1} classes.")
     network, known, simulated = _network(model)
     for what, part in {"model": network, "reference": reference, "runtime": runtime}.items():
+        if not callable(part) and (what, part) != ("runtime", None):
+            raise TypeError(f"{what} is a {type(part).__name__}, and must be a function of images to logits.")
         if isinstance(part, nn.Module) and part.training:
             raise ValueError(f"the {what} is in training mode, and must be judged as it will be used: call eval() before.")
-    runs = runtime or (None if simulated else network)
+    if runtime is not None:
+        _logits("runtime", runtime, test.images[:1])
+    runs = runtime if runtime is not None or simulated else network
     nbytes = known if nbytes is None else nbytes
     rows, missing = [], {}
 
@@ -148,7 +158,7 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
         except (ValueError, TypeError) as error:
             missing[what] = first_line(error)
 
-    a, b = measure.logits(reference, test.images), measure.logits(network, test.images)
+    a, b = _logits("reference", reference, test.images), _logits("model", network, test.images)
     of = f"{len(test.labels):,} images"
     rows.append(_accuracy("accuracy", measure.right(a, test.labels), measure.right(b, test.labels), None, of, source))
     take("agreement", lambda: _agreement(a, b, test.labels, of, source))
@@ -169,6 +179,22 @@ def card(model: Callable | Quantized, reference: nn.Module, test: Split, *, titl
         take("time", lambda: _times(runs, reference, test.images[:1], turns))
     take("energy", lambda: _energy(runs, reference, test.images[:1], nbytes, arithmetic, seconds))
     return Card(title, tuple(rows), missing)
+
+
+def _judgeable(test) -> Split:
+    if not isinstance(test, (tuple, list)) or len(test) != 2:
+        raise TypeError(f"test is a {type(test).__name__}, and must be a Split of images and labels.")
+    images = as_tensor(test[0], "images")
+    if images.ndim == 0 or images.numel() == 0:
+        raise ValueError(f"images have the shape {tuple(images.shape)}, and must be (images, ...), at least one.")
+    return Split(images, agreement.checked_labels(test[1], len(images)))
+
+
+def _logits(who: str, network: Callable, images: torch.Tensor) -> torch.Tensor:
+    try:
+        return measure.logits(network, images)
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        raise ValueError(f"the {who} cannot judge images, {images.dtype} {tuple(images.shape)} ({first_line(error)}).") from None
 
 
 def _network(model) -> tuple[Callable, int | None, bool]:

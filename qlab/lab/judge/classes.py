@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from qlab.lab.judge.agreement import checked_labels
 from qlab.lab.significance import McNemar, holm, mcnemar
+from qlab.quant.layout import as_tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def by_class(a, b, labels: torch.Tensor, names: Sequence[str] | None = None) -> 
     """What network B does to each class that network A knew, the greatest loss first; classes without images are left out.
 
     a, b: the Accuracy, or bool (n,), on the same images in the same order; labels: integers (n,), 0 or more; names: of the classes.
-    Raises ValueError for different lengths, labels that are no such integers, or fewer names than classes.
+    Raises ValueError for different lengths, labels that are no such integers, or fewer names than classes, TypeError for what is no tensor.
 
     >>> labels = torch.tensor([0] * 50 + [1] * 50)
     >>> a, b = torch.ones(100, dtype=torch.bool), torch.arange(100) >= 10                              # B has lost ten of class 0
@@ -46,19 +48,25 @@ def by_class(a, b, labels: torch.Tensor, names: Sequence[str] | None = None) -> 
     coat                   50   100.0 %   -20.0 [-31.2, -7.3]    0.004
     bag                    50   100.0 %    +0.0 [-5.3, 5.3]      1.000 noise
     """
-    labels, whole = torch.as_tensor(labels), mcnemar(a, b)
-    if labels.shape != (whole.n,) or labels.is_floating_point() or labels.dtype == torch.bool or labels.min() < 0:
-        raise ValueError(f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}, and must be integers, 0 or more, one "
-                         f"for each of the {whole.n} images.")
-    if names is not None and len(names) <= int(labels.max()):
-        raise ValueError(f"names has {len(names)} entries, and must have one for each of {int(labels.max()) + 1} classes.")
-    a, b = (getattr(x, "correct", x) for x in (a, b))
+    a, b = (as_tensor(getattr(given, "correct", given), name) for name, given in (("a", a), ("b", b)))
+    labels = checked_labels(labels, mcnemar(a, b).n)
+    check_names(names, labels)
     found = []
     for label in labels.unique().tolist():
         mine = labels == label
         found.append((label, names[label] if names else str(label), a[mine].double().mean().item(), mcnemar(a[mine], b[mine])))
     changes = [ClassChange(*one, p) for one, p in zip(found, holm([pair.p for *_, pair in found]))]
     return sorted(changes, key=lambda change: change.pair.difference)
+
+
+def check_names(names: Sequence[str] | None, labels: torch.Tensor) -> None:
+    """Raises ValueError where a class has no name, TypeError where names are no list or tuple of words."""
+    if names is None:
+        return
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names is {names!r}, and must be a list or tuple of words, one for each class.")
+    if len(names) <= int(labels.max()):
+        raise ValueError(f"names has {len(names)} entries, and must have one for each of {int(labels.max()) + 1} classes.")
 
 
 def table(changes: Sequence[ClassChange]) -> str:

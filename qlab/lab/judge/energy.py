@@ -12,18 +12,25 @@ same arithmetic and traffic, is what it can say.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qlab.llm.activations import evaluating
+from qlab.quant.layout import as_tensor, check_name, check_whole
+
 POWERCAP = Path("/sys/class/powercap")
 MAC_PJ = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "int8": 0.2 + 0.1}        # int8: the sum is of 32 bits
 DRAM_PJ_A_BYTE = (1300 / 8, 2600 / 8)                                           # an access fetches 64 bits
+# What an operator that multiplies matrices has in its name, between underscores. A fused cell (thnn) only adds up what was multiplied.
+PRODUCT = re.compile(r"(?!_thnn).*(^|_)([a-z]*(mm|mv|dot|linear|matmul)|conv(\dd|olution)?|attention|encoder|rnn|lstm|gru|cdist)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -65,19 +72,27 @@ def measured(fn: Callable[[], object], seconds: float = 5.0, folder: Path = POWE
     """Joules that one call of fn() takes above idling, of all packages, by their counters; None where nothing can be read.
 
     The machine idles for so many seconds, and then calls fn for as many. Below zero where others did more meanwhile: then repeat it on a
-    quiet machine. Raises ValueError unless seconds is from 0.001 to 30: a counter that runs over twice is taken to have run over once.
+    quiet machine. Raises ValueError unless seconds is from 0.001 to 30 (a counter that runs over twice is taken to have run over once),
+    TypeError if fn cannot be called.
 
     >>> measured(lambda: None, seconds=0.001, folder=Path("nowhere")) is None
     True
     """
-    if not 0.001 <= seconds <= 30:
-        raise ValueError(f"seconds is {seconds}, and must be from 0.001 to 30.")
+    check_seconds(seconds)
+    if not callable(fn):
+        raise TypeError(f"fn is a {type(fn).__name__}, and must be a function without arguments, for example lambda: model(x).")
     packages = list(counters(folder).values())
     if not packages:
         return None
     idle, idle_s, _ = _during(lambda: time.sleep(seconds), 0, packages)
     busy, busy_s, calls = _during(fn, seconds, packages)
     return (busy - idle / idle_s * busy_s) / calls
+
+
+def check_seconds(seconds) -> None:
+    """Raises ValueError unless a counter can be watched for so long."""
+    if not isinstance(seconds, Real) or not 0.001 <= seconds <= 30:
+        raise ValueError(f"seconds is {seconds!r}, and must be a number from 0.001 to 30.")
 
 
 def _during(fn: Callable[[], object], seconds: float, packages: list[Path]) -> tuple[float, float, int]:
@@ -101,7 +116,10 @@ def _formulas() -> dict:
         import qlab.matmul.triton  # noqa: F401
     from torch.utils.flop_counter import flop_registry
 
-    return flop_registry
+    aten = torch.ops.aten
+    return flop_registry | {                                                    # the CPU's own, which torch has no formulas for
+        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+        aten.mkldnn_rnn_layer: lambda x, *weights, out_val: 2 * x[..., 0].numel() * (weights[0].numel() + weights[1].numel())}
 
 
 class _Count(TorchDispatchMode):
@@ -119,19 +137,37 @@ class _Count(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in self.formulas:
             self.flops += self.formulas[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        elif func.namespace not in ("aten", "prim", "prims") or PRODUCT.match(func._overloadpacket.__name__):
+            raise ValueError(f"the model calls {func._overloadpacket}, whose multiplications cannot be counted.")
         return out
+
+
+@contextlib.contextmanager
+def _step_by_step():
+    """Attention as the matrix products that it is made of: torch's fast path is one operator, in evaluation mode alone."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @torch.no_grad()
 def macs(model: nn.Module, image: torch.Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one image (1, ...). ValueError for more than one.
+    """Multiply-accumulates of convolutions and matrix products for one image (1, ...), in evaluation mode; the model stays as it is.
+
+    Raises TypeError for what is no module, ValueError for more than one image, and for an operator that multiplies and cannot be counted.
 
     >>> macs(nn.Conv2d(1, 2, 3), torch.ones(1, 1, 5, 5))                        # 2 channels of 3 x 3 places, 9 factors each
     162
     """
-    if len(image) != 1:
-        raise ValueError(f"image holds {len(image)} images, and must hold one.")
-    with _Count() as count:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+    image = as_tensor(image, "image")
+    if image.ndim == 0 or len(image) != 1:
+        raise ValueError(f"image has the shape {tuple(image.shape)}, and must be (1, ...), one image.")
+    with evaluating(model), _step_by_step(), _Count() as count:
         model(image)
     return count.flops // 2                                                     # the multiplication and the addition are two
 
@@ -139,14 +175,13 @@ def macs(model: nn.Module, image: torch.Tensor) -> int:
 def modelled(macs: int, nbytes: int, arithmetic: str) -> Modelled:
     """Microjoules an image by the model: macs multiply-accumulates in "float32", "float16" or "int8", nbytes of weights fetched once.
 
-    Raises ValueError for another arithmetic or negative counts.
+    Raises ValueError for another arithmetic, and for counts that are no whole numbers of 0 or more.
 
     >>> print(modelled(1_000_000, 100_000, "int8"))
     16.6 to 32.8 uJ by a model (1,000,000 MACs: 0.3 uJ; the rest is DRAM)
     """
-    if arithmetic not in MAC_PJ:
-        raise ValueError(f"arithmetic is {arithmetic!r}, and must be one of {', '.join(MAC_PJ)}.")
-    if macs < 0 or nbytes < 0:
-        raise ValueError(f"macs is {macs} and nbytes is {nbytes}, and both must be 0 or more.")
+    check_name("arithmetic", arithmetic, MAC_PJ)
+    check_whole("macs", macs, 0)
+    check_whole("nbytes", nbytes, 0)
     computed = macs * MAC_PJ[arithmetic] / 1e6
     return Modelled(macs, computed, *(computed + nbytes * pj / 1e6 for pj in DRAM_PJ_A_BYTE))

@@ -12,12 +12,14 @@ comes in from outside is black. Directions and noise are drawn from a seed, on t
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch.nn.functional import conv2d, grid_sample, pad
 
 from qlab.lab import data
 from qlab.lab.data import Split
+from qlab.quant import layout
 
 SEVERITIES = {
     "rotation": (5, 10, 15, 20, 30), "translation": (1, 2, 3, 4, 5), "blur": (0.5, 0.75, 1.0, 1.25, 1.5),
@@ -87,22 +89,22 @@ def shift(pixels: torch.Tensor, name: str, severity: int, seed: int = 0) -> torc
     """The images, changed: (n, channels, rows, columns), floating point from 0 to 1, to the same; the argument stays as it is.
 
     name: "rotation", "translation", "blur", "contrast" or "noise"; severity: 1 to 5; seed: of the directions and the noise.
-    Raises ValueError for another name or severity, another shape, no images, integers, or pixels outside of 0 to 1 (NaN among them).
+    Raises ValueError for another name, severity or seed, another shape, no images, integers, or pixels outside of 0 to 1 (NaN among them),
+    TypeError for what is no tensor.
 
     >>> pixels = torch.rand(4, 1, 28, 28)
     >>> [shift(pixels, name, 3).shape == pixels.shape for name in SEVERITIES]
     [True, True, True, True, True]
     """
-    if name not in SEVERITIES:
-        raise ValueError(f"name is {name!r}, and must be one of {', '.join(SEVERITIES)}.")
-    if severity not in range(1, 6):
-        raise ValueError(f"severity is {severity!r}, and must be 1, 2, 3, 4 or 5.")
-    if pixels.ndim != 4 or pixels.numel() == 0 or not pixels.is_floating_point():
+    layout.check_name("name", name, SEVERITIES)
+    check_severity(severity)
+    pixels = layout.as_tensor(pixels, "pixels")
+    if pixels.ndim != 4 or pixels.numel() == 0 or pixels.dtype not in layout.FLOATS:
         raise ValueError(f"pixels have dtype {pixels.dtype} and shape {tuple(pixels.shape)}, and must be floating point "
                          "(images, channels, rows, columns), at least one image.")
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(f"pixels run from {pixels.min():g} to {pixels.max():g}, and must be from 0 to 1.")
-    strength, generator, n = SEVERITIES[name][severity - 1], torch.Generator().manual_seed(seed), len(pixels)
+    strength, generator, n = SEVERITIES[name][severity - 1], layout.generator(seed), len(pixels)
     if name == "rotation":
         made = rotate(pixels, strength * (2 * torch.randint(2, (n,), generator=generator) - 1))
     elif name == "translation":
@@ -113,17 +115,23 @@ def shift(pixels: torch.Tensor, name: str, severity: int, seed: int = 0) -> torc
     return made.clamp(0, 1)
 
 
+def check_severity(severity) -> None:
+    """Raises ValueError for another severity than 1 to 5."""
+    if isinstance(severity, bool) or not isinstance(severity, Integral) or severity not in range(1, 6):
+        raise ValueError(f"severity is {severity!r}, and must be 1, 2, 3, 4 or 5.")
+
+
 def shifted(split: Split, name: str, severity: int, seed: int = 0, mean: float = data.MEAN, std: float = data.STD) -> Split:
     """A split whose images are changed: taken back to pixels, shift, and normalised again, x = (pixel - mean) / std. Labels stay.
 
-    Raises ValueError as shift does; images that lie outside of black and white were normalised by another mean or std.
+    Raises as shift does, and TypeError for integers; images that lie outside of black and white were normalised by another mean or std.
 
     >>> test = data.load("test")
     >>> pale = shifted(Split(test.images[:1], test.labels[:1]), "contrast", 5).images
     >>> round(float(pale.max() - pale.min()) * data.STD, 4)                     # of black to white
     0.15
     """
-    images, labels = split
+    images, labels = layout.as_float(split[0], "images"), split[1]
     pixels = images.double() * std + mean
     near = math.sqrt(torch.finfo(images.dtype).eps)                                                         # black may come back as -1e-8
     pixels = torch.where((pixels > -near) & (pixels < 1 + near), pixels.clamp(0, 1), pixels).to(images.dtype)

@@ -10,11 +10,13 @@ after the other, again and again; ratios are then taken turn by turn, and are su
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
 from qlab.lab import data
 from qlab.lab.measure import Latency, latency_ms
+from qlab.quant.layout import as_tensor, check_whole
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,16 @@ def median(samples: Sequence[float], confidence: float = 0.95) -> Median:
     """The median of numbers, with the interval that holds the median of all such numbers, whatever their distribution.
 
     Raises ValueError for samples that are not finite, for a confidence that does not lie between 0 and 1, and for too few samples:
-    five have no such interval at 95 %, six have the smallest and the largest.
+    five have no such interval at 95 %, six have the smallest and the largest. TypeError for samples that are no numbers.
 
     >>> median([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])
     Median(value=3.5, low=1.0, high=6.0, n=6)
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, and must lie between 0 and 1, for example 0.95.")
-    if not all(math.isfinite(x) for x in samples):
-        raise ValueError("samples hold NaN or infinity, and must be finite.")
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence!r}, and must lie between 0 and 1, for example 0.95.")
+    samples = as_tensor(samples, "samples", torch.float64)
+    if samples.ndim != 1 or not samples.isfinite().all():
+        raise ValueError(f"samples have the shape {tuple(samples.shape)}, and must be numbers (n,), finite: no NaN, no infinity.")
     n, rank, below = len(samples), 0, 0
     # P(X <= rank) = below / 2^n, in whole numbers
     while rank < n / 2 and 2 * (below + math.comb(n, rank)) <= (1 - confidence) * 2**n:
@@ -55,21 +58,23 @@ def median(samples: Sequence[float], confidence: float = 0.95) -> Median:
     if rank == 0:
         need = math.ceil(1 - math.log2(1 - confidence))
         raise ValueError(f"there are {n} samples, and a median at {100 * confidence:g} % needs at least {need}.")
-    ordered = sorted(samples)
+    ordered = samples.sort().values.tolist()
     return Median((ordered[(n - 1) // 2] + ordered[n // 2]) / 2, ordered[rank - 1], ordered[n - rank], n)
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], turns: int = 30, warmup: int = 3) -> dict[str, Latency]:
     """Every call's milliseconds, one sample of each a turn, in their order; measure.latency_ms says what a sample is.
 
-    Raises ValueError for no calls, turns or warmup < 1, TypeError for what cannot be called.
+    Raises ValueError for no calls, for turns or warmup that are no whole number of at least 1, TypeError for what cannot be called.
 
     >>> taken = in_turns({"ten": lambda: sum(range(10)), "ten thousand": lambda: sum(range(10_000))}, turns=6)
     >>> {name: len(latency.samples_ms) for name, latency in taken.items()}
     {'ten': 6, 'ten thousand': 6}
     """
-    if not calls or turns < 1:
-        raise ValueError(f"there are {len(calls)} calls and {turns} turns, and must be at least one of each.")
+    if not calls:
+        raise ValueError("there are no calls, and there must be at least one.")
+    check_whole("turns", turns, 1)
+    check_whole("warmup", warmup, 1)
     samples = {name: [] for name in calls}
     for turn in range(turns):
         for name, call in calls.items():
@@ -95,6 +100,7 @@ def stages(network: Callable, pixels: torch.Tensor, mean: float = data.MEAN, std
     >>> list(calls), calls["whole"]()
     (['preprocess', 'network', 'argmax', 'whole'], tensor([1]))
     """
+    pixels = as_tensor(pixels, "pixels")
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) == 0:
         raise ValueError(f"pixels have dtype {pixels.dtype} and shape {tuple(pixels.shape)}, and must be uint8 (images, channels, rows, "
                          "columns), at least one image.")
