@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if not (":" in args.model or args.model.endswith(".py") or args.calibration or args.weights):
         return of_the_zoo(args)
     try:
+        check_own(args.model, "--calibration and --weights")
         if not args.calibration:
             raise ValueError(tr("calibration images are needed for a network of your own: --calibration images.npy, training "
                                 "images (n, ...)."))
@@ -48,6 +49,15 @@ def run(args: argparse.Namespace) -> int:
         return 2
     print(tr("{out}.json says what it holds.", out=args.out))
     return 0
+
+
+def check_own(model: str, options: str) -> None:
+    """Raises ValueError where the options of one's own network are given with one of the zoo."""
+    from qlab.nets.models import MODELS
+
+    if model in MODELS:
+        raise ValueError(tr("{model} is a network of the zoo, which brings its weights and its images: leave out {options}.", model=model,
+                            options=options))
 
 
 def of_the_zoo(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Where the course lies: the clone that qlab is installed from, its notebooks, and the one that a name means."""
 
+import re
 from pathlib import Path
 
 import qlab
@@ -27,13 +28,21 @@ def clone() -> Path:
     return folder
 
 
+def _choices(name: str, folder: Path) -> str:
+    """The notebooks whose names hold the word; if there are none, all of them, by their numbers."""
+    names = sorted(path.stem for path in folder.glob("*.ipynb"))
+    return ", ".join([near for near in names if name and name.lower() in near.lower()]
+                     or [re.match(r"\d+(?=_)|.*", one)[0] for one in names])
+
+
 def find_notebook(name: str, root: Path) -> Path:
     """The notebook meant by name: a path, a name in notebooks/ with or without .ipynb, or a number that starts one ("02")."""
     tried = [Path.cwd() / name, root / name, root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
     found = [path for path in tried if path.is_file()] or sorted(
         path for path in (root / "notebooks").glob("*.ipynb") if name and path.name.startswith(f"{name}_"))[:1]
     if not found:
-        raise FileNotFoundError(tr("there is no notebook {name} in {folder}.", name=name, folder=root / "notebooks"))
+        raise FileNotFoundError(tr("there is no notebook {name} in {folder}: name one of {choices}.", name=name,
+                                   folder=root / "notebooks", choices=_choices(name, root / "notebooks")))
     path = found[0].resolve()
     if path.suffix != ".ipynb" or not path.is_relative_to(root.resolve()):
         raise ValueError(tr("{path} is not a notebook (.ipynb) inside {root}.", path=path, root=root))

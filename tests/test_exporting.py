@@ -151,13 +151,14 @@ class Evil:
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["mine_of_test:make_model", "out/n.c"], "calibration images are needed for a network of your own"),
+    (["depthwise", "out/n.c", "--weights", "w.pt"], "depthwise is a network of the zoo, which brings its weights and its images: leave out"),
     (["mine_of_test:nothing", "--calibration", "x.npy", "out/n.c"], "there is no nothing in mine_of_test"),
     (["mine_of_test:seven", "--calibration", "x.npy", "out/n.c"], "model is a int, and must be a torch.nn.Module."),
     (["mine_of_test:needs_one", "--calibration", "x.npy", "out/n.c"], "cannot be called without arguments to make a network (TypeError: "),
     (["mine_of_test:breaks", "--calibration", "x.npy", "out/n.c"], "to make a network (RuntimeError: no)."),
     (["mine_of_test:leaves", "--calibration", "x.npy", "out/n.c"], "to make a network (SystemExit: 3)."),
     (["mine_of_test.py", "--calibration", "x.npy", "out/n.c"], "the network is 'mine_of_test.py', and must be MODULE:NAME or FILE.py:NAME"),
-    (["cnn", "--calibration", "x.npy", "out/n.c"], "the network is 'cnn', and must be MODULE:NAME"),
+    (["cnn", "--calibration", "x.npy", "out/n.c"], "cnn is a network of the zoo, which brings its weights and its images: leave out"),
     (["no_such_module:net", "--calibration", "x.npy", "out/n.c"], "no_such_module cannot be imported (ModuleNotFoundError: "),
     (["none.py:net", "--calibration", "x.npy", "out/n.c"], "there is no file none.py."),
     (["broken.py:net", "--calibration", "x.npy", "out/n.c"], "broken.py cannot be imported (SyntaxError: "),
