@@ -243,7 +243,7 @@ def _calibration(a, b, labels, of, source, seed) -> list[Row]:
         found = [confidence.ece(x, labels, by=by, seed=seed) for x in (b, a)]
         told = [f"{100 * x.value:.1f} points [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in found]
         raw = " and ".join(f"{100 * x.found:.1f} (chance {100 * x.chance:.1f})" for x in found)
-        rows.append(Row(f"ECE, equal {by}", *told, f"found {raw}", of, f"{source}; without what chance adds"))
+        rows.append(Row(f"ECE, equal {by}", *told, f"found {raw}", of, f"{source}; estimates, chance taken into account"))
     return rows
 
 

@@ -49,10 +49,11 @@ class Bin:
 class Calibration:
     """found: the ECE as it is usually given. chance: what a perfectly calibrated network would show on as many images, on average.
 
-    value, low, high: the error without what chance adds, and its 95 % interval. All from 0 to 1. bins: those that hold images.
+    value, low, high: the error that it is estimated to have, chance taken into account, and its 95 % interval. All from 0 to 1. bins: those
+    that hold images.
 
     >>> print(Calibration(found=0.031, chance=0.012, value=0.027, low=0.019, high=0.036, bins=(Bin(500, 450, 0.93),), by="width"))
-    2.7 points [1.9, 3.6] (found 3.1, of which a perfectly calibrated network shows 1.2; 500 images, bins of equal width)
+    2.7 points [1.9, 3.6] (found 3.1, where a perfectly calibrated network shows 1.2; 500 images, bins of equal width)
     """
 
     found: float
@@ -70,7 +71,7 @@ class Calibration:
 
     def __str__(self) -> str:
         found, chance, value, low, high = (100 * x for x in (self.found, self.chance, self.value, self.low, self.high))
-        return (f"{value:.1f} points [{low:.1f}, {high:.1f}] (found {found:.1f}, of which a perfectly calibrated network shows "
+        return (f"{value:.1f} points [{low:.1f}, {high:.1f}] (found {found:.1f}, where a perfectly calibrated network shows "
                 f"{chance:.1f}; {self.n:,} images, bins of equal {self.by})")
 
     def table(self) -> str:
