@@ -47,12 +47,10 @@ setup setup-test:
 lab: setup
 	@$(QLAB) lab $(if $(PORT),--port $(PORT)) $(ARGS)
 
-lecture demo: NEEDS = lecture voila
-site: NEEDS = site sphinx_book_theme
+lecture demo: EXTRA = lecture
+site: EXTRA = site
 lecture demo site: setup
-	@$(VENV_PYTHON) -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$(lastword $(NEEDS))'))" || { \
-		echo "qlab: installing the extra $(firstword $(NEEDS)), once"; \
-		$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -e '.[$(firstword $(NEEDS))]' -c constraints.txt; }
+	@"$(PYTHON)" -m qlab.bootstrap course $(EXTRA)
 	@$(QLAB) $@ $(ARGS)
 
 zoo doctor release: setup
@@ -61,10 +59,11 @@ zoo doctor release: setup
 test check browser bench notebooks lint pins build grade: setup-test
 	@$(QLAB) $@ $(ARGS)
 
+tflite-keras: KERAS_PYTHON = $(VENV_PYTHON:.venv/%=.venv-keras/%)
 tflite-keras: setup
-	@test -x .venv-keras/bin/python || "$(PYTHON)" -m venv .venv-keras
-	@.venv-keras/bin/python -m pip install -q tensorflow-cpu==2.21.0
-	@.venv/bin/python -m qlab.lab.experiments.tflite_keras .venv-keras/bin/python
+	@test -x $(KERAS_PYTHON) || "$(PYTHON)" -m venv .venv-keras
+	@$(KERAS_PYTHON) -m pip install -q tensorflow-cpu==2.21.0
+	@$(VENV_PYTHON) -m qlab.lab.experiments.tflite_keras $(KERAS_PYTHON)
 
 clean:
 	@find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -2,7 +2,8 @@
 
     .venv is made with Python 3.11 to 3.14, and qlab installed into it: pip install -e .[course] -c constraints.txt
     python3 -m qlab.bootstrap test adds what tests and graders need; --cpu and --cuda choose torch's build
-    .venv/qlab-installed holds the sha256 of what was installed, and which set; while they agree, there is nothing to do
+    python3 -m qlab.bootstrap course lecture adds an extra of pyproject.toml, which from then on is kept as new as the rest
+    .venv/qlab-installed holds the sha256 of what was installed, which set and which extras; while they agree, there is nothing to do
 
 An older Python must be able to read this file, to say that it is too old: no newer syntax here, and nothing but the standard library.
 """
@@ -19,6 +20,7 @@ from qlab.bootstrap_machine import ROOT, Problem, call, check_fits, fits, has_ve
 
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # where pytorch.org keeps torch for Linux without CUDA
 COURSE, TEST = "course", "test"  # the sets, extras of pyproject.toml; the second holds the first
+EXTRAS = ("lecture", "site", "hub", "browser", "nbgrader", "pins")  # what no set holds, a few tens of megabytes each
 GIGABYTES = {COURSE: (0.4, 1.4), TEST: (0.7, 2.7)}  # to download, and on the disk then
 CUDA_GIGABYTES = (2.5, 4.0)  # more, where torch comes with CUDA and Triton
 UNFINISHED, EMPTY = "unfinished", "empty"
@@ -58,11 +60,11 @@ def write_stamp(text):
 
 
 def holds():
-    """(sha256, set) of what .venv was installed from; ("", "") if that is not known."""
+    """(sha256, set, extras) of what .venv was installed from; ("", "", []) if that is not known."""
     words = (read_stamp() or "").split()
     if len(words) == 1 and len(words[0]) == 64:
-        return words[0], TEST  # of an earlier qlab, which installed everything
-    return tuple(words) if len(words) == 2 else ("", "")
+        return words[0], TEST, []  # of an earlier qlab, which installed everything
+    return (words[0], words[1], words[2:]) if len(words) >= 2 else ("", "", [])
 
 
 def venv_python():
@@ -165,7 +167,7 @@ def choose_torch(asked):
     return [], True
 
 
-def install(goal, which, asked):
+def install(goal, which, extras, asked):
     """Runs pip in .venv; the stamp says unfinished while it does, and after a plain failure what it said before."""
     before = read_stamp()
     new = before == EMPTY
@@ -182,7 +184,7 @@ def install(goal, which, asked):
     # Students' files are compiled when they are first imported: half a minute less to wait here, and 0.2 GB less on the disk.
     compiling = ["--no-compile"] if which == COURSE and not os.environ.get("PYTHONDONTWRITEBYTECODE") else []
     code = pip("install", *compiling, *torch, "-c", "constraints.txt") if torch else 0
-    code = code or pip("install", *compiling, "-e", f".[{which}]", "-c", "constraints.txt")
+    code = code or pip("install", *compiling, "-e", ".[{}]".format(",".join([which, *extras])), "-c", "constraints.txt")
     if code != 0:
         write_stamp(before)
         if shutil.disk_usage(ROOT).free < 3e8:
@@ -192,7 +194,7 @@ def install(goal, which, asked):
         with open(os.path.join(ROOT, "constraints.txt")) as file:
             names = re.findall(r"^(?:nvidia|cuda)-[\w.-]+", file.read(), re.M)
         pip("uninstall", "-y", "-qq", *names, *(["triton"] if which == COURSE else []))
-    write_stamp(f"{goal} {which}")
+    write_stamp(" ".join([goal, which, *extras]))
 
 
 @contextlib.contextmanager
@@ -214,32 +216,34 @@ def alone():
         yield
 
 
-def installed(goal, which):
-    """Whether .venv holds what the lists ask for now, in that set or the larger one."""
-    return holds() in ((goal, which), (goal, TEST)) and os.path.exists(venv_python())
+def installed(goal, which, extras=()):
+    """Whether .venv holds what the lists ask for now, in that set or the larger one, with these extras."""
+    held, its_set, its_extras = holds()
+    return held == goal and its_set in (which, TEST) and set(extras) <= set(its_extras) and os.path.exists(venv_python())
 
 
-def ensure(which, torch):
-    """Makes sure that .venv holds a set of what pyproject.toml and constraints.txt ask for; returns the exit code."""
+def ensure(which, extras, torch):
+    """Makes sure that .venv holds a set and extras of what pyproject.toml and constraints.txt ask for; returns the exit code."""
     goal = wanted()
-    if torch is None and installed(goal, which):
+    if torch is None and installed(goal, which, extras):
         return 0
     other = check_fits()
     if other:
-        return call(other + ["-m", "qlab.bootstrap", which] + (["--" + torch] if torch else []))
+        return call(other + ["-m", "qlab.bootstrap", which] + extras + (["--" + torch] if torch else []))
     check_machine()
     with alone():
-        if torch is not None or not installed(goal, which):
+        if torch is not None or not installed(goal, which, extras):
             make_venv(which)
-            install(goal, TEST if holds()[1] == TEST else which, torch)
+            _, its_set, its_extras = holds()
+            install(goal, TEST if its_set == TEST else which, sorted(set(its_extras) | set(extras)), torch)
             say("installed.")
     return 0
 
 
 def main(arguments=()):
     parser = argparse.ArgumentParser(prog="python3 -m qlab.bootstrap", description="Makes .venv and installs qlab into it.")
-    parser.add_argument("which", nargs="?", choices=(COURSE, TEST), default=COURSE,
-                        help="what the notebooks need, or that and what the tests do")
+    parser.add_argument("sets", nargs="*", metavar="SET", help="course, what the notebooks need (default), or test, that and what the "
+                        "tests do; and extras: " + ", ".join(EXTRAS))
     build = parser.add_mutually_exclusive_group()
     build.add_argument("--cpu", dest="torch", action="store_const", const="cpu", help="torch's build without CUDA")
     build.add_argument("--cuda", dest="torch", action="store_const", const="cuda", help="torch's build for NVIDIA GPUs")
@@ -248,7 +252,10 @@ def main(arguments=()):
     if asked.fits:
         return 0 if fits() else 1
     try:
-        return ensure(asked.which, asked.torch)
+        for name in asked.sets:
+            if name not in (COURSE, TEST) + EXTRAS:
+                raise Problem(f"there is no set {name}: choose among course, test, " + ", ".join(EXTRAS) + ".")
+        return ensure(TEST if TEST in asked.sets else COURSE, [name for name in EXTRAS if name in asked.sets], asked.torch)
     except Problem as problem:
         message, code = str(problem), 1
     except OSError as error:

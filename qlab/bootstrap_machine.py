@@ -20,7 +20,8 @@ class Problem(Exception):
 
 
 def say(text):
-    print("qlab: " + text, flush=True)
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"  # a folder's name may have letters that this terminal cannot show
+    print(("qlab: " + text).encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def call(command, quiet=False):

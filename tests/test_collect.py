@@ -196,6 +196,50 @@ def test_who_was_in_time_stays_in_time(homes):
     assert (homes.parent / "to" / ".record" / f"{SET}.json").read_bytes() == record
 
 
+def record(homes):
+    return {entry["student"]: entry for entry in json.loads((homes.parent / "to" / ".record" / f"{SET}.json").read_text())}
+
+
+def test_one_copy_that_cannot_be_written_stops_nobody_else(homes):
+    make_folder(saved(homes, "cyd").parent)
+    saved(homes, "cyd").write_bytes(notebook("def f(x):\n    return 'cyd'"))
+    (make_folder(homes.parent / "to" / "submitted") / "bob").touch()
+    taken = take(homes, ["ada", "bob", "cyd"])
+    assert {name: one.status for name, one in taken.items()} == {"ada": "collected", "bob": "refused", "cyd": "collected"}
+    assert taken["bob"].why.startswith("its copy fails: cannot make the folder ")
+    assert {name: entry["status"] for name, entry in record(homes).items()} == {"ada": "collected", "bob": "refused", "cyd": "collected"}
+    (homes.parent / "to" / "submitted" / "bob").unlink()
+    assert take(homes)["bob"].status == "collected" and record(homes)["bob"]["status"] == "collected"
+
+
+def test_a_run_that_is_interrupted_records_what_it_has_collected(homes, monkeypatch):
+    real = collect._collect
+
+    def interrupted(homes, name, *rest):
+        if name == "bob":
+            raise KeyboardInterrupt
+        return real(homes, name, *rest)
+
+    monkeypatch.setattr(collect, "_collect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take(homes)
+    assert record(homes).keys() == {"ada"}
+
+
+@pytest.mark.parametrize("then", ["the same", "newer", "nothing"])
+def test_a_copy_without_a_record_tells_of_itself(homes, then):
+    first = take(homes)["ada"]
+    (homes.parent / "to" / ".record" / f"{SET}.json").unlink()  # as where the run was killed
+    content = saved(homes, "ada").read_bytes()
+    while saved(homes, "ada").stat().st_ctime == first.time:  # until the kernel's clock has ticked
+        saved(homes, "ada").write_bytes(content + b" " * (then == "newer"))
+    if then == "nothing":
+        saved(homes, "ada").unlink()
+    again, entry = take(homes)["ada"], record(homes)["ada"]
+    assert again.status == then and (entry["status"], entry["sha256"], entry["size"]) == ("collected", first.sha256, first.size)
+    assert entry["time"] == pytest.approx(first.time, abs=1e-5) and (then == "nothing" or again.time == entry["time"])
+
+
 def test_who_has_saved_nothing(homes):
     saved(homes, "bob").unlink()
     assert {name: one.status for name, one in take(homes, ["ada", "bob", "cyd"]).items()} == {

@@ -101,6 +101,68 @@ def test_tests_add_to_the_course_and_the_course_takes_nothing_away(fresh):
     assert bootstrap.main() == 0 and ".[test]" in fresh.pip[-1]  # as much as there was
 
 
+def test_an_extra_is_kept_as_new_as_the_rest(fresh):
+    assert bootstrap.main() == 0 and bootstrap.main(["course", "site"]) == 0 and ".[course,site]" in fresh.pip[-1]
+    assert bootstrap.main(["site"]) == 0 and bootstrap.main() == 0 and len(fresh.pip) == 2
+    with open(fresh.root / "constraints.txt", "a") as file:
+        file.write("# changed\n")
+    assert bootstrap.main() == 0 and ".[course,site]" in fresh.pip[-1] and len(fresh.pip) == 3
+    assert bootstrap.main(["lecture"]) == 0 and ".[course,lecture,site]" in fresh.pip[-1]
+    assert bootstrap.main(["test"]) == 0 and ".[test,lecture,site]" in fresh.pip[-1]
+    assert bootstrap.main(["course", "site", "lecture"]) == 0 and len(fresh.pip) == 5
+
+
+def test_an_extra_that_was_not_installed_is_tried_again(fresh):
+    bootstrap.main()
+    fresh.codes = [1]
+    assert bootstrap.main(["course", "lecture"]) == 1 and bootstrap.main() == 0 and len(fresh.pip) == 2
+    assert bootstrap.main(["course", "lecture"]) == 0 and ".[course,lecture]" in fresh.pip[-1]
+
+
+def test_a_set_that_there_is_not_is_one_sentence(fresh, capsys):
+    assert bootstrap.main(["lectures"]) == 1 and fresh.ran == []
+    assert capsys.readouterr().err.startswith("qlab: there is no set lectures: choose among course, test, lecture, site, ")
+
+
+def test_the_bootstrap_knows_every_extra_that_no_set_holds():
+    extras, held = PROJECT["optional-dependencies"], {bootstrap.COURSE, bootstrap.TEST}
+    for name in (bootstrap.TEST, bootstrap.COURSE):
+        held |= {extra for text in extras[name] if Requirement(text).name == "qlab" for extra in Requirement(text).extras}
+    assert set(bootstrap.EXTRAS) == extras.keys() - held
+
+
+def test_make_installs_the_extra_that_a_command_needs():
+    if not shutil.which("make"):
+        pytest.skip("needs make")
+    for target, extra in (("lecture", "lecture"), ("demo", "lecture"), ("site", "site")):
+        said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert re.search(rf"-m qlab.bootstrap course {extra}$", said, re.MULTILINE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-ins are shell scripts")
+@pytest.mark.parametrize("environment, code", [({"CI": "true"}, 1), ({}, 0)])
+def test_where_the_extras_cannot_be_installed_a_ci_fails(tmp_path, environment, code):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    for name, line in (("python3", 'case "$*" in *bootstrap*) exit 1;; esac'), ("make", "echo make >> made")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("gcc", "bwrap", "arm-none-eabi-gcc", "qemu-system-arm", "chromium"):
+        (tmp_path / name).symlink_to("make")  # so that nothing is missing
+    run = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, env=environment | {
+        "PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert run.returncode == code and "the extras could not be installed" in run.stderr
+    assert (tmp_path / "made").read_text() == "make\n" * (2 - code)
+
+
+def test_what_commands_write_by_default_git_does_not_offer_and_lint_does_not_read():
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("needs git, and a clone")
+    for name in ("collected/submitted/ada/02/02.ipynb", "submitted/ada.ipynb", "results/02/a.json", "bundles/02.json.gz", "runs/a.json",
+                 "site/index.html", "lectures/02/index.html", "zh/README.md", "students.zip"):
+        assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode == 0, name
+
+
 def test_the_stamp_of_an_earlier_qlab_means_everything(fresh):
     bootstrap.main()
     fresh.stamp.write_text(bootstrap.wanted() + "\n")
@@ -462,6 +524,14 @@ def test_help_lists_every_command():
         assert re.search(rf"^ +{name}\b", text, re.M) and re.search(rf'^\t@echo "make {name} ', makefile, re.M)
 
 
+def test_a_terminal_that_cannot_show_it_stops_nothing():
+    plain = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
+    code = ("from qlab import bootstrap_machine, cli; bootstrap_machine.say('in 课程'); cli.PASSED_ON['bench'] = print; "
+            "cli.main(['bench', '课'])")
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=plain)
+    assert run.stdout == "qlab: in \\u8bfe\\u7a0b\n['\\u8bfe']\n", run.stderr
+
+
 def test_a_taken_port_is_one_sentence(course, taken):
     run = command("lab", "--no-browser", "--port", str(taken), cwd=course)
     assert (run.returncode, run.stdout) == (1, "")
@@ -502,13 +572,15 @@ def test_a_notebook_is_found_by_its_number_name_or_path(course, name):
 def test_an_unknown_notebook_is_one_sentence(course, capsys):
     for name in ("lab", "notebooks"):
         assert cli.main([name, "99"]) == 1
-        assert capsys.readouterr().err == f"qlab: there is no notebook 99 in {course / 'notebooks'}.\n"
+        assert capsys.readouterr().err.startswith(f"qlab: there is no notebook 99 in {course / 'notebooks'}: name one of 00, ")
+    assert cli.main(["lab", "linear"]) == 1
+    assert capsys.readouterr().err.endswith(": name one of 02_linear_quantization.\n")
 
 
 @pytest.mark.parametrize("name", ["/nowhere/x.ipynb", "*", "**", "[0"])
 def test_a_name_is_a_name_and_no_pattern(course, name, capsys):
     assert cli.main(["notebooks", name]) == 1
-    assert capsys.readouterr().err == f"qlab: there is no notebook {name} in {course / 'notebooks'}.\n"
+    assert capsys.readouterr().err.startswith(f"qlab: there is no notebook {name} in {course / 'notebooks'}: name one of 00, ")
 
 
 def test_a_notebook_outside_the_course_is_one_sentence(course, tmp_path_factory, capsys):

@@ -1,7 +1,7 @@
 """A class on one server: ten students open notebook 02, move a slider, hand in, are graded and read what came back; updates leave their
 work alone. All of it over HTTP and websockets, as JupyterLab speaks to its server, with the configuration of docs/hub.
 
-The class is one story, told by the tests in their order: each is one part of it, on the same hub.
+The class is one story, told by the tests in their order: each is one part of it, on the same hub, and each can be run alone.
 """
 
 import gzip
@@ -14,6 +14,7 @@ import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import grading_helpers
 import nbformat
@@ -80,29 +81,39 @@ def play(student):
     return kernel, kernel.slide("IntSliderModel", 3)
 
 
+@pytest.fixture(scope="module")
+def played(school):
+    """What play returns, of each student."""
+    return each(school.students, play)
+
+
+@pytest.fixture
+def kernel(played):
+    """The first student's."""
+    return played[0][0]
+
+
 @needs_hub
-def test_ten_students_move_a_slider_each_in_a_kernel_of_their_own(school):
-    played = each(school.students, play)
+def test_ten_students_move_a_slider_each_in_a_kernel_of_their_own(played):
     for kernel, changed in played:
         assert any("value" in update["data"].get("state", {}) or update["data"].get("buffer_paths") for update in changed)
         assert kernel.run("import torch; print(torch.get_num_threads())") == "1\n"
-    school.kernel = played[0][0]
     assert len({kernel.run("import os; print(os.getpid(), os.getcwd())") for kernel, _ in played}) == 10
 
 
 @needs_hub
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
-def test_their_images_are_one_file(school):
-    told = school.kernel.run("from qlab.lab import data\ndata.load('test')\nprint('test.safetensors' in open('/proc/self/maps').read())")
+def test_their_images_are_one_file(kernel):
+    told = kernel.run("from qlab.lab import data\ndata.load('test')\nprint('test.safetensors' in open('/proc/self/maps').read())")
     assert told == "True\n"
 
 
 @needs_hub
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
-def test_a_cell_that_wants_all_memory_fails_and_its_kernel_lives(school):
+def test_a_cell_that_wants_all_memory_fails_and_its_kernel_lives(kernel):
     with pytest.raises(RuntimeError, match="RuntimeError: .*(memory|allocate)"):
-        school.kernel.run("import torch; everything = torch.zeros(2 * 10**9)")
-    assert school.kernel.run("print(1 + 1)") == "2\n"
+        kernel.run("import torch; everything = torch.zeros(2 * 10**9)")
+    assert kernel.run("print(1 + 1)") == "2\n"
 
 
 @needs_hub
@@ -224,6 +235,12 @@ def test_the_page_says_what_was_measured():
         assert told in text, told
     cores = [page["cpu_s"] for page in json.loads(classroom_bench.RECORD.with_name("bench.json").read_text())["pages"]]
     assert f"hundredths of a second, and {min(cores):.0f} to {max(cores):.0f} seconds" in text
+
+
+def test_root_may_not_log_in_and_students_may():
+    config = SimpleNamespace(**{name: SimpleNamespace() for name in ("Authenticator", "ConfigurableHTTPProxy", "JupyterHub", "Spawner")})
+    exec((HUB / "jupyterhub_config.py").read_text(), {"get_config": lambda: config, "__file__": str(HUB / "jupyterhub_config.py")})
+    assert config.Authenticator.blocked_users == {"root"} and config.Authenticator.allow_all
 
 
 def test_the_unit_starts_what_the_folder_holds():

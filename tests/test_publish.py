@@ -12,6 +12,18 @@ SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "hub" / "publish.sh"
 pytestmark = pytest.mark.skipif(os.name != "posix" or not shutil.which("git"), reason="needs git, and a shell as Linux and macOS have it")
 
 
+@pytest.fixture(autouse=True)
+def settings(tmp_path, monkeypatch):
+    """The home of a teacher without settings of git's, in place of whoever's runs the tests."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "home" / "settings"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    (tmp_path / "home" / ".config" / "git").mkdir(parents=True)
+    (tmp_path / "home" / "settings").touch()
+    return tmp_path / "home"
+
+
 def publish(release, repository):
     return subprocess.run(["sh", SCRIPT, release, repository], capture_output=True, text=True)
 
@@ -36,6 +48,39 @@ def test_a_release_is_the_newest_state(tmp_path):
         assert len(git(repository, "log", "--format=%h", "main").split()) == commits
         assert git(repository, "show", "main:notebooks/00 wélcome.ipynb") == page
     assert sorted(git(repository, "ls-tree", "--name-only", "main").split()) == [".gitattributes", ".gitignore", "exercises", "notebooks"]
+
+
+def test_the_teachers_own_settings_of_git_change_nothing(settings, tmp_path):
+    hooks, template = tmp_path / "hooks", tmp_path / "template" / "info"
+    for folder in (hooks, template):
+        folder.mkdir(parents=True)
+    for name in ("pre-commit", "commit-msg", "pre-push", "post-checkout"):
+        (hooks / name).write_text("#!/bin/sh\necho a hook >&2\nexit 1\n")
+        (hooks / name).chmod(0o755)
+    own = settings / ".config" / "git"
+    for path, line in ((template / "exclude", "*.ipynb"), (own / "ignore", "exercises"), (settings / "ignore", "notebooks"),
+                       (own / "attributes", "*.ipynb filter=empty")):
+        path.write_text(line + "\n")
+    (settings / "settings").write_text(f"""
+[core]\n hooksPath = {hooks}\n excludesFile = {settings / "ignore"}\n autocrlf = input
+[commit]\n gpgSign = true\n[gpg]\n program = false\n[init]\n templateDir = {template.parent}\n defaultBranch = other
+[filter "empty"]\n clean = true\n smudge = true\n required = true\n""")
+    for version, page in (("1", "first\r\n"), ("2", "second\r\n")):
+        run = publish(release(tmp_path / "students.zip", version, page), tmp_path / "course.git")
+        assert (run.returncode, run.stderr) == (0, "") and "4 files in" in run.stdout
+    shown = subprocess.run(["git", "-C", tmp_path / "course.git", "show", "main:notebooks/00 wélcome.ipynb"], capture_output=True)
+    assert shown.stdout == b"second\r\n"
+
+
+def test_a_repository_that_does_not_take_it_is_told(tmp_path):
+    publish(release(tmp_path / "1.zip", "1", "first"), tmp_path / "course.git")
+    hook = tmp_path / "course.git" / "hooks" / "pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    run = publish(release(tmp_path / "2.zip", "2", "second"), tmp_path / "course.git")
+    assert run.returncode == 1 and run.stderr.startswith(f"qlab: {tmp_path / 'course.git'} cannot be changed: ")
+    assert len(run.stderr.splitlines()) == 1 and git(tmp_path / "course.git", "show", "main:notebooks/00 wélcome.ipynb") == "first"
 
 
 def test_what_is_no_release_or_no_repository_is_told(tmp_path):

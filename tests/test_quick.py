@@ -51,10 +51,16 @@ def test_one_failure_fails_the_check_and_the_rest_still_runs(ran, monkeypatch, f
     assert cli.main(["check", "02"]) == 1 and len(ran) == 3
 
 
-@pytest.mark.parametrize("arguments", [["test"], ["test", "-k", "log"], ["check"]])
+@pytest.mark.parametrize("failing", ["lint", "run_tests"])
+def test_one_that_a_signal_ended_fails_the_check(ran, monkeypatch, failing):
+    monkeypatch.setattr(cli, failing, lambda args: -9)
+    assert cli.main(["check"]) == 1
+
+
+@pytest.mark.parametrize("arguments", [["test"], ["test", "-k", "log"], ["check"], ["browser"]])
 def test_a_students_copy_says_that_it_has_no_tests(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.setattr(cli, "clone", lambda: tmp_path)
     monkeypatch.setattr(cli, "lint", lambda args: 0)
-    assert cli.main(arguments) == 0
+    assert cli.main(arguments) == 1
     sentence = "qlab: tests are not part of this copy of the course; they are in the repository that it was made from.\n"
-    assert capsys.readouterr().out == sentence
+    assert capsys.readouterr() == ("", sentence)

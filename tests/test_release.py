@@ -114,6 +114,55 @@ def test_the_zip_is_a_clone_that_works(clone, tmp_path):
     assert "open the course in JupyterLab" in help_text
 
 
+@pytest.fixture
+def git(again, tmp_path, monkeypatch):
+    """A clone that git keeps, with all that is in it now; runs git there."""
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    shutil.rmtree(again / ".git")
+
+    def run(*words):
+        subprocess.run(["git", *words], cwd=again, check=True, capture_output=True)
+
+    run("init")
+    run("add", *FILES, "qlab", "notebooks", "exercises", "solutions")
+    return run
+
+
+def test_what_git_does_not_know_stays_at_home_and_is_named(again, git, tmp_path, capsys):
+    drafts = ("exercises/grades.csv", "notebooks/exam_dräft.md", "qlab/site/private/notes.txt")
+    for name in drafts:
+        (again / name).parent.mkdir(parents=True, exist_ok=True)
+        (again / name).write_text("ada: 5")
+    (again / "notebooks" / "my own.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
+    git("add", "notebooks/my own.ipynb")  # staged is enough
+    release(again, tmp_path / "a.zip")
+    names = {name.removeprefix(TOP) for name in unpacked(tmp_path / "a.zip")}
+    assert "notebooks/my own.ipynb" in names and not names & set(drafts)
+    err = capsys.readouterr().err
+    assert err.startswith("qlab: left out, for git does not know it: ") and err.count("\n") == 1 and all(name in err for name in drafts)
+
+
+def test_a_set_that_git_does_not_know_is_refused(again, git, tmp_path):
+    git("rm", "-q", "--cached", "exercises/02_linear_quantization.ipynb")
+    sentence = "^exercises/02_linear_quantization.ipynb is not known to git, and its solution is in solutions/: run git add exercises/02"
+    refused(again, tmp_path / "a.zip", ValueError, sentence)
+
+
+def test_a_copy_in_a_folder_that_git_keeps_for_something_else_goes_whole(again, git, tmp_path, capsys):
+    git("rm", "-q", "-r", "--cached", ".")
+    release(again, tmp_path / "a.zip")
+    assert TOP + "qlab/cli.py" in unpacked(tmp_path / "a.zip") and capsys.readouterr().err == ""
+
+
+def test_where_git_cannot_tell_a_line_says_so(clone, tmp_path, capsys):
+    release(clone, tmp_path / "a.zip")  # its .git is none
+    assert re.fullmatch("qlab: git does not tell which files are the course's .+: all that lies in its folders goes in.\n",
+                        capsys.readouterr().err)
+
+
 def test_the_same_files_give_the_same_bytes(clone, tmp_path):
     release(clone, tmp_path / "a.zip")
     release(clone, tmp_path / "b.zip")

@@ -24,6 +24,7 @@ c.JupyterHub.bind_url = "http://127.0.0.1:8000"
 c.ConfigurableHTTPProxy.command = [str(BIN / "configurable-http-proxy")]  # the one written in Python
 c.JupyterHub.cleanup_servers = False                                      # students go on working while the hub is started anew
 c.Authenticator.allow_all = True                                          # whoever has an account on this server
+c.Authenticator.blocked_users = {"root"}                                  # whose password is not to be tried from a web page
 c.Authenticator.admin_users = set(filter(None, os.environ.get("QLAB_ADMINS", "").split(",")))
 
 c.Spawner.cmd = ["/bin/sh", str(HERE / "start.sh")]  # pulls the course into ~/course, then starts the server there

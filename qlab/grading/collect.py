@@ -26,6 +26,7 @@ from pathlib import Path
 from qlab import saving
 from qlab.grading import results
 from qlab.grading.handed_in.files import NOTEBOOK_BYTES
+from qlab.grading.handed_in.times import parse_time
 from qlab.grading.handed_in.zips import size_text
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")
@@ -84,7 +85,8 @@ def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course
     """Copy what each student has saved, and say what became of it; TO/.record/ASSIGNMENT.json keeps the same.
 
     What was collected before stays as it is, unless update is set: then what a student has changed since takes its place, and the former
-    copy goes into the folder .earlier beside it. Raises OSError where TO cannot be written.
+    copy goes into the folder .earlier beside it. A student whose copy cannot be written is refused. Raises OSError where TO or the record
+    cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -96,41 +98,67 @@ def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course
     to = saving.make_folder(to)
     if made:
         to.chmod(0o700)
-    taken = [_collect(Path(homes), name, assignment, to, course, update) for name in names]
     path = saving.make_folder(to / ".record") / f"{assignment}.json"  # a name that the grader passes over without a word
     before = {entry["student"]: entry for entry in json.loads(saving.read(path))} if path.exists() else {}
     # Of what lies there the first record tells: who saves again later was in time, and who deletes it later has handed in.
     lies = {name for name, entry in before.items() if entry["status"] in ("collected", "the same", "newer")}
-    after = before | {one.student: asdict(one) for one in taken if one.status == "collected" or one.student not in lies}
-    taken = [replace(one, time=after[one.student]["time"]) if one.status in ("the same", "newer") else one for one in taken]
-    saving.write({path: (json.dumps([after[name] for name in sorted(after)], indent=1) + "\n").encode()}, private=[path])
+    after, taken = dict(before), []
+    try:
+        for name in names:
+            copy = None if name in lies else _copied(to / "submitted" / name / assignment, name)
+            one = _collect(Path(homes), name, assignment, to, course, update)
+            if one.status != "collected" and copy:
+                after[name] = asdict(replace(copy, owner=one.owner, time=one.time if copy.time is None else copy.time))
+            elif one.status == "collected" or name not in lies:
+                after[name] = asdict(one)
+            taken.append(replace(one, time=after[name]["time"]) if one.status in ("the same", "newer") else one)
+    finally:  # after Ctrl-C, too: without it, who saves again would be told late
+        saving.write({path: (json.dumps([after[name] for name in sorted(after)], indent=1) + "\n").encode()}, private=[path])
     return taken
 
 
+def _copied(place: Path, name: str) -> Taken | None:
+    """What a copy that lies there tells of itself, where a run that was cut off left no record; None where there is no copy."""
+    path, stamp = place / f"{place.name}.ipynb", place / "timestamp.txt"
+    with contextlib.suppress(OSError):
+        content, time = saving.read(path), None
+        with contextlib.suppress(OSError, ValueError):
+            time = parse_time(saving.read(stamp).decode(), UTC).timestamp()
+        return Taken(name, "collected", time=time, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return None
+
+
 def _collect(homes: Path, name: str, assignment: str, to: Path, course: str, update: bool) -> Taken:
-    place = to / "submitted" / name / assignment
-    path, stamp = place / f"{assignment}.ipynb", place / "timestamp.txt"
     try:
         with _home(homes, name) as (home, owner), _inside(home, (course, "exercises"), owner) as folder:
-            content, time = _read(folder, path.name, owner)
+            content, time = _read(folder, f"{assignment}.ipynb", owner)
     except FileNotFoundError:
         return Taken(name, "nothing")
     except Refused as why:
         return Taken(name, "refused", str(why))
     except OSError as error:
         return Taken(name, "refused", f"it cannot be read here: {error.strerror}")
-    told = {"owner": owner, "time": time, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        status = _keep(to / "submitted" / name / assignment, content, time, update)
+    except OSError as error:
+        return Taken(name, "refused", f"its copy fails: {str(error).rstrip('.')}")
+    return Taken(name, status, owner=owner, time=time, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _keep(place: Path, content: bytes, time: float, update: bool) -> str:
+    """Write the copy and its time, unless one lies there that is not to be replaced; the status. Raises OSError."""
+    path, stamp = place / f"{place.name}.ipynb", place / "timestamp.txt"
     if path.exists():
         former = saving.read(path)
         if former == content or not update:
-            return Taken(name, "the same" if former == content else "newer", **told)
+            return "the same" if former == content else "newer"
         earlier = saving.make_folder(place / ".earlier" / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}")
         kept = {earlier / old.name: saving.read(old) for old in (path, stamp) if old.exists()}
         saving.write(kept, private=kept)
     saving.make_folder(place)
     when = f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S.%f} UTC\n"
     saving.write({path: content, stamp: when.encode()}, private=[path, stamp])
-    return Taken(name, "collected", **told)
+    return "collected"
 
 
 def give_back(homes: Path, assignment: str, out: Path, course: str = COURSE, names: Iterable[str] | None = None) -> list[Taken]:

@@ -1,14 +1,16 @@
 """qlab release: a zip for students. The course, the library and the exercises; no solutions, no bundles, no results, no tests, no seed.
 
-It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can. The notebooks go without their
-speaker notes, the cells with the tag speaker. Where a Markdown file links to what is left out, the zip's copy keeps the words and drops the
-link.
+It is a clone that works: `make lab` in the unpacked folder. What goes in is named here, so nothing else can; in a clone that git keeps,
+only what git knows (staged or committed), and a line on stderr names the rest of those folders. The notebooks go without their speaker
+notes, the cells with the tag speaker. Where a Markdown file links to what is left out, the zip's copy keeps the words and drops the link.
 """
 
 import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -77,17 +79,40 @@ def write_zip(out: Path, contents: Mapping[str, bytes], mode: Callable[[str], in
 
 
 def names(root: Path, folders: tuple[str, ...] = FOLDERS) -> Iterator[str]:
-    """The files of the course that a copy of it needs, below root, without what a run leaves behind. Raises FileNotFoundError."""
+    """The files of the course that a copy of it needs, below root, without what a run leaves behind or git does not know.
+
+    Files of the folders that git does not know are named in one line on stderr. Raises FileNotFoundError.
+    """
     for name in FILES:
         if not (root / name).is_file():
             raise FileNotFoundError(f"there is no {name} in {root}: this is not a clone of qlab.")
         yield name
+    known, unknown = _known_to_git(root), []
     for folder in folders:
-        for path in (root / folder).rglob("*"):
+        for path in sorted((root / folder).rglob("*")):
             parts = path.relative_to(root).parts
             left_out = any(part.startswith(".") or part == "__pycache__" for part in parts) or path.suffix in (".zip", ".pyc")
             if path.is_file() and not path.is_symlink() and not left_out:
-                yield "/".join(parts)
+                if known is None or "/".join(parts) in known:
+                    yield "/".join(parts)
+                else:
+                    unknown.append("/".join(parts))
+    if unknown:
+        told = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        print(f"qlab: left out, for git does not know it: {told}; what belongs to the course goes in after git add.", file=sys.stderr)
+
+
+def _known_to_git(root: Path) -> set[str] | None:
+    """The files below root that are staged or committed; None where the folder is no git clone of the course, or git cannot tell."""
+    try:
+        run = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if (root / ".git").exists():
+            why = os.fsdecode(getattr(error, "stderr", None) or b"").strip().partition("\n")[0] or "it could not be run"
+            print(f"qlab: git does not tell which files are the course's ({why}): all that lies in its folders goes in.", file=sys.stderr)
+        return None
+    known = set(map(os.fsdecode, run.stdout.split(b"\0")))
+    return known if FILES[0] in known else None  # an unpacked copy may lie in a folder that git keeps for something else
 
 
 def _check(root: Path, contents: dict[str, bytes]) -> None:
@@ -99,6 +124,8 @@ def _check(root: Path, contents: dict[str, bytes]) -> None:
     notebooks = {path.stem: student.read(path) for path in solutions}
     expected = {f"exercises/{name}.ipynb": student.text(student.student_notebook(notebook)) for name, notebook in notebooks.items()}
     for name in sorted(expected.keys() | {name for name in handed_out if name.endswith(".ipynb")}):
+        if name not in handed_out and (root / name).is_file():
+            raise ValueError(f"{name} is not known to git, and its solution is in solutions/: run git add {name} first.")
         if expected.get(name) != handed_out.get(name):
             raise ValueError(f"{name} is not what solutions/ generates: run qlab build first.")
     if problems := student.leaks(notebooks, handed_out):
