@@ -100,7 +100,7 @@ def _static() -> Iterator[Method]:
 
 
 def _quantization_aware() -> Iterator[Method]:
-    """Notebook 07: weights and activations in 4, 3 and 2 bits; the best of 40 ways after training, and training for it."""
+    """Notebook 07: weights and activations in 4, 3 and 2 bits; the best of all ways after training, and training for it."""
     record = runs.load("qat")
     floats, control = (record["float"]["result"],), tuple(run["result"] for run in record["control"].values())
     common = {"record": "qat", "command": record["command"]}
