@@ -371,12 +371,19 @@ def test_of_two_files_of_one_name_the_newest_counts(tmp_path):
 @sandbox
 def test_a_class_is_graded_three_times_alike_with_a_leaderboard(box, tmp_path, small, handed_in, monkeypatch, capsys):
     monkeypatch.setattr(measure, "sandboxed", lambda jobs: contextlib.nullcontext(box))
+    monkeypatch.setattr(grade, "_bundles", lambda: [tmp_path / "bundles"])
+    reference = tmp_path / "solutions" / "challenge" / "both"
+    reference.mkdir(parents=True)
+    (reference / "weights.safetensors").write_bytes(handed_in)
+    (reference / "alias.txt").write_bytes((SOLUTIONS / "both" / "alias.txt").read_bytes())
+    (reference.parent / "README.md").write_text("No hand-in.")
     place, bundle_file = tmp_path / "class", tmp_path / "bundles" / "challenge.json.gz"
     place.mkdir(), bundle_file.parent.mkdir()
     bundle_file.write_bytes(gzip.compress(json.dumps(small).encode()))
     (place / "ada.zip").write_bytes(zipped(weights__safetensors=handed_in, alias__txt="=Countess <b>"))
     (place / "bob.zip").write_bytes(zipped(weights__safetensors=handed_in, alias__txt="ada"))
     (place / "cyd.zip").write_bytes(bomb())
+    (place / "dan.zip").write_bytes(zipped(weights__safetensors=handed_in, alias__txt="Reference: Both"))
     command = [str(place), "--assignment", "challenge", "--bundle", str(bundle_file), "--out", str(tmp_path / "out"), "--jobs", "1",
                "--export", "csv", "html", "leaderboard"]
     seen = []
@@ -391,7 +398,15 @@ def test_a_class_is_graded_three_times_alike_with_a_leaderboard(box, tmp_path, s
     assert seen[0]["cyd"]["status"] == "unreadable" and seen[0]["cyd"]["score"] == 0
     page, table = ((folder / "export" / f"leaderboard.{kind}").read_text("utf-8-sig") for kind in ("html", "csv"))
     assert "&lt;b&gt;" in page and "bob" not in page and "1=" in page and "anonymous" in page
-    assert "'=Countess <b>" in table and table.count("1=") == 2
+    assert "'=Countess <b>" in table and table.count("1=") == 3
+    private = [line.split(",") for line in (folder / "teacher" / "leaderboard.csv").read_text("utf-8-sig").splitlines()]
+    assert private[0] == ["student", "id", *table.splitlines()[0].split(",")] and {row[0]: row[4] for row in private[1:]} == {
+        "ada": "'=Countess <b>", "bob": "anonymous", "dan": "anonymous", "both": "reference: both"}
+    bar = next(row for row in private if row[0] == "both")
+    assert bar[3] == "" and all(row[5:8] == bar[5:8] for row in private[1:])  # of the class's own images: the same file, the same score
+    assert page.count('<tr class="soft">') == 1 and "reference: both" in page and not list(folder.glob("both*"))
+    told = capsys.readouterr().out
+    assert told.count("4 handed in by 4 students") == told.count("with 1 of 1 references; ") == 3
     with pytest.raises(ValueError, match="no --unsafe-local"):
         grade.main([*command[:-4], "--unsafe-local"])
     capsys.readouterr()
@@ -403,7 +418,7 @@ def test_a_class_is_graded_three_times_alike_with_a_leaderboard(box, tmp_path, s
 def result(student, right, alias="", part=None):
     packed = np.packbits(right).tobytes().hex()
     measured = {"bytes": 10, "images": len(right), "right": packed, "control": part or [1, 1], "learned": part is not None}
-    return {"status": "graded", "submission": {"student": student, "duplicate_of": None}, "alias": alias,
+    return {"status": "graded", "submission": {"student": student, "id": student, "duplicate_of": None}, "alias": alias,
             "questions": [{"id": "weights", "score": 0, "measured": measured}, {"id": "speed", "score": 0}]}
 
 
@@ -434,9 +449,16 @@ def test_nobody_bears_another_ones_name(small):
     assert [row["name"] for row in board.rows(made[1:3], small)] == ["X", "bob"]
 
 
-def test_another_set_has_no_leaderboard(tmp_path):
-    with pytest.raises(ValueError, match="no leaderboard"):
-        board.export([], {"assignment": "02_linear"}, tmp_path)
+def test_references_are_bars_and_change_nobodys_rank(small):
+    rng = np.random.default_rng(0)
+    good = rng.random(2000) < 0.92
+    made = [result("ada", good, "one"), result("bob", good & (rng.random(2000) < 0.9), "two"), result("cyd", good, "reference: good")]
+    bars = [result("good", good, "reference: good"), result("best", good | True, "reference: best")]
+    found, alone = board.rows(made, small, bars), board.rows(made, small)
+    assert [(row["name"], row["rank"]) for row in found] == [("reference: best", ""), ("anonymous", "1="), ("one", "1="),
+                                                             ("reference: good", ""), ("two", "3")]
+    assert {row["id"]: row["rank"] for row in alone} == {row["id"]: row["rank"] for row in found if row["rank"]}
+    assert board.rows([], small, [bars[0] | {"status": "not graded"}]) == []
 
 
 def test_the_references_are_within_the_limits_and_their_page_says_what_was_measured():
@@ -446,12 +468,15 @@ def test_the_references_are_within_the_limits_and_their_page_says_what_was_measu
     assert record["images"] == 5000 and list(rows) == ["both", "adaround", "allocation", "speed"]
     for name, row in rows.items():
         files = {path.name: path for path in (SOLUTIONS / name).iterdir()}
+        alias = files.pop("alias.txt")
         if row["track"] == "weights":
             assert challenge.true_bytes(files["weights.safetensors"]) == row["bytes"] <= challenge.BUDGET == bundle.WEIGHTS_BYTES
         else:
             assert sum(path.stat().st_size for path in files.values()) == row["bytes"] <= bundle.SPEED_BYTES and row["ms"] < bundle.SPEED_MS
         told = f"| {row['score']:.2f} % [{row['low']:.1f}, {row['high']:.1f}] | {row['bytes']:,} |"
         assert told in next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert alias.read_text() == f"reference: {name}\n"
+    assert f'the seed "{record["seed"]}"' in page and "those of another seed" in page
     assert [rows[name]["rank"] for name in ("both", "adaround", "allocation")] == ["1", "2", "3"]
 
 

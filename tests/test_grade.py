@@ -455,7 +455,8 @@ def test_all_exports_show_one_state_of_the_marks(class_of_five, monkeypatch, cap
     assert exported() == {"export/gradebook.csv", "export/feedback", "export/notes of mine.txt"} and scores()["ada"] == "3"
     gone = ("export/canvas.csv", "export/moodle.csv", "export/statistics.png", "export/statistics.html",
             "teacher/pages", "teacher/similar.html", "teacher/similar.csv")
-    assert f"\nremoved, for the marks have changed: {', '.join(f'results/99_small/{name}' for name in gone)}\n" in capsys.readouterr().out
+    told = ", ".join(f"results/99_small/{name}" for name in gone)
+    assert f"\nremoved, for what they show has changed: {told}\n" in capsys.readouterr().out
     Path("results/99_small/overrides.csv").unlink()
 
     def broken(*_):
@@ -466,9 +467,22 @@ def test_all_exports_show_one_state_of_the_marks(class_of_five, monkeypatch, cap
     assert exported() == {"export/canvas.csv", "export/notes of mine.txt"}
     out, err = capsys.readouterr()
     assert err == "html: not written: no page\n"
-    assert "removed, for the marks have changed: results/99_small/export/gradebook.csv\n" in out
-    assert "removed, for the marks have changed: results/99_small/export/feedback\n" in out
+    assert "removed, for what they show has changed: results/99_small/export/gradebook.csv\n" in out
+    assert "removed, for what they show has changed: results/99_small/export/feedback\n" in out
     assert grade.main([*command, "csv"]) == 0 and {"export/canvas.csv", "export/gradebook.csv"} < exported()
+
+
+def test_exports_stay_where_no_mark_has_changed(class_of_five, capsys):
+    command = [str(class_of_five), "--assignment", "99", "--file-times"]
+    assert grade.main([*command, "--deadline", "2026-01-01T00:00Z", "--export", "csv", "html"]) == 0
+    there, out = exported(), capsys.readouterr().out
+    assert there == {"export/gradebook.csv", "export/feedback"} and "  late  " not in out
+    assert cli.main(["grade", *command, "--export", "leaderboard"]) == 1 and exported() == there
+    assert capsys.readouterr() == ("", "qlab: 99_small has no leaderboard: only the challenge has.\n")  # at the door: nothing was graded
+    assert grade.main([*command, "--export", "canvas"]) == 0 and exported() == {*there, "export/canvas.csv"}
+    assert "removed" not in capsys.readouterr().out
+    assert grade.main([*command, "--deadline", "2001-09-08T00:00Z", "--export", "csv"]) == 0 and exported() == {"export/gradebook.csv"}
+    assert "removed, for what they show has changed: results/99_small/export/feedback, " in capsys.readouterr().out  # all are late
 
 
 def test_options_hold_for_one_run_and_the_next_says_so(class_of_five, capsys):

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from qlab.grading import hints, mark, results
-from qlab.grading.batch import batch, result_of, run_here, sentence, trusted
+from qlab.grading.batch import Run, batch, result_of, run_here, sentence, trusted
 from qlab.grading.challenge import board, measure
 from qlab.grading.challenge.files import Files
 from qlab.grading.handed_in import canvas, deadlines, ingest, layouts, moodle
@@ -139,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     bundle = load_bundle(kept) | {"seconds": {"submission": args.seconds, "cell": args.cell_seconds}}
     if not is_of(args.assignment, bundle["assignment"]):
         raise ValueError(f"{kept} is the bundle of {bundle['assignment']}, and --assignment is {args.assignment}: name one set.")
+    if "leaderboard" in args.export and "tracks" not in bundle:
+        raise ValueError(f"{bundle['assignment']} has no leaderboard: only the challenge has.")
     entries = ingest.hand_ins(Path(args.folder), bundle["assignment"], until, asked(bundle), _say, (Path(args.out), kept.parent),
                               args.layout, participants, args.file_times, _budget(args), users)
     if "tracks" in bundle:
@@ -174,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             _say(f"{error}\nnothing was exported, and no mark was set by hand or lowered.", sys.stderr)
             return 1
         _tell(ended, bundle, folder, stood, last_run.changed(former.get("options", {}), options))
-        failed = _export(ended, bundle, folder, args, entries, former, options)
+        failed = _export(ended, bundle, folder, args, entries, former, options, run)
     return int(failed or _unfinished(ended))
 
 
@@ -202,7 +204,16 @@ def _tell(made: list[dict], bundle: dict, folder: Path, stood: int, before: str 
                     f"{bundle['assignment']}: {summary.counts(made, stood, before)}", f"results in {folder}"]))
 
 
-def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list, former: dict, options: dict) -> bool:
+def _references(bundle: dict, folder: Path, run: Run) -> list[dict]:
+    """The results of the clone's reference hand-ins, measured as the class's are, and standing as long; none where there is no clone."""
+    place = next(filter(Path.is_dir, (place.parent / "solutions" / bundle["assignment"] for place in _bundles())), None)
+    hand_ins = [Files(one) for one in ingest.hand_ins(place, bundle["assignment"])] if place else []
+    with _progress("references", len(hand_ins)) as tick:
+        return batch(hand_ins, bundle, folder / "references", run, tick)[0] if hand_ins else []
+
+
+def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespace, entries: list, former: dict, options: dict,
+            run: Run = run_here) -> bool:
     from qlab.grading.report import each, exports, teacher
 
     worksheet, not_written = Path(args.moodle_worksheet) if args.moodle_worksheet else None, []
@@ -217,7 +228,7 @@ def _export(made: list[dict], bundle: dict, folder: Path, args: argparse.Namespa
                 _say(f"{name}: {teacher.export(name, told, bundle, folder / 'teacher', entries, exercises, 'pages' in args.export)}")
                 continue
             if name == "leaderboard":
-                _say(f"{name}: {board.export(told, bundle, folder / 'export')}")
+                _say(f"{name}: {board.export(told, bundle, folder, _references(bundle, folder, run))}")
                 continue
             _say(f"{name}: {exports.export(name, told, bundle, folder / 'export', args.canvas_column, worksheet)}")
         except each.Incomplete as error:
@@ -239,7 +250,7 @@ def _remove(folder: Path, names: list[str]) -> bool:
     """Remove exports of earlier marks and say so; whether one could not be removed."""
     try:
         if gone := last_run.remove(folder, names):
-            _say(f"removed, for the marks have changed: {', '.join(str(folder / path) for path in gone)}")
+            _say(f"removed, for what they show has changed: {', '.join(str(folder / path) for path in gone)}")
     except OSError as error:
         _say(f"exports of earlier marks are not removed: {sentence(error)}", sys.stderr)
         return True
