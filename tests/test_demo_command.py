@@ -1,11 +1,15 @@
 """qlab demo: which statements a live figure needs, that they make the figure of the page, and its page in a real browser."""
 
+import base64
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import ipywidgets
@@ -57,7 +61,7 @@ def setup(cells, *live):
 ])
 def test_what_a_figure_needs(cells, kept):
     figure = cells[-1].splitlines()[-1]
-    assert setup(cells, len(cells) - 1) == "\n".join([*kept, f"qlab_figures.append({figure})"])
+    assert setup(cells, len(cells) - 1)[0] == "\n".join([*kept, f"qlab_figures.append({figure})"])
 
 
 def test_a_page_that_somebody_is_working_on(tmp_path):
@@ -76,22 +80,51 @@ def test_a_page_that_somebody_is_working_on(tmp_path):
 
 
 def test_two_figures_of_a_page_come_in_their_order():
-    assert setup(["a = 1", "f(a)", "b = a", "g(b)", "c = 2"], 1, 3).splitlines() == [
+    assert setup(["a = 1", "f(a)", "b = a", "g(b)", "c = 2"], 1, 3)[0].splitlines() == [
         "a = 1", "qlab_figures.append(f(a))", "b = a", "qlab_figures.append(g(b))"]
+
+
+SHOW = """from qlab.lab import widgets
+def live(values):
+    fig, ax = widgets.figure(2, 1)
+    _ = ax.plot(values)
+    return widgets.Live(fig, lambda: f"largest {max(values)}")
+"""
+
+
+def ran(source, monkeypatch):
+    """The names that a source leaves in a kernel."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell puts its own there
+    shell = InteractiveShell()
+    with torch.enable_grad():  # as it was, behind a page that turns gradients off
+        shell.run_cell(source).raise_error()
+    return shell.user_ns
+
+
+@pytest.mark.parametrize("changes", [["losses = fit(a)"], ["b = a", "b.append(7)"]])
+def test_what_a_call_changes_behind_a_name_is_not_left_out(tmp_path, monkeypatch, changes):
+    """The statements that the figure seems to need make another one: then all of them run."""
+    cells = [SHOW, "def fit(a):\n    a.append(7)", "a = [1, 2]", *changes]
+    data = ran("\n".join([*cells, "figure = live(a)"]), monkeypatch)["figure"]._repr_mimebundle_()[0]
+    shown = {"text/plain": data["text/plain"], "image/png": base64.b64encode(data["image/png"]).decode()}
+    figure = nbformat.v4.new_code_cell("live(a)", outputs=[nbformat.v4.new_output("display_data", shown)])
+    path = notebook(tmp_path, *map(nbformat.v4.new_code_cell, cells), figure)
+    source = demo.page(path, tmp_path).cells[0].source
+    assert changes[-1] not in source.partition("if not as_stored(")[0]
+    made, = ran(source, monkeypatch)["qlab_figures"]
+    assert made._repr_mimebundle_()[0]["text/plain"] == "Live figure: . largest 7"
 
 
 @pytest.mark.parametrize("path", [path for path in WITH_FIGURES if path.stem[:2] not in LONG], ids=lambda path: path.stem[:2])
 def test_the_page_s_own_figure_comes_out(path, tmp_path, monkeypatch):
-    """What the generated notebook builds says the same as what the page has stored, which the whole page made."""
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell puts its own there
-    shell = InteractiveShell()
-    setup = demo.page(path, tmp_path).cells[0].source
-    with torch.enable_grad():  # as it was, behind a page that turns gradients off
-        shell.run_cell(setup).raise_error()
+    """What the needed statements build says the same as what the page has stored, which the whole page made."""
+    setup, _, rest = demo.page(path, tmp_path).cells[0].source.partition("    if not as_stored(")
+    assert bool(rest) == (path.stem[:2] not in MEASURED)
+    named = ran(setup, monkeypatch)
     cells = nbformat.read(path, as_version=4).cells
     stored = [output.data["text/plain"] for cell in cells for output in cell.get("outputs", [])
               if output.get("data", {}).get("text/plain", "").startswith("Live figure:")]
-    made = [live._repr_mimebundle_()[0]["text/plain"] for live in shell.user_ns["qlab_figures"]]
+    made = [live._repr_mimebundle_()[0]["text/plain"] for live in named["qlab_figures"]]
     if path.stem[:2] in MEASURED:
         stored, made = ([text.partition(". ")[0] for text in texts] for texts in (stored, made))
     assert made == stored
@@ -173,6 +206,30 @@ def test_stills_get_names_that_are_free(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_kernel_whose_page_has_gone_ends_and_one_whose_page_is_open_lives():
+    pytest.importorskip("voila", reason="needs voila: pip install -e '.[lecture]' -c constraints.txt")
+    from voila.configuration import VoilaConfiguration
+
+    from qlab.lecture import served
+
+    config = served.settings(8888, "token", False)
+    manager = VoilaConfiguration(config=config).multi_kernel_manager_class(config=config)
+    assert (manager.cull_idle_timeout, manager.cull_interval) == (served.IDLE, served.LOOK)
+    assert not manager.cull_connected and not manager.cull_busy
+
+
+def test_the_browser_that_is_opened_has_the_token(tmp_path, monkeypatch):
+    pytest.importorskip("voila", reason="needs voila: pip install -e '.[lecture]' -c constraints.txt")
+    from qlab.lecture import served
+
+    opened = queue.Queue()
+    monkeypatch.setattr(served.webbrowser, "open", opened.put)
+    monkeypatch.setattr(served._Page, "launch_instance", classmethod(lambda page, argv, config: page.launch_browser(page)))
+    served.serve(tmp_path / "02.ipynb", 8888, "abc", "http://127.0.0.1:8888/?token=abc", True)
+    url = opened.get(timeout=60)
+    assert "abc" not in url and 'url=http://127.0.0.1:8888/?token=abc"' in urllib.request.urlopen(url).read().decode()
+
+
 # In a browser
 
 
@@ -187,13 +244,14 @@ def projector(tmp_path):
         pytest.skip("needs a Chromium, and a terminal as Linux and macOS have it")
     stills, terminal = tmp_path / "stills", tmp_path / "terminal"
     stills.mkdir()
+    (tmp_path / "temporary").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with open(terminal, "w") as said:
         command = [sys.executable, "-m", "qlab.cli", "demo", "13", "--no-browser", "--port", str(port), "--stills", stills]
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True,
-                                   env=os.environ | {"HOME": str(tmp_path)})
+                                   env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path / "temporary")})
     try:
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
@@ -215,25 +273,44 @@ def projector(tmp_path):
             while not terminal.read_text():
                 assert process.poll() is None, terminal.read_text()
                 page.wait_for_timeout(50)
+            address = re.search(r"http://\S+", terminal.read_text())[0]
             for _ in range(600):  # the line comes just before the server
                 try:
-                    page.goto(f"http://127.0.0.1:{port}/", wait_until="commit")
+                    page.goto(address, wait_until="commit")
                     break
                 except sync_api.Error:
                     assert process.poll() is None, terminal.read_text()
                     page.wait_for_timeout(100)
             yield page, stills, problems
             browser.close()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGHUP)  # the terminal is closed
         process.wait(60)
-        assert terminal.read_text().count("\n") == 1  # the greeting, and nothing else
+        assert [path.name for path in (tmp_path / "temporary").iterdir() if path.name.startswith(("qlab-demo-", "voila_"))] == []
+        told = [line for line in terminal.read_text().splitlines() if not line.startswith("403 GET")]  # what the test has asked for
+        assert len(told) == 1  # the greeting, and nothing else
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def status(address, **headers):
+    """What the server answers somebody without the browser's cookie; a page of its own is not followed."""
+    request = urllib.request.Request(address, headers=headers)
+    try:
+        return urllib.request.build_opener(NotOn).open(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+class NotOn(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args):
+        return None
+
+
 def test_a_lecturer_s_keys(projector):
     page, stills, problems = projector
+    address = page.url.partition("?")[0]
+    assert status(address) == 302 and status(page.url, Host="elsewhere.org") == 403  # without the token; by a name made to lead here
     page.wait_for_function("document.querySelector('#loading_text')?.textContent === '13 · Rooflines and hardware'")  # while it works
     page.get_by_text("The page is getting ready").wait_for()
     page.wait_for_function("document.activeElement?.matches('.noUi-handle')")  # the first slider is in hand at once

@@ -188,6 +188,9 @@ def test_sentences_are_not_parted_inside_formulas_code_and_brackets():
     ("1. a\n   more\n2. b\n\nText", ["item", "item", "text"]),
     ("A list of\n2018. years", ["text"]),
     ("$$\na\n\nb\n$$\nText\n$$c$$", ["math", "text", "math"]),
+    ("Text\n```python\nx = 1\n\n# a comment\n- y\n```\n# After", ["text", "code", "heading"]),
+    ("~~~\n```\n\n| a |\n~~~\nText", ["code", "text"]),
+    ("- a\n  ```\n  # b\n\n  c\n  ```\n- d", ["item", "item"]),
     ("", []),
 ])
 def test_blocks(source, kinds):
@@ -290,6 +293,52 @@ def test_the_notes_lie_beside_the_copy_and_go_with_their_cell(course):
     assert not page.exists()
 
 
+def test_a_page_that_somebody_has_written_is_no_page_of_notes(course):
+    mine = course / "lectures" / "02_small_notes.html"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    path = course / "notebooks" / "02_small.ipynb"
+    for _ in range(2):
+        copied, _ = live.write(path, course)
+        assert nbformat.read(copied, as_version=4).metadata[live.KEY]["notes"] == "02_small_notes_2.html"
+        assert "Begin here." in live.notes_page(copied).read_text()
+    notebook = nbformat.read(path, as_version=4)
+    del notebook.cells[-1]
+    nbformat.write(notebook, path)
+    live.write(path, course)
+    assert mine.read_text() == "mine" and len(list(mine.parent.glob("*.html"))) == 1
+
+
+def test_copies_that_are_changed_within_one_second_are_all_kept(course, monkeypatch):
+    class Still(live.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2024, 1, 2)
+
+    monkeypatch.setattr(live, "datetime", Still)
+    path, kept = course / "notebooks" / "02_small.ipynb", []
+    for number in range(4):
+        copied, aside = live.write(path, course)
+        kept += [aside.read_text()] if aside else []
+        copied.write_text(f"mine {number}")
+    assert kept == ["mine 0", "mine 1", "mine 2"]
+    assert sorted(path.read_text() for path in copied.parent.glob("02_small_2024*")) == kept
+
+
+def test_a_text_keeps_its_pictures(course):
+    """An attachment of the cell, and a file that lies beside the notebook and not beside the copy."""
+    path, data = course / "notebooks" / "02_small.ipynb", base64.b64encode(b"PNG").decode()
+    (path.parent / "b 1.png").write_bytes(b"PNG")
+    notebook = nbformat.read(path, as_version=4)
+    text = "![one](attachment:a.png) ![two](b%201.png) ![three](none.png) ![four](https://a.b/c.png)"
+    notebook.cells[1] = new_markdown_cell(f"## Two\n{text}", attachments={"a.png": {"image/png": data}})
+    nbformat.write(notebook, path)
+    copied, _ = live.write(path, course)
+    held = f"![one](data:image/png;base64,{data}) ![two](data:image/png;base64,{data}) ![three](none.png) ![four](https://a.b/c.png)"
+    assert any(cell.source == held for cell in nbformat.read(copied, as_version=4).cells)
+    assert html.prose(held).count(f'src="data:image/png;base64,{data}"') == 2
+
+
 # The folder of web pages
 
 needs_lecture = pytest.mark.skipif(not all(importlib.util.find_spec(name) for name in ("jupyterlab_slideshow", "sphinx_revealjs")),
@@ -337,6 +386,27 @@ def test_what_is_written_is_escaped():
     cell = code("print('<script>')", new_output("stream", text="<script>alert(1)</script>"))
     page = html.page(slides.make([new_markdown_cell("## A < B"), cell]), "", Path())
     assert "<script>alert" not in page and "A &lt; B" in page
+
+
+def test_brackets_in_code_and_formulas_are_no_link_and_a_picture_stays():
+    assert html.prose("![alt *text*](pic.png), `f[i](x)`, $w[i](x)$, [b `c[i]`](d.ipynb), [e](https://f.g)") == (
+        '<p><img src="pic.png" alt="alt text" />, <code>f[i](x)</code>, $w[i](x)$, b <code>c[i]</code>, <a href="https://f.g">e</a></p>')
+    assert "d[0](1)" in re.sub("<.*?>", "", html.prose("~~~\nd[0](1)\n~~~\n"))
+    assert html.prose("$5 and [a](b.ipynb) $6") == "<p>$5 and a $6</p>"
+
+
+def test_errors_drawings_and_photographs_are_shown(tmp_path):
+    error = new_output("error", ename="ValueError", evalue="a < b", traceback=["Traceback", "\x1b[31mValueError\x1b[0m: a < b"])
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 10"></svg>'
+    drawing, photograph = shown("<SVG>", **{"image/svg+xml": svg}), shown("<Image>", **{"image/jpeg": png()})
+    cells = [code("1 / 0", error), code("saw()", drawing), code("cat()", photograph)]
+    made = slides.make([TITLE, new_markdown_cell("## Shown"), *cells])
+    page = html.page(made, "", tmp_path)
+    assert "<pre>Traceback\nValueError: a &lt; b</pre>" in page and "&lt;SVG&gt;</pre>" not in page
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jpg", ".svg"]
+    assert all(map(html.PICTURE.fullmatch, re.findall('src="(pictures.*?)"', page)))
+    assert [piece.kind for slide in made for piece in slide.shown if piece.cell in cells[1:] and piece.kind != "source"] == ["picture"] * 2
+    assert slides.outputs.height(cells[1].outputs) == slides.outputs.height(cells[2].outputs) == slides.INNER / 2
 
 
 # The command

@@ -12,9 +12,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from qlab.folders import clone
-from qlab.lab import needs, widgets
+from qlab.lab import hidden, needs, teaching, widgets
 from qlab.site import asked, entrance, figures, frames, library, links, pages, states
-from qlab.site.build import build, check_installed, check_place
+from qlab.site.build import MADE, build, check_installed, check_place
 from qlab.site_command import address, origin
 
 ROOT = clone()
@@ -143,11 +143,20 @@ def test_every_page_can_be_read_for_what_its_figures_and_questions_need(path):
     cells = nbformat.read(path, as_version=4).cells
     statements = needs.statements(cells)
     for number, cell in enumerate(cells):
-        if frames.is_live(cell) or cell.cell_type == "code" and asked.computes(cell.source):
+        if hidden.is_live(cell) or cell.cell_type == "code" and asked.computes(cell.source):
             assert "import" in "".join(statement.source for statement in needs.needed(statements, [number]))
-    known = pages.head(nbformat.read(path, as_version=4))
+    known = teaching.first(nbformat.read(path, as_version=4))
     assert known.title and (known.objective or not re.match(r"\d", path.name))
     assert known.sections or not re.match(r"\d", path.name)
+
+
+def test_a_question_is_found_however_it_is_called():
+    asked_by_name = 'predict(question="How many?", options=["3", "8"], answer="8", explain="Each bit doubles them.")'
+    for source in (asked_by_name, f"widgets.{asked_by_name}", 'display(quiz([("A?", ["x", "y"], 0, "why")]))'):
+        assert asked.literal(source) and not asked.computes(source) and hidden.asks(source)
+    assert asked.computes("predict(question=text, options=['3', '8'], answer='8', explain='')")
+    assert asked.computes("predict('How many?', ['3', '8'])")  # too few: the page's own run tells
+    assert not asked.computes("%timeit quiz()") and asked.literal("%timeit quiz()") is None
 
 
 def test_a_question_keeps_its_text_and_folds_its_answers():
@@ -223,7 +232,7 @@ def test_documentation_shows_every_public_function_of_what_the_course_imports():
 
 
 def test_every_notebook_has_a_part_and_a_place_on_the_first_page():
-    heads = {f"notebooks/{path.name}": pages.head(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
+    heads = {f"notebooks/{path.name}": teaching.first(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
     page = entrance.page("# qlab", heads, {"Numbers": list(heads)})
     for path, head in heads.items():
         assert page.count(f"[{head.title}](/{path})") == 1 and head.objective in page
@@ -233,15 +242,22 @@ def test_every_notebook_has_a_part_and_a_place_on_the_first_page():
 
 def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(FileExistsError, match="is not a site"):
+    with pytest.raises(FileExistsError, match="holds thesis.tex, which this command has not made"):
         build(ROOT, tmp_path)
-    (tmp_path / ".buildinfo").touch()  # of Sphinx, but of another book
-    with pytest.raises(FileExistsError, match="is not a site"):
-        check_place(tmp_path)
     check_place(tmp_path / "new")
-    (tmp_path / "_static").mkdir()
-    (tmp_path / "_static" / "qlab.js").touch()
-    check_place(tmp_path)
+    with pytest.raises(FileExistsError, match="holds ., which"):
+        check_place(tmp_path / "thesis.tex")
+    site = tmp_path / "site"
+    (site / "_static").mkdir(parents=True)
+    check_place(site)
+    (site / "_static" / "qlab.js").touch()
+    (site / MADE).write_text("_static/qlab.js\n")
+    check_place(site)
+    for name in ("CNAME", ".git"):  # a worktree of the branch that a host publishes
+        (site / name).touch()
+        with pytest.raises(FileExistsError, match=f"holds {re.escape(name)}, which"):
+            check_place(site)
+        (site / name).unlink()
 
 
 @pytest.mark.parametrize("url, known", [

@@ -95,6 +95,7 @@ def test_the_command_writes_nothing_where_it_only_checks_and_lists_a_set(tmp_pat
     assert teaching.main(["--check"]) == 1 and page.read_bytes() == before and "not up to date" in capsys.readouterr().err
     assert teaching.main([]) == 0 and page.read_text(encoding="utf-8") == GUIDE and teaching.main(["--check"]) == 0
     assert teaching.main(["--mistakes", "02"]) == 0 and "Question 1: the document's formula\n  floor for round\n" in capsys.readouterr().out
+    assert teaching.main(["--mistakes", ""]) == 1 and capsys.readouterr().err.startswith("qlab: there is no set ")  # and writes no table
     assert teaching.main(["--mistakes", "99"]) == 1 and capsys.readouterr().err == "qlab: there is no set 99 in solutions/.\n"
     page.unlink()
     for arguments in ([], ["--check"]):

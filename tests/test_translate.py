@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from qlab import cli, translate
 from qlab.lab.jupyter import released
-from qlab.translate import code, edition, extract, glossary, pages, po, survives
+from qlab.translate import code, edition, extract, glossary, pages, po, stills, survives
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = st.text(st.one_of(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp")), st.sampled_from("\n\t\r\"\\")))
@@ -268,6 +268,16 @@ def test_what_a_page_lacks_counts_only_where_it_is_promised(course, monkeypatch,
     assert cli.main(["translate", "--lang", "en"]) == 1 and "written in English" in capsys.readouterr().err
 
 
+def test_a_word_of_a_question_is_no_word_of_its_tags():
+    question = 'Is <b class="b">b</b> &lt; a?'
+    output = {"data": {"text/plain": "Predict. Is b < a?", "text/html": f"<p><b>Predict.</b> {question}</p><ul><li>b</li></ul>"}}
+    stills.translate(output, {"b": "乙", "lt": "x", "class": "y"}, "zh")
+    assert output["data"]["text/html"] == '<p><b>预测。</b> Is <b class="b">乙</b> &lt; a?</p><ul><li>乙</li></ul>'
+    output["data"]["text/html"] = f"<p><b>Predict.</b> {question}</p>"
+    stills.translate(output, {question: "<b>乙</b> 小？", "b": "乙"}, "zh")  # a text with tags in it is one
+    assert output["data"]["text/html"] == "<p><b>预测。</b> <b>乙</b> 小？</p>"
+
+
 # A reader's copy
 
 
@@ -296,6 +306,25 @@ def test_a_readers_work_is_never_lost(course, monkeypatch, capsys):
     (course.root / "zh" / "made.json").write_text("{")                # then every page counts as the reader's
     copy.write_text(mine)
     assert edition.make(course.root, "zh")[1] == [copy] and copy.read_text() == mine
+
+
+def test_what_is_no_page_is_passed_over_and_a_page_that_is_gone_goes(course, monkeypatch):
+    monkeypatch.setattr(edition, "_trust", lambda *_: None)
+    sources, copies = course.root / "exercises", course.root / "zh" / "exercises"
+    (sources / "folder.md").mkdir()
+    (sources / "nowhere.png").symlink_to(sources / "none.png")
+    for name in ("a.md", "b.md"):
+        (sources / name).write_text("English")
+    edition.make(course.root, "zh")
+    assert sorted(path.name for path in copies.iterdir()) == ["a.md", "b.md"]
+    (copies / "b.md").write_text("mine")
+    for name in ("a.md", "b.md"):
+        (sources / name).unlink()
+    for _ in range(2):
+        edition.make(course.root, "zh")
+        assert [path.read_text() for path in copies.iterdir()] == ["mine"]
+    (sources / "b.md").write_text("English")                           # it is back, as it was when the reader began
+    assert edition.make(course.root, "zh")[1] == [] and (copies / "b.md").read_text() == "mine"
 
 
 def test_lab_opens_the_page_in_the_language_that_is_asked_for(course, monkeypatch):

@@ -31,7 +31,7 @@ def batches_of(calibration: torch.Tensor | Iterable[torch.Tensor]) -> list[torch
     else:
         raise TypeError(f"calibration is a {type(calibration).__name__}, and must be a tensor of images, (n, ...), or batches of them.")
     if not sum(len(batch) for batch in batches):
-        raise ValueError("there are no calibration images, and activations cannot be given a range without any: a few hundred are enough.")
+        raise ValueError("there are no calibration images, and some are needed: a few hundred are enough.")
     return batches
 
 

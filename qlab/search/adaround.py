@@ -97,6 +97,7 @@ def beta_at(step: int, steps: int) -> float | None:
     return None if step < first else high + (low - high) * (step - first) / max(1, steps - 1 - first)
 
 
+@torch.inference_mode(False)
 def learn(run: Run, weights: dict[str, torch.Tensor], nearest: dict[str, QTensor], x: torch.Tensor, y: torch.Tensor,
           axis: int | None = None, steps: int = 400, batch: int = 32, lr: float = 0.03, price: float = 3.0,
           seed: int = 0) -> dict[str, QTensor]:
@@ -108,7 +109,8 @@ def learn(run: Run, weights: dict[str, torch.Tensor], nearest: dict[str, QTensor
     a block (None) it is the nearest codes or the learned ones for the whole. So on x and y no result is worse than rounding to nearest.
     steps of Adam with learning rate lr, each on `batch` inputs drawn from the seed.
 
-    Raises ValueError for options that do not fit, outputs y that are not finite, a grid of more than 8 bits.
+    Raises ValueError for options that do not fit, x or y that are not finite, of different lengths or not what run takes and gives,
+    nearest of other names or shapes than the weights, a grid of more than 8 bits.
 
     >>> from qlab.quant import linear
     >>> w, x = torch.tensor([[1.0, 0.45, 0.4]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])  # two inputs that are always equal
@@ -119,10 +121,13 @@ def learn(run: Run, weights: dict[str, torch.Tensor], nearest: dict[str, QTensor
     """
     check_options(steps, batch, lr, price, seed)
     weights, x, y = {name: as_float(w, "weight") for name, w in weights.items()}, as_float(x), as_float(y, "y")
-    if not y.isfinite().all():
-        raise ValueError("the outputs that are to be kept hold NaN or infinity, and must be finite.")
+    _check_shapes(weights, nearest, x, y)
     found = {name: between(w, nearest[name]) for name, w in weights.items()}
     rounded = {name: q.dequantize() for name, q in nearest.items()}
+    with torch.no_grad():
+        shape = run(rounded, x[:1]).shape[1:]
+    if shape != y.shape[1:]:
+        raise ValueError(f"run gives outputs of shape {(len(x), *shape)}, and y has {tuple(y.shape)}: they must be equal.")
     before = squared_error(run, rounded, x, y, axis)
     unit = before.sum().item() / max(1, y.numel())
     if not unit or not steps:  # nothing was lost
@@ -162,6 +167,20 @@ def _learned(run: Run, weights: dict, found: dict[str, Between], x, y, unit: flo
             loss.backward()
             adam.step()
     return {name: rectified_sigmoid(part.detach()) for name, part in v.items()}
+
+
+def _check_shapes(weights: dict[str, torch.Tensor], nearest: dict[str, QTensor], x: torch.Tensor, y: torch.Tensor) -> None:
+    if set(weights) != set(nearest) or not weights:
+        raise ValueError(f"weights name {', '.join(weights) or 'nothing'}, and nearest {', '.join(nearest) or 'nothing'}: both must name "
+                         "the same, at least one.")
+    for name, weight in weights.items():
+        if tuple(nearest[name].shape) != tuple(weight.shape):
+            raise ValueError(f"the codes of {name} have the shape {tuple(nearest[name].shape)}, and its weight has {tuple(weight.shape)}.")
+    if not x.dim() or not y.dim() or len(x) != len(y) or not len(x):
+        raise ValueError(f"x has the shape {tuple(x.shape)} and y {tuple(y.shape)}: both must have as many rows, at least one.")
+    for what, given in (("inputs x", x), ("outputs y", y)):
+        if not given.isfinite().all():
+            raise ValueError(f"the {what} hold NaN or infinity, and must be finite.")
 
 
 @torch.no_grad()

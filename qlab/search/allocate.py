@@ -19,13 +19,14 @@ import numpy as np
 from qlab.search.table import Table, check_number, same_places
 
 ROUNDING = 1e-9                                                                             # of a budget: sums of floats differ by order
+CUTS = 20                                                                                   # solutions that are a hair too dear, at most
 
 
 def exact(value: Table, cost: Table, budget: float) -> dict[str, int]:
     """The allocation of the least value that costs at most the budget; of several, one that costs least.
 
     value: may be negative. cost: 0 or more. Raises ValueError for tables of different layers or widths, a negative cost, a budget that is
-    no number, or below the least possible, which it says.
+    no number, or below the least possible, which it says; TypeError for what is no Table.
 
     >>> value = Table.from_rows({"a": {2: 5.0, 4: 1.0}, "b": {2: 4.0, 4: 1.0}})
     >>> cost = Table.from_rows({"a": {2: 20, 4: 40}, "b": {2: 10, 4: 20}})
@@ -54,7 +55,7 @@ def exact(value: Table, cost: Table, budget: float) -> dict[str, int]:
 def greedy(value: Table, cost: Table, budget: float) -> dict[str, int]:
     """The allocation that buys, step by step, the width with the largest gain for each unit of cost among those that still fit.
 
-    Raises ValueError as exact does. Not the optimum where what was bought leaves no room for a larger step:
+    Raises as exact does. Not the optimum where what was bought leaves no room for a larger step:
 
     >>> value = Table.from_rows({"a": {2: 5.0, 4: 1.0}, "b": {2: 4.0, 4: 1.0}})
     >>> cost = Table.from_rows({"a": {2: 20, 4: 40}, "b": {2: 10, 4: 20}})
@@ -80,7 +81,7 @@ def greedy(value: Table, cost: Table, budget: float) -> dict[str, int]:
 def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float]) -> dict[str, int]:
     """The allocation of the least value that keeps every budget: of one cost, or of several at once, each with its own.
 
-    Raises ValueError as exact does, and where each budget can be kept, but not all together; ImportError without scipy.
+    Raises as exact does, ValueError where each budget can be kept, but not all together; ImportError without scipy.
 
     >>> value = Table.from_rows({"a": {2: 5.0, 4: 1.0}, "b": {2: 3.0, 4: 1.0}})
     >>> nbytes = Table.from_rows({"a": {2: 20, 4: 40}, "b": {2: 10, 4: 20}})
@@ -93,7 +94,7 @@ def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float
         from scipy.optimize import milp as solve
     except ImportError:
         raise ImportError("scipy is not installed, which solves integer programs: pip install scipy, or use exact.") from None
-    costs = [cost] if isinstance(cost, Table) else list(cost)
+    costs = list(cost) if isinstance(cost, (list, tuple)) else [cost]
     budgets = list(budget) if isinstance(budget, (list, tuple)) else [budget]
     if len(costs) != len(budgets) or not costs:
         raise ValueError(f"there are {len(costs)} costs and {len(budgets)} budgets: give each cost its budget.")
@@ -102,20 +103,25 @@ def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float
     values = values - values.min(1, keepdims=True)
     scaled = 1000 * values / (values.max() or 1.0)                                          # HiGHS ends within 1e-6 of the optimum
     one_each = LinearConstraint(np.kron(np.eye(layers), np.ones(widths)), 1, 1)
-    parts, tight = np.stack([c.values.numpy().ravel() / (b or 1.0) for c, b in zip(costs, limits)]), np.sign(limits)
+    more = [c.values.numpy() - c.values.numpy().min(1, keepdims=True) for c in costs]       # than the least, so that small steps show
+    room = [b - _least(c) for c, b in zip(costs, limits)]
+    parts, tight, cuts = np.stack([m.ravel() / (r or 1.0) for m, r in zip(more, room)]), np.sign(room), []
     while True:
         kept = LinearConstraint(parts, ub=tight)
-        found = solve(scaled.ravel(), integrality=np.ones(scaled.size), bounds=Bounds(0, 1), constraints=[one_each, kept],
+        found = solve(scaled.ravel(), integrality=np.ones(scaled.size), bounds=Bounds(0, 1), constraints=[one_each, kept, *cuts],
                       options={"mip_rel_gap": 0, "presolve": False})                        # whose repairs HiGHS 1.12 prints on stdout
         if found.x is None:
             least = " and ".join(f"{_least(c):,.6g}" for c in costs)
             raise ValueError(f"the budgets {', '.join(f'{b:,.6g}' for b in budgets)} cannot be kept together: the least possible, each by "
                              f"itself, are {least}.")
-        chosen = dict(zip(value.layers, (value.widths[j] for j in found.x.reshape(layers, widths).argmax(1))))
+        columns = found.x.reshape(layers, widths).argmax(1)
+        chosen = dict(zip(value.layers, (value.widths[j] for j in columns)))
         over = np.array([c(chosen) > b for c, b in zip(costs, limits)])
         if not over.any():
             return chosen
-        tight = np.where(over, tight - 1e-6, tight)                                         # HiGHS takes 1 + 1e-6 for 1
+        cuts.append(LinearConstraint(np.eye(widths)[columns].ravel(), ub=layers - 1))       # HiGHS takes 1 + 1e-6 for 1: all but this one
+        if len(cuts) > CUTS:                                                                # layers that are alike have many that are
+            tight = np.where(over, tight - 1e-6, tight)
 
 
 def _least(cost: Table) -> float:
@@ -123,16 +129,19 @@ def _least(cost: Table) -> float:
 
 
 def _limit(value: Table, costs: list[Table], budgets: list[float]) -> list[float]:
-    """Each budget as a float, with room for the rounding of sums. ValueError for what cannot be asked for."""
-    for k, (cost, budget) in enumerate(zip(costs, budgets)):
+    """Each budget as a float, with room for the rounding of sums, which whole numbers need none of. ValueError for what cannot be asked
+    for."""
+    limits = []
+    for cost, budget in zip(costs, budgets):
         same_places(value, cost, ("value", "cost"))
         if (cost.values < 0).any():
             i, j = (cost.values < 0).nonzero()[0].tolist()
             raise ValueError(f"cost is {cost.values[i, j].item():g} for {cost.layers[i] or 'the network'} at {cost.widths[j]} bits, and "
                              "must be 0 or more.")
         least = _least(cost)
-        budgets[k] = check_number("budget", budget)
-        if budgets[k] + ROUNDING * abs(budgets[k]) < least:
-            raise ValueError(f"budget is {budgets[k]:,.10g}, and must be at least {least:,.10g}, what the cheapest width of every layer "
+        budget = check_number("budget", budget)
+        limits.append(budget + ROUNDING * abs(budget) * bool((cost.values != cost.values.round()).any()))
+        if limits[-1] < least:
+            raise ValueError(f"budget is {budget:,.10g}, and must be at least {least:,.10g}, what the cheapest width of every layer "
                              "costs.")
-    return [budget + ROUNDING * abs(budget) for budget in budgets]
+    return limits

@@ -21,10 +21,11 @@ from qlab.llm.weights import RANGES, check_values, round_to_nearest
 from qlab.nets.calibration import batches_of, check_norms
 from qlab.nets.graph import trace
 from qlab.nets.ptq import Quantized, fold_batch_norm
-from qlab.nets.soft_loss import check_labels
-from qlab.quant.layout import as_tensor, generator
+from qlab.nets.stored_graph import told
+from qlab.quant.layout import generator
 from qlab.search import allocate, candidates, costs, paired, sensitivity, trials
 from qlab.search.candidates import WIDTHS
+from qlab.search.given import classes_of, finite, logits_of
 from qlab.search.table import Table
 from qlab.search.trials import Trial, p_in_words
 from qlab.search.ways import BETTER, Way, per_tensor
@@ -47,14 +48,11 @@ class Attempts:
         self.confidence, self.pairs = 1 - RISK / planned, planned * (planned - 1) // 2
         fit, held = _split(len(images), seed)
         self.fit, self.held = images[fit], images[held]
-        logits = _logits(self.network, self.held)
-        if not logits.isfinite().all():
-            raise ValueError("the network's logits on the calibration images hold NaN or infinity, and must be finite.")
+        logits = finite(_logits(self.network, self.held))
         self.wanted = logits.argmax(1)
         self.judged_by = f"right: as the float network says, for there are no labels, on {len(held):,} held-out images"
         if labels is not None:
-            check_labels(labels, len(images), logits.shape[1])
-            self.wanted = labels[held].long()
+            self.wanted = classes_of(labels, len(images), logits.shape[1])[held]
         self.reference = logits.argmax(1) == self.wanted
         if labels is not None:
             share = 100 * self.reference.double().mean().item()
@@ -70,7 +68,11 @@ class Attempts:
         self.folder = None
         if folder is not None:
             of = self.network.state_dict() | {"fit images": self.fit, "held-out images": self.held, "wanted": self.wanted}
-            self.folder = trials.claim(folder, trials.fingerprint(of, {"seed": seed, "steps": steps, "skip": sorted(skip)}))
+            settings = {"seed": seed, "steps": steps, "skip": sorted(skip), "graph": told(self.network)}
+            if settings["graph"] is None:
+                raise ValueError("folder is given, and no file can hold the graph of this network: leave folder out, or give its layers "
+                                 "names of letters, digits, - and _.")
+            self.folder = trials.claim(folder, trials.fingerprint(of, settings))
 
     # What to try
 
@@ -172,8 +174,8 @@ class Attempts:
         return int(self.trials[b].right.sum()) - int(self.trials[a].right.sum())
 
 
-def _given(calibration) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images (n, ...) and labels (n,), or None. TypeError or ValueError for what is neither, or too few."""
+def _given(calibration) -> tuple[torch.Tensor, object]:
+    """Images (n, ...), and labels as they were given, or None. TypeError or ValueError for what is neither, or too few."""
     images, labels = calibration if isinstance(calibration, (tuple, list)) and len(calibration) == 2 else (calibration, None)
     if not isinstance(images, (torch.Tensor, np.ndarray)):
         raise TypeError(f"calibration is a {type(calibration).__name__}, and must be images (n, ...), or (images, labels).")
@@ -182,7 +184,7 @@ def _given(calibration) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise ValueError(f"calibration has {len(images)} images, and must have at least {LEAST}: half of them are held out to judge by.")
     if wrong := (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
         raise ValueError(f"calibration image {wrong[0]:,} holds NaN or infinity, as do {len(wrong) - 1:,} others, and all must be finite.")
-    return images, None if labels is None else as_tensor(labels, "labels")
+    return images, labels
 
 
 def _split(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,4 +195,4 @@ def _split(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return sensitivity.logits_of(model.eval(), images)
+    return logits_of(model.eval(), images)

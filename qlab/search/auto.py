@@ -19,8 +19,10 @@ upper limit is below x (qlab.search.paired). What was held out are calibration i
 import os
 import re
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 from numbers import Real
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -53,11 +55,12 @@ class Found:
         return f"{trials.table(list(self.trials))}\n{self.judged_by}\n{self.reason}"
 
 
+@torch.inference_mode(False)
 def quantize(model: nn.Module, calibration, budget: int | float | str | None = None, max_drop: float | None = None,
              folder: str | os.PathLike | None = None, seed: int = 0, skip: tuple[str, ...] = (), steps: int = 400) -> Found:
     """The network's weights as codes, within a budget of bytes or a loss of accuracy; exactly one of the two is given.
 
-    calibration: (images, labels), float (n, ...) and int64 (n,); training images, never test images, and not fewer than 100. Of them 512,
+    calibration: (images, labels), float (n, ...) and integers (n,); training images, never test images, and at least 100. Of them 512,
     or half, make the networks, and the others judge: a difference of half a point needs some thousands. Without labels (images alone) a
     network is right where it says what the float network says. budget: of the whole network, as a number of bytes or with B, KB, KiB, MB,
     MiB. max_drop: percentage points. folder: where trials are kept, so that a call that was cut off goes on with them; the trials of both
@@ -68,7 +71,7 @@ def quantize(model: nn.Module, calibration, budget: int | float | str | None = N
     q.tensors.items()}), q being the result's quantized. The given model is not changed. The same seed finds the same on the same machine.
     Raises ValueError, in one sentence, for both demands or none, a budget in an unknown unit or below the least possible, a drop that the
     held-out images could never show, too few images, labels that do not fit, a network that qlab.nets.graph cannot read, a folder of
-    another run; OSError where it cannot be written.
+    another run; TypeError for what is no network, images, labels or path; OSError where the folder cannot be written.
 
     >>> import torch
     >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(400, 8)
@@ -85,6 +88,8 @@ def quantize(model: nn.Module, calibration, budget: int | float | str | None = N
     check_options(steps, 1, 1, 0, seed)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder is a {type(folder).__name__}, and must be a path, or None.")
     planned = len(WAYS) + (max_drop is not None) * (len(WIDTHS) + 1)
     with tqdm(total=planned, desc="auto", unit="trial") as bar:
         made = Attempts(model, calibration, planned, bar, folder, int(seed), skip, int(steps))
@@ -99,10 +104,10 @@ def bytes_of(budget: int | float | str) -> int:
     """
     nbytes, told = budget, re.fullmatch(NUMBER, budget) if isinstance(budget, str) else None
     if told and (told[2] or "b").lower() in UNITS:
-        nbytes = float(re.sub("[_,]", "", told[1])) * UNITS[(told[2] or "b").lower()]
-    if isinstance(nbytes, bool) or not isinstance(nbytes, Real) or not 1 <= nbytes < float("inf"):
-        raise ValueError(f"budget is {budget!r}, and must be a number of bytes, at least 1, or one with B, KB (1,000), KiB (1,024), MB or "
-                         "MiB.")
+        nbytes = int(Decimal(re.sub("[_,]", "", told[1])) * UNITS[(told[2] or "b").lower()])    # 1.001 is no float
+    if isinstance(nbytes, bool) or not isinstance(nbytes, Real) or not 1 <= nbytes < 2**63:
+        raise ValueError(f"budget is {budget!r}, and must be a number of bytes, at least 1 and below 2**63, or one with B, KB (1,000), KiB "
+                         "(1,024), MB or MiB.")
     return int(nbytes)
 
 
@@ -138,7 +143,8 @@ def _smallest(made: Attempts, max_drop: float) -> Found:
     """The fewest bytes that are shown to lose at most so many points."""
     could = 100 * paired.least_limit(len(made.held), made.confidence)
     if max_drop < could:
-        raise ValueError(f"max_drop is {max_drop:g}, and must be at least {could:.2g}: less cannot be shown on {len(made.held):,} held-out "
+        above = Context(prec=3, rounding=ROUND_CEILING).create_decimal(could)
+        raise ValueError(f"max_drop is {max_drop:g}, and must be at least {above}: less cannot be shown on {len(made.held):,} held-out "
                          "images, even if none changes.")
 
     def holds(key: str | None) -> bool:

@@ -63,12 +63,16 @@ def make(model: nn.Module, widths: Iterable[int] = WIDTHS, how: Callable[[torch.
 def apply(model: nn.Module, candidates: Candidates, allocation: Mapping[str, int]) -> Quantized:
     """A copy of the model in which each layer of the allocation has its candidate of so many bits; the other layers keep their floats.
 
-    Raises ValueError for a layer or width that is not among the candidates, or candidates of another model.
+    Raises TypeError for candidates or an allocation that are none, ValueError for a layer or width that is not among the candidates, or
+    candidates of another model.
 
     >>> net = nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 2))
     >>> apply(net, make(net), {"0": 2, "2": 8}).nbytes                       # 160 + 4 * 10, 20 + 4 * 2, and 12 float32 biases
     276
     """
+    check_kind(candidates)
+    if not isinstance(allocation, Mapping):
+        raise TypeError(f"allocation is a {type(allocation).__name__}, and must be a dictionary, from the name of a layer to its bits.")
     for name, bits in allocation.items():
         if name not in candidates or bits not in candidates[name]:
             known = candidates.get(name)
@@ -79,8 +83,23 @@ def apply(model: nn.Module, candidates: Candidates, allocation: Mapping[str, int
     return quantize_weights(model, {name: lambda _, q=q: q for name, q in chosen.items()}, rest)
 
 
-def checked(model: nn.Module, candidates: Candidates) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The names of the layers and the widths. ValueError for none, for different widths, or where they are not the model's."""
+def check_kind(candidates: Candidates) -> None:
+    """TypeError for what is no dictionary of dictionaries of QTensors."""
+    fits = isinstance(candidates, Mapping) and all(isinstance(of_layer, Mapping) for of_layer in candidates.values())
+    if not fits or not all(isinstance(q, QTensor) for of_layer in candidates.values() for q in of_layer.values()):
+        raise TypeError(f"candidates are a {type(candidates).__name__}, and must be QTensors by layer and bits, as candidates.make gives "
+                        "them.")
+
+
+def checked(model: nn.Module, candidates: Candidates) -> tuple[nn.Module, tuple[str, ...], tuple[int, ...]]:
+    """A plain copy of the model (qlab.nets.plain) in evaluation mode, the names of the layers, and the widths.
+
+    TypeError for what is no model or no candidates; ValueError for none, for different widths, or where they are not the model's.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
+    check_kind(candidates)
+    model = plain_copy(model).eval()
     widths = {tuple(sorted(of_layer)) for of_layer in candidates.values()}
     if len(widths) != 1 or not next(iter(widths)):
         raise ValueError(f"candidates have the widths {' and '.join(map(str, sorted(widths))) or 'of no layer'}, and must have the same "
@@ -93,4 +112,4 @@ def checked(model: nn.Module, candidates: Candidates) -> tuple[tuple[str, ...], 
         for bits, q in of_layer.items():
             if tuple(q.shape) != shape:
                 raise ValueError(f"the candidate for {name!r} at {bits} bits has shape {tuple(q.shape)}, and the weight has {shape}.")
-    return tuple(candidates), next(iter(widths))
+    return model, tuple(candidates), next(iter(widths))

@@ -16,21 +16,22 @@ import torch
 from torch import nn
 
 from qlab.nets.channels import macs
-from qlab.quant.layout import check_bits
-from qlab.search.candidates import Candidates, checked
+from qlab.quant.layout import as_tensor, check_bits, check_whole
+from qlab.search.candidates import Candidates, check_kind, checked
 from qlab.search.table import WIDEST, Table
 
 SAMPLE_S = 0.001                                                                            # a sample is as many calls as take this long
 
 
 def nbytes(candidates: Candidates) -> Table:
-    """The true bytes of each candidate. Raises ValueError where layers have different widths.
+    """The true bytes of each candidate. Raises TypeError for no candidates, ValueError where layers have different widths.
 
     >>> from qlab.search import candidates
     >>> print(nbytes(candidates.make(nn.Sequential(nn.Linear(64, 10)), (2, 4))))           # 640 codes, 10 float32 scales
        2 bits  4 bits
     0     200     360
     """
+    check_kind(candidates)
     return Table.from_rows({name: {bits: q.nbytes for bits, q in of_layer.items()} for name, of_layer in candidates.items()})
 
 
@@ -43,7 +44,7 @@ def rest_nbytes(model: nn.Module, candidates: Candidates) -> int:
     >>> rest_nbytes(net, made), candidates.apply(net, made, {"0": 2, "2": 8}).nbytes - nbytes(made)({"0": 2, "2": 8})
     (48, 48.0)
     """
-    layers, _ = checked(model, candidates)
+    model, layers, _ = checked(model, candidates)                                           # whose weights are those that are stored
     weights = {id(model.get_submodule(name).weight) for name in layers}
     rest = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor) and id(t) not in weights}
     return sum(t.numel() * t.element_size() for t in rest.values())
@@ -62,12 +63,12 @@ def bitops(model: nn.Module, candidates: Candidates, image: torch.Tensor, activa
     0   18432   36864
     2   20480   40960
     """
-    layers, widths = checked(model, candidates)
-    activation_bits = check_bits(activation_bits, 1, WIDEST)
-    if len(image) != 1:
-        raise ValueError(f"image has {len(image)} images, and must be one, (1, ...).")
+    model, layers, widths = checked(model, candidates)
+    activation_bits, image = check_bits(activation_bits, 1, WIDEST), as_tensor(image, "image")
+    if not image.dim() or len(image) != 1:
+        raise ValueError(f"image has {len(image) if image.dim() else 'no'} images, and must be one, (1, ...).")
     counted = macs(model, image)
-    return Table(layers, widths, torch.tensor([[float(counted[name] * bits * activation_bits) for bits in widths] for name in layers]))
+    return Table(layers, widths, [[counted[name] * bits * activation_bits for bits in widths] for name in layers])
 
 
 def latency(kernels: Mapping[str, Mapping[int, Callable[[], object]]], widths: Iterable[int], repeats: int = 20) -> Table:
@@ -84,8 +85,7 @@ def latency(kernels: Mapping[str, Mapping[int, Callable[[], object]]], widths: I
     True
     """
     widths = sorted({check_bits(bits, 1, WIDEST) for bits in widths})
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 2:
-        raise ValueError(f"repeats is {repeats!r}, and must be a whole number of at least 2.")
+    check_whole("repeats", repeats, 2)
     if not widths or not kernels:
         raise ValueError("there are no kernels or no widths, and both must be given, at least one.")
     for name, of_layer in kernels.items():

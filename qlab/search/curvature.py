@@ -30,11 +30,12 @@ from torch.nn.functional import cross_entropy
 
 from qlab.errors import first_line
 from qlab.nets.calibration import batches_of
+from qlab.nets.fake import wide
 from qlab.nets.plain import plain_copy
-from qlab.nets.soft_loss import check_labels
-from qlab.quant.layout import as_tensor, generator
+from qlab.quant.layout import check_whole, generator
 from qlab.search.candidates import Candidates, checked
-from qlab.search.sensitivity import logits_of, squared_errors
+from qlab.search.given import classes_of, finite, logits_of, logits_of_batch
+from qlab.search.sensitivity import squared_errors
 from qlab.search.table import Table
 
 KINDS = ("squared", "absolute")
@@ -51,8 +52,7 @@ def hutchinson(product: Callable[[torch.Tensor], torch.Tensor], like: torch.Tens
     >>> round(samples.mean().item()), round(samples.var().item())
     (5, 4)
     """
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
-        raise ValueError(f"probes is {probes!r}, and must be a whole number of at least 2.")
+    check_whole("probes", probes, 2)
     random, samples = generator(seed), []
     for _ in range(probes):
         v = (2 * torch.randint(0, 2, like.shape, generator=random) - 1).to(like)
@@ -60,6 +60,7 @@ def hutchinson(product: Callable[[torch.Tensor], torch.Tensor], like: torch.Tens
     return torch.stack(samples)
 
 
+@torch.inference_mode(False)                                                                # which turns gradients on, too
 def traces(model: nn.Module, layers: Iterable[str], images: torch.Tensor, labels: torch.Tensor, probes: int = 32,
            seed: int = 0) -> torch.Tensor:
     """Samples of the trace of the loss's Hessian for each layer's weight: float64 (layers, probes). Loss: the mean cross-entropy.
@@ -75,9 +76,10 @@ def traces(model: nn.Module, layers: Iterable[str], images: torch.Tensor, labels
     """
     working = plain_copy(model).eval().requires_grad_(False)
     weights = [working.get_submodule(name).weight.requires_grad_(True) for name in layers]
-    labels, total, done = _check(working, images, labels), 0, 0
-    for batch in batches_of(images):
-        loss = cross_entropy(working(batch), labels[done:done + len(batch)])
+    batches = _batches(images)
+    labels, total, done = _labels(working, batches, labels), 0, 0
+    for batch in batches:
+        loss = cross_entropy(finite(working(batch)).double(), labels[done:done + len(batch)])
         gradients = [torch.zeros_like(w) for w in weights]                                  # of layers that are never called
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
@@ -94,12 +96,12 @@ def _product(gradient: torch.Tensor, weight: torch.Tensor, v: torch.Tensor) -> t
     return torch.autograd.grad(gradient, weight, v, retain_graph=True, materialize_grads=True)[0]
 
 
+@torch.inference_mode(False)
 def by_hessian(model: nn.Module, candidates: Candidates, images: torch.Tensor, labels: torch.Tensor, probes: int = 32,
                seed: int = 0) -> Table:
     """tr(H) / n * || dW ||**2 / 2, in nats, with its standard error over the probes; below 0 where the estimated trace is.
 
-    Arguments as for sensitivity.by_loss. Raises ValueError for no images, images that the model cannot take, labels that do not fit, fewer
-    than 2 probes.
+    Arguments as for sensitivity.by_loss. Raises TypeError and ValueError as by_loss does, and ValueError for fewer than 2 probes.
 
     >>> from qlab.search import candidates
     >>> net, x, y = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(50, 16), torch.arange(50) % 2
@@ -107,7 +109,7 @@ def by_hessian(model: nn.Module, candidates: Candidates, images: torch.Tensor, l
     >>> table.forwards, table.backwards                                      # 8 products for each of 2 layers
     (1, 17)
     """
-    layers, widths = checked(model, candidates)
+    model, layers, widths = checked(model, candidates)
     samples = traces(model, layers, images, labels, probes, seed)
     weights = [model.get_submodule(name).weight for name in layers]
     errors = torch.stack([squared_errors(w, candidates[name]).cpu() / (2 * w.numel()) for name, w in zip(layers, weights)])
@@ -116,6 +118,7 @@ def by_hessian(model: nn.Module, candidates: Candidates, images: torch.Tensor, l
                  backwards=1 + probes * len(layers))
 
 
+@torch.inference_mode(False)
 def by_taylor(model: nn.Module, candidates: Candidates, images: torch.Tensor, labels: torch.Tensor | None = None, kind: str = "squared",
               seed: int = 0) -> Table:
     """What the gradient says: kind "squared", with its standard error over the images, or "absolute"; see above. In nats.
@@ -133,22 +136,25 @@ def by_taylor(model: nn.Module, candidates: Candidates, images: torch.Tensor, la
         raise ValueError(f"kind is {kind!r}, and must be one of {', '.join(KINDS)}.")
     if labels is None and kind == "absolute":
         raise ValueError("labels is None, and must be the images' labels for 'absolute': of drawn ones the mean gradient is chance.")
-    layers, widths = checked(model, candidates)
-    working, forwards = plain_copy(model).eval().requires_grad_(False), 1 + (labels is None)
+    working, layers, widths = checked(model, candidates)
+    working.requires_grad_(False)
+    forwards, batches = 1 + (labels is None), _batches(images)
     weights = {name: working.get_submodule(name).weight for name in layers}
     moved = {name: torch.stack([(candidates[name][bits].dequantize() - weights[name]).flatten() for bits in widths]) for name in layers}
-    labels = _check(working, images, labels, seed)
+    labels = _drawn(working, images, seed) if labels is None else _labels(working, batches, labels)
     own = {f"{name}.weight" if name else "weight": weights[name] for name in layers}
 
-    def loss(own: dict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(functional_call(working, own, (x[None],)), y[None])
+    def loss(own: dict, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = functional_call(working, own, (x[None],))
+        return cross_entropy(logits.double(), y[None]), logits
 
-    each_gradient, terms, total, done = vmap(grad(loss), in_dims=(None, 0, 0)), [], 0, 0
-    for batch in (few for many in batches_of(images) for few in many.split(AT_ONCE)):
+    each_gradient, terms, total, done = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0)), [], 0, 0
+    for batch in (few for many in batches for few in many.split(AT_ONCE)):
         try:
-            found = each_gradient(own, batch, labels[done:done + len(batch)])
+            found, logits = each_gradient(own, batch, labels[done:done + len(batch)])
         except RuntimeError as error:
             raise ValueError(f"the gradient of each image apart cannot be taken of this network ({first_line(error)}).") from None
+        finite(logits)
         gradients = [g.flatten(1) for g in found.values()]                                  # (images, weights) of each layer
         done += len(batch)
         if kind == "squared":
@@ -163,12 +169,20 @@ def by_taylor(model: nn.Module, candidates: Candidates, images: torch.Tensor, la
     return Table(layers, widths, terms.mean(0), errors, forwards=forwards, backwards=1)
 
 
+def _batches(images: torch.Tensor) -> list[torch.Tensor]:
+    """Batches that a gradient may be taken through: of images that were made in inference mode a copy."""
+    return [batch.clone() if batch.is_inference() else batch for batch in batches_of(images)]
+
+
 @torch.no_grad()
-def _check(working: nn.Module, images: torch.Tensor, labels: torch.Tensor | None, seed: int = 0) -> torch.Tensor:
-    """The labels, or, for None, labels drawn from the predictions. ValueError for images or labels that do not fit."""
-    logits = logits_of(working, images if labels is None else images[:1])                   # one image shows the classes
-    if labels is None:
-        return torch.multinomial(logits.softmax(1), 1, generator=generator(seed)).squeeze(1)
-    labels = as_tensor(labels, "labels")
-    check_labels(labels, len(images), logits.shape[1])
-    return labels
+def _labels(working: nn.Module, batches: list[torch.Tensor], labels) -> torch.Tensor:
+    """The labels, int64. The first images show the classes; errors for images or labels that do not fit."""
+    n = sum(map(len, batches))
+    return classes_of(labels, n, logits_of_batch(working, batches[0], n).shape[1])
+
+
+@torch.no_grad()
+def _drawn(working: nn.Module, images: torch.Tensor, seed: int) -> torch.Tensor:
+    """A label for each image, drawn from the predictions."""
+    logits = wide(finite(logits_of(working, images)))
+    return torch.multinomial(logits.softmax(1), 1, generator=generator(seed)).squeeze(1)

@@ -3,8 +3,9 @@
     the best few so far  ->  two of them mixed, or one of them changed  ->  within the budget?  ->  evaluate  ->  the best few so far
 
 A change moves one layer to the next width above or below, and often another the other way, which keeps about the cost: a network at its
-budget has no room for more. Each allocation is evaluated once. Real et al. 2017, in small; what matters is where it begins: an allocation
-that qlab.search.allocate found on a sum is near the best already, and most of all possible ones are hopeless.
+budget has no room for more. Each allocation is evaluated once. The search of Guo et al. 2020 (Single Path One-Shot NAS), in small, one
+child at a time; what matters is where it begins: an allocation that qlab.search.allocate found on a sum is near the best already, and
+most of all possible ones are hopeless.
 """
 
 import math
@@ -12,7 +13,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qlab.quant.layout import check_bits
+from qlab.quant.layout import check_bits, check_whole, generator
 from qlab.search.table import check_number
 
 TRIES = 1000                                                                                # children drawn for one that is new and fits
@@ -37,8 +38,10 @@ def evolve(evaluate: Callable[[dict[str, int]], float], cost: Callable[[dict[str
 
     evaluate: anything, the KL of the whole network on calibration images, say; NaN counts as infinitely bad. cost: a Table, or any
     function. start: an allocation within the budget. widths: that a layer may have. evaluations: how often evaluate is called, the start
-    included; fewer where nothing new fits any more. parents: how many of the best are kept. The same seed finds the same.
-    Raises ValueError for a start that is empty, above the budget, has other widths or the value NaN; fewer than 1 evaluation or parent.
+    included; fewer where TRIES children in a row, 1,000, bring nothing new that fits. parents: how many of the best are kept. The same seed
+    finds the same.
+    Raises TypeError for a start that is no dictionary; ValueError for one that is empty, above the budget, has other widths or the value
+    NaN, for fewer than 1 evaluation or parent, and for a seed that is none.
 
     >>> best = {"a": 4, "b": 2, "c": 8}
     >>> far = lambda bits: sum(abs(bits[name] - best[name]) for name in best)
@@ -48,14 +51,16 @@ def evolve(evaluate: Callable[[dict[str, int]], float], cost: Callable[[dict[str
     """
     widths = sorted({check_bits(bits, 1, 32) for bits in widths})
     for name, number in (("evaluations", evaluations), ("parents", parents)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} is {number!r}, and must be a whole number of at least 1.")
+        check_whole(name, number, 1)
+    generator(seed)                                                                         # which checks it
+    if not isinstance(start, Mapping):
+        raise TypeError(f"start is a {type(start).__name__}, and must be a dictionary, from the name of a layer to its bits.")
     if not start or any(bits not in widths for bits in start.values()):
         raise ValueError(f"start is {dict(start)}, and must give each layer one of the widths {', '.join(map(str, widths))}.")
     budget, first = check_number("budget", budget), cost(dict(start))
     if not first <= budget:
         raise ValueError(f"start costs {first:,.10g}, and must cost at most the budget, {budget:,.10g}.")
-    draw, names = random.Random(seed), list(start)
+    draw, names = random.Random(int(seed)), list(start)
     seen, value = {tuple(start.values())}, float(evaluate(dict(start)))
     if math.isnan(value):
         raise ValueError("evaluate(start) is NaN, and must be a number: nothing could be compared with it.")

@@ -17,8 +17,9 @@ from torch import nn
 from qlab.matmul import int4_onnxruntime
 from qlab.matmul.int4_layer import Int4Linear
 from qlab.nets import integer, ptq
+from qlab.nets.calibration import batches_of
 from qlab.nets.plain import LAYERS, plain_copy
-from qlab.search.sensitivity import logits_of
+from qlab.search.given import logits_of
 
 PACKED = (2, 4)
 
@@ -37,6 +38,7 @@ def of(model: nn.Module, images: torch.Tensor) -> dict[str, dict[int, Callable[[
     """
     if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in model.modules()):
         raise ValueError("the model holds batch norm, which a device folds into the layer before: call ptq.fold_batch_norm first.")
+    images = torch.cat(batches_of(images))
     if len(images) > 128:
         raise ValueError(f"images are {len(images)}, and must be at most 128: a latency is of one batch.")
     model, inputs, hooks = plain_copy(model).eval(), {}, []

@@ -14,6 +14,8 @@ import math
 import sys
 from statistics import NormalDist
 
+from qlab.quant.layout import check_whole
+
 
 def z_of(confidence: float) -> float:
     """How many standard errors to either side hold so much of a normal distribution. ValueError unless 0 < confidence < 1.
@@ -29,11 +31,17 @@ def z_of(confidence: float) -> float:
 def limits(lost: int, won: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The interval (low, high) of the share of n images that is lost on balance; from -1 to 1.
 
+    Raises ValueError for counts that are no whole numbers or below 0, no images, or more lost and won than there are.
+
     >>> low, high = limits(lost=60, won=30, n=1000)
     >>> round(low, 4), round(high, 4)
     (0.0117, 0.0492)
     """
     z = z_of(confidence)
+    for name, count, least in (("lost", lost, 0), ("won", won, 0), ("n", n, 1)):
+        check_whole(name, count, least)
+    if lost + won > n:
+        raise ValueError(f"lost and won are {lost} and {won}, and must together be at most n, {n}.")
     return -_highest(won, lost, n, z), _highest(lost, won, n, z)
 
 
@@ -60,11 +68,13 @@ def _spread(lost: int, won: int, n: int, d: float) -> float:
 def p_value(lost: int, won: int) -> float:
     """How likely so uneven a split of lost + won images is, either way, if both networks are equally good: above 0, at most 1.
 
-    A p below the smallest float64, 2.2e-308, is given as that.
+    A p below the smallest float64, 2.2e-308, is given as that. Raises ValueError for counts that are no whole numbers or below 0.
 
     >>> round(p_value(lost=0, won=5), 4), p_value(3, 3)                      # 2 / 2**5
     (0.0625, 1.0)
     """
+    check_whole("lost", lost, 0)
+    check_whole("won", won, 0)
     less, m = min(lost, won), lost + won
     if 2 * less == m:
         return 1.0

@@ -36,6 +36,7 @@ from qlab.search.adaround import BITS, check_options, learn, squared_error
 from qlab.search.units import Blocks, Unit, runner, units
 
 METHODS = ("nearest", "corrected", "gptq", "adaround")
+OPTIONS = {"steps": 1, "batch": 1, "lr": 1, "price": 0, "seed": 0}                        # of adaround, each with a value that fits
 
 
 class Errors(NamedTuple):
@@ -61,6 +62,7 @@ class Rounded(Quantized):
         return "\n".join([*lines, super().__str__()])
 
 
+@torch.inference_mode(False)
 def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor], bits: int | Mapping[str, int] | None = None,
              method: str = "adaround", ranges: str | Mapping[str, str] = "mse", scheme: str = "symmetric", group_size: int | None = None,
              scale_dtype: torch.dtype | None = None, blocks: Blocks = None, skip: tuple[str, ...] = (), **options) -> Rounded:
@@ -77,7 +79,7 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     that is no promise. The given model is not changed. The same seed gives the same codes on the same machine.
 
     Raises ValueError for a network that qlab.nets.graph cannot read, images that it cannot take, NaN or infinity on the way, more than 8
-    bits for adaround, and, with the layer's name, a grid that does not fit.
+    bits for adaround, and, with the layer's name, a grid that does not fit; TypeError for an unknown option.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> made = quantize(net, torch.rand(64, 1, 4, 4), bits=3, steps=50)
@@ -87,7 +89,9 @@ def quantize(model: nn.Module, calibration: torch.Tensor | Iterable[torch.Tensor
     check_name("method", method, METHODS)
     if method != "adaround" and (options or blocks is not None):
         raise ValueError(f"{next(iter(options), 'blocks')} is for adaround, and method is {method!r}.")
-    check_options(**{"steps": 1, "batch": 1, "lr": 1, "price": 0, "seed": 0} | options)
+    if unknown := set(options) - set(OPTIONS):
+        raise TypeError(f"{min(unknown)} is no option of adaround, which has {', '.join(OPTIONS)}.")
+    check_options(**OPTIONS | options)
     images = _together(batches_of(calibration))
     check_norms(model, [images])
     traced = trace(fold_batch_norm(model)).requires_grad_(False)

@@ -7,24 +7,21 @@
 
 From above to below they know less and cost less; qlab.search.curvature has two in between, by derivatives. KL asks how far the answers
 move, the loss only how far they move from the labels: an image that becomes right by luck is a gain for the loss, and a change for KL. That
-is why KL is never negative and has the smaller error (Cai et al. 2020, ZeroQ, section 3.3, finds a layer's sensitivity so).
+is why KL is never negative and has the smaller error (Cai et al. 2020, ZeroQ, finds a layer's sensitivity so).
 
 None of them is the truth about a whole allocation: two layers rounded at once are not the sum of each alone. `kl` is that truth.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from qlab.errors import first_line
 from qlab.llm.hessian import hessian_of, output_error
-from qlab.nets.calibration import batches_of
-from qlab.nets.plain import plain_copy
-from qlab.nets.soft_loss import check_labels
-from qlab.quant.layout import as_tensor
 from qlab.search.candidates import Candidates, checked
+from qlab.search.given import classes_of, finite, logits_of
 from qlab.search.table import Table
 
 
@@ -32,8 +29,9 @@ from qlab.search.table import Table
 def by_loss(model: nn.Module, candidates: Candidates, images: torch.Tensor, labels: torch.Tensor) -> Table:
     """The growth of the mean cross-entropy, in nats, with its standard error over the images; negative where rounding helps by chance.
 
-    candidates: see qlab.search.candidates. images: float (n, ...), calibration images, never test images; labels: int64 (n,). The model is
-    run in evaluation mode, and is not changed. Raises ValueError for no images, images that the model cannot take, labels that do not fit.
+    candidates: see qlab.search.candidates. images: float (n, ...), calibration images, never test images; labels: whole numbers (n,). The
+    model is run in evaluation mode, and is not changed. Raises TypeError for what is no model, no candidates, no images or no labels,
+    ValueError for no images, images that the model cannot take or gives no finite logits for, labels that do not fit.
 
     >>> from qlab.search import candidates
     >>> net, x, y = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(50, 16), torch.arange(50) % 2
@@ -41,9 +39,12 @@ def by_loss(model: nn.Module, candidates: Candidates, images: torch.Tensor, labe
     >>> table.layers, table.widths, table.values.shape, table.forwards
     (('0', '2'), (2, 8), torch.Size([2, 2]), 5)
     """
-    labels = as_tensor(labels, "labels")
-    return _alone(model, candidates, images, lambda logits: check_labels(labels, *logits.shape),
-                  lambda logits, before: cross_entropy(logits, labels, reduction="none") - cross_entropy(before, labels, reduction="none"))
+    def growth(before: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        loss = partial(cross_entropy, target=classes_of(labels, *before.shape), reduction="none")
+        was = loss(before.double())
+        return lambda logits: loss(logits.double()) - was
+
+    return _alone(model, candidates, images, growth)
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def by_kl(model: nn.Module, candidates: Candidates, images: torch.Tensor) -> Tab
     >>> bool((table["0", 2] > table["0", 8]) and (table.values >= 0).all())
     True
     """
-    return _alone(model, candidates, images, lambda logits: None, divergence)
+    return _alone(model, candidates, images, lambda before: partial(divergence, reference=before))
 
 
 @torch.no_grad()
@@ -74,17 +75,18 @@ def by_output(model: nn.Module, candidates: Candidates, images: torch.Tensor) ->
     >>> by_output(net, candidates.make(net, (2, 8)), torch.randn(50, 16)).forwards
     1
     """
-    layers, widths = checked(model, candidates)
-    working, hessians = plain_copy(model).eval(), {}
+    working, layers, widths = checked(model, candidates)
+    hessians = {}
 
     def collect(name: str) -> Callable:
-        def hook(layer: nn.Module, inputs: tuple) -> None:
-            hessians[name] = hessians.get(name, 0) + len(inputs[0]) * hessian_of(inputs[0], layer)
+        def hook(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            vectors = output.numel() // len(layer.weight)                                   # hessian_of is their mean
+            hessians[name] = hessians.get(name, 0) + vectors * hessian_of(inputs[0], layer)
         return hook
 
     for name in layers:
-        working.get_submodule(name).register_forward_pre_hook(collect(name))
-    logits_of(working, images)
+        working.get_submodule(name).register_forward_hook(collect(name))
+    finite(logits_of(working, images))
     if missed := [name for name in layers if name not in hessians]:
         raise ValueError(f"no calibration image reaches {', '.join(missed)}: leave it out of the candidates.")
     rows = [[_output_error(working.get_submodule(name).weight, q.dequantize(), hessians[name]) for q in _ascending(candidates[name])]
@@ -102,7 +104,7 @@ def by_weight(model: nn.Module, candidates: Candidates) -> Table:
     >>> by_weight(net, {"": {3: linear.quantize(net.weight, 3, "symmetric")}})["", 3]        # 3 is exact, 0.5 becomes 0
     0.25
     """
-    layers, widths = checked(model, candidates)
+    model, layers, widths = checked(model, candidates)
     return Table(layers, widths, torch.stack([squared_errors(model.get_submodule(name).weight, candidates[name]) for name in layers]))
 
 
@@ -121,7 +123,7 @@ def kl(model: nn.Module, other: Callable, images: torch.Tensor) -> torch.Tensor:
     try:
         for module, _ in modes:
             module.training = False
-        return divergence(logits_of(other, images), logits_of(model, images))
+        return divergence(logits_of(other, images), finite(logits_of(model, images)))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -142,29 +144,11 @@ def squared_errors(weight: torch.Tensor, of_layer) -> torch.Tensor:
     return torch.stack([(weight.detach().double() - q.dequantize().double()).square().sum() for q in _ascending(of_layer)])
 
 
-def logits_of(model: Callable, images: torch.Tensor) -> torch.Tensor:
-    """The logits of all images, (n, classes), 128 images at a time; a module runs in the mode it is in. ValueError for what is not."""
-    parts = []
-    for batch in batches_of(images):
-        try:
-            parts.append(model(batch))
-        except (RuntimeError, IndexError, TypeError) as error:
-            raise ValueError(f"the network cannot take the calibration images, {batch.dtype} {tuple(batch.shape)} "
-                             f"({first_line(error)}).") from None
-        shape = tuple(parts[-1].shape) if isinstance(parts[-1], torch.Tensor) else ()
-        if len(shape) != 2 or shape[0] != len(batch):
-            raise ValueError(f"the network returns {shape or type(parts[-1]).__name__} for {len(batch)} images, and must return logits, "
-                             f"({len(batch)}, classes).")
-    return torch.cat(parts)
-
-
-def _alone(model: nn.Module, candidates: Candidates, images: torch.Tensor, check: Callable, lost: Callable) -> Table:
-    """The mean over the images of lost(logits, logits before), (n,), with one layer at one width, for each; and its standard error."""
-    layers, widths = checked(model, candidates)
-    working = plain_copy(model).eval()
-    before = logits_of(working, images)
-    check(before)
-    each = torch.stack([lost(logits_of(working, images), before).double() for _ in _one_by_one(working, candidates)])  # (alone, n)
+def _alone(model: nn.Module, candidates: Candidates, images: torch.Tensor, against: Callable) -> Table:
+    """The mean over the images of against(logits before)(logits), (n,), with one layer at one width, for each; and its standard error."""
+    working, layers, widths = checked(model, candidates)
+    lost = against(finite(logits_of(working, images)))
+    each = torch.stack([lost(logits_of(working, images)).double() for _ in _one_by_one(working, candidates)])  # (alone, n)
     shape, n = (len(layers), len(widths)), each.shape[1]
     errors = None if n == 1 else (each.std(1) / n**0.5).view(shape)                         # one image alone has no spread
     return Table(layers, widths, each.mean(1).view(shape), errors, forwards=1 + len(each))

@@ -7,13 +7,14 @@ Whatever chooses bits (qlab.search.allocate) reads such tables, wherever their n
 name of a layer to its bits.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
-from qlab.quant.layout import as_float, check_bits
+from qlab.quant.layout import as_float, as_tensor, check_bits
 
 WIDEST = 32
 
@@ -53,7 +54,7 @@ class Table:
             given = getattr(self, name)
             if given is None and name == "errors":
                 continue
-            numbers = as_float(given, name).double().cpu()
+            numbers = as_float(as_tensor(given, name, torch.float64), name).cpu()
             if numbers.shape != (len(self.layers), len(self.widths)):
                 raise ValueError(f"{name} have the shape {tuple(numbers.shape)}, and must have ({len(self.layers)}, {len(self.widths)}): a "
                                  "row for each layer, a column for each width.")
@@ -70,7 +71,7 @@ class Table:
         if len(widths) > 1:
             raise ValueError(f"rows have the widths {' and '.join(map(str, sorted(widths)))}, and must all have the same.")
         order = next(iter(widths), ())
-        return cls(tuple(rows), order, torch.tensor([[float(row[bits]) for bits in order] for row in rows.values()]).double())
+        return cls(tuple(rows), order, [[row[bits] for bits in order] for row in rows.values()])
 
     def __getitem__(self, place: tuple[str, int]) -> float:
         """The value of table[layer, bits]. Raises KeyError for what is not there."""
@@ -99,7 +100,10 @@ class Table:
 
 
 def same_places(first: Table, second: Table, names: tuple[str, str]) -> None:
-    """ValueError unless both tables are of the same layers, in the same order, and widths."""
+    """ValueError unless both tables are of the same layers, in the same order, and widths; TypeError for what is no Table."""
+    for name, table in zip(names, (first, second)):
+        if not isinstance(table, Table):
+            raise TypeError(f"{name} is a {type(table).__name__}, and must be a Table of qlab.search.table.")
     for what in ("layers", "widths"):
         a, b = getattr(first, what), getattr(second, what)
         if a != b:
@@ -112,6 +116,6 @@ def same_places(first: Table, second: Table, names: tuple[str, str]) -> None:
 
 def check_number(what: str, x) -> float:
     """x as a float; ValueError for what is no finite number."""
-    if isinstance(x, bool) or not isinstance(x, Real) or not float("-inf") < x < float("inf"):
-        raise ValueError(f"{what} is {x!r}, and must be a finite number.")
-    return float(x)
+    if not isinstance(x, bool) and isinstance(x, Real) and -sys.float_info.max <= x <= sys.float_info.max:  # 10**400 is no float
+        return float(x)
+    raise ValueError(f"{what} is {x!r}, and must be a finite number.")

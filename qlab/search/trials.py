@@ -23,6 +23,8 @@ from qlab.nets import ptq
 from qlab.nets.ptq import Quantized
 from qlab.search import paired
 
+AGAIN = "remove it, and the trial is made again"
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -131,7 +133,7 @@ def claim(folder: str | os.PathLike, of: str) -> Path:
         if kept := sorted(folder.glob("*.json")):
             raise ValueError(f"{folder} holds {kept[0].name} and no run.json: name a folder that is empty, or none yet.")
         saving.write({place: json.dumps({"trials_of": of}).encode()})
-    if _read(place).get("trials_of") != of:
+    if _read(place, "name another folder").get("trials_of") != of:
         raise ValueError(f"{folder} holds trials of another network, other calibration images, or other settings: name another folder.")
     return folder
 
@@ -150,8 +152,8 @@ def is_kept(folder: Path, key: str) -> bool:
 
 def kept(folder: Path, key: str, images: int) -> tuple[Quantized, torch.Tensor, float]:
     """What keep wrote, of so many images. Raises OSError where it cannot be read, ValueError, in one sentence, where it is damaged."""
-    place = folder / f"{key}.json"
-    words = _read(place)
+    place, network = folder / f"{key}.json", folder / f"{key}.safetensors"
+    words = _read(place, AGAIN)
     try:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(words["right"]), np.uint8))
         right, seconds = torch.from_numpy(bits[:images].astype(bool)), float(words["seconds"])
@@ -159,15 +161,18 @@ def kept(folder: Path, key: str, images: int) -> tuple[Quantized, torch.Tensor, 
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(f"{place} is damaged: remove it, and the trial is made again.")
-    return ptq.load(folder / f"{key}.safetensors"), right, seconds
+        raise ValueError(f"{place} is damaged: {AGAIN}.")
+    try:
+        return ptq.load(network), right, seconds
+    except ValueError:
+        raise ValueError(f"{network} is damaged: {AGAIN}.") from None
 
 
-def _read(place: Path) -> dict:
+def _read(place: Path, do: str) -> dict:
     try:
         found = json.loads(saving.read(place))
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{place} is damaged: remove it, and the trial is made again.")
+        raise ValueError(f"{place} is damaged: {do}.")
     return found
