@@ -5,6 +5,7 @@ Only the standard library is imported here, as in qlab.cli.
 
 import argparse
 import os
+import secrets
 import sys
 import tempfile
 import textwrap
@@ -16,7 +17,6 @@ from qlab.lab_command import choose_port
 
 KEYS = "Arrow keys move the slider in hand, Tab goes on to the next control, s saves a still as PNG, f fills the screen."
 
-WIDGETS = ["@voila-dashboards/widgets-manager8", "@jupyter-widgets/jupyterlab-manager"]  # other extensions expect all of JupyterLab
 
 
 def add_to(commands) -> None:
@@ -40,27 +40,22 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there is no folder {folder} for stills.")
     sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of IRIs, which no notebook has: a second of each start
     try:
-        from voila.app import Voila
+        import voila.app  # noqa: F401
     except ImportError:
         raise ModuleNotFoundError(not_installed("Voila", extra="lecture")) from None
     import nbformat
-    from traitlets.config import Config
 
-    from qlab.lecture import demo
+    from qlab.lecture import demo, served
 
     notebook = demo.page(path, folder)
-    port = choose_port(args.port)
+    port, token = choose_port(args.port), secrets.token_urlsafe(24)
     own = Path(demo.__file__).parent  # its folder voila/templates holds the page's template
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(own), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     with tempfile.TemporaryDirectory(prefix="qlab-demo-") as made:
-        nbformat.write(notebook, Path(made) / path.name)
-        print(f"qlab: {path.stem} at http://127.0.0.1:{port}/; stop it with Ctrl-C. {KEYS}", flush=True)
-        Voila.launch_instance([str(Path(made) / path.name)], config=Config({
-            "Voila": {"ip": "127.0.0.1", "port": port, "port_retries": 0, "open_browser": not args.no_browser, "log_level": "ERROR",
-                      "tornado_settings": {"ws_ping_interval": 0}},  # as in qlab lab: without a proxy no pings are needed
-            "VoilaConfiguration": {"template": "qlab", "show_tracebacks": True, "extension_allowlist": WIDGETS},
-            "KernelManager": {"transport_encryption": "auto"},
-        }))
+        page, address = Path(made) / path.name, f"http://127.0.0.1:{port}/?token={token}"
+        nbformat.write(notebook, page)
+        print(f"qlab: {path.stem} at {address} until Ctrl-C. {KEYS}", flush=True)
+        served.serve(page, port, token, address, not args.no_browser)
     return 0
 
 

@@ -67,7 +67,7 @@ def export(path: Path, folder: Path, short: bool) -> int:
     """Write the slides of a notebook into a folder, and say how many there are; exit status 0."""
     from qlab.lecture import html, live
 
-    count = html.export(live.read(path), folder, short)
+    count = html.export(live.with_pictures(live.read(path), path.parent), folder, short)
     print(f"{folder / 'index.html'}: {count} slides; open it in a browser, no network is needed.")
     return 0
 

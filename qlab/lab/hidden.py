@@ -14,6 +14,9 @@ from nbconvert.preprocessors import Preprocessor
 from nbformat import NotebookNode
 from traitlets import Bool
 
+from qlab.lab.jupyter.saving import OUR_WIDGETS
+
+LIVE, PREDICT, CHECK = OUR_WIDGETS  # how what is stored of a live figure, of predict and of quiz begins, as plain text
 QUESTIONS = ("predict", "quiz")
 PICTURE = "# a picture (folded: its code only draws)"
 
@@ -24,8 +27,17 @@ def asks(source: str) -> bool:
     >>> asks("widgets.quiz([])"), asks("model.predict_proba(x)")
     (True, False)
     """
-    calls = (node.func for node in ast.walk(_parsed(source)) if isinstance(node, ast.Call))
-    return any(getattr(call, "attr", getattr(call, "id", None)) in QUESTIONS for call in calls)
+    return question(_parsed(source)) is not None
+
+
+def question(tree: ast.Module) -> tuple[str, ast.Call] | None:
+    """The first call of predict or quiz in a cell, after which of the two it is; None where there is none.
+
+    >>> question(ast.parse("x = 1\\nquiz([])"))[0]
+    'quiz'
+    """
+    calls = ((getattr(node.func, "attr", getattr(node.func, "id", "")), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return next((found for found in calls if found[0] in QUESTIONS), None)
 
 
 def imports(source: str) -> bool:
@@ -48,7 +60,7 @@ def is_live(cell: NotebookNode) -> bool:
     (True, False)
     """
     texts = [output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
-    return any(text.startswith("Live figure:") for text in texts)
+    return any(text.startswith(LIVE) for text in texts)
 
 
 def _parsed(source: str) -> ast.Module:

@@ -5,6 +5,7 @@ those that it hangs on.
 """
 
 import ast
+import re
 import symtable
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from nbformat import NotebookNode
 
 from qlab.lab import hidden
+from qlab.lab.notebooks import TIMERS
 
 SAYS = ("print", "display", "assert_close", *hidden.QUESTIONS)  # calls that change nothing that they are given
 
@@ -59,6 +61,15 @@ def needed(page: Sequence[Statement], cells: Iterable[int]) -> list[Statement]:
                 reads |= more  # what a function reads when it is called, it may have been given after it was defined
             wanted = wanted - statement.fresh | reads
     return kept[::-1]
+
+
+def takes_times(statements: Iterable[Statement]) -> bool:
+    """Whether one of these measures a time of this machine, so that what hangs on it is other each time.
+
+    >>> takes_times([Statement(0, "ms = measure.latency_ms(net)", frozenset(), frozenset(), frozenset())])
+    True
+    """
+    return any(re.search(rf"\b({'|'.join(TIMERS)})\(", statement.source) for statement in statements)
 
 
 def _table(node: ast.stmt) -> tuple[symtable.SymbolTable, set[str]]:

@@ -26,9 +26,21 @@ _QUESTION = re.compile(r"^## Question (\d+): (.+)$", re.MULTILINE)
 _WRONG = re.compile(r'^@(?:wrong)\("q(\d+)\w*",\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 
 
+SECTIONS = re.compile(r"\*Source document:\*\s+((?:\d|\.\d|,|and|to|the worked example of|\s)+)|\*对应源文档\*：([^。]+)")
+
+
+@dataclass(frozen=True)
+class First:
+    """What a notebook's first Markdown cell says in any language: title, objective and sections of the source document, "" without one."""
+
+    title: str
+    objective: str = ""
+    sections: str = ""
+
+
 @dataclass(frozen=True)
 class Head:
-    """What a notebook's first cell says: number, title, promise, minutes and sections, all as text."""
+    """What the first cell of a numbered notebook says: number, title, promise, minutes and sections, all as text."""
 
     number: str
     title: str
@@ -37,22 +49,36 @@ class Head:
     sections: str
 
 
+def first(notebook: NotebookNode) -> First:
+    """Of any notebook.
+
+    >>> from nbformat.v4 import new_markdown_cell, new_notebook
+    >>> source = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 5 minutes. *Source document:* 2.1,\\n3.1 and 4.1.\\n\\nA"
+    >>> first(new_notebook(cells=[new_markdown_cell(source)]))
+    First(title='02 · Linear', objective='Turn numbers into codes.', sections='2.1, 3.1 and 4.1')
+    """
+    source = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+    title = re.search(r"^# (.+)$", source, re.MULTILINE)
+    objective = re.search(r"^\*\*(.+?)\*\*\s*$", source, re.MULTILINE | re.DOTALL)
+    words = [" ".join((found[1] or found[2]).split()) if found else "" for found in (title, objective, SECTIONS.search(source))]
+    return First(words[0], words[1], words[2].rstrip(".,"))
+
+
 def head(notebook: NotebookNode) -> Head:
     """Of a numbered notebook; ValueError where the first cell is not of the course's form.
 
     >>> from nbformat.v4 import new_markdown_cell, new_notebook
-    >>> first = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1, 4.1.\\nX."
-    >>> head(new_notebook(cells=[new_markdown_cell(first)]))
+    >>> source = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 85 minutes; 35 along it. *Source document:* 2.1, 4.1.\\nX."
+    >>> head(new_notebook(cells=[new_markdown_cell(source)]))
     Head(number='02', title='Linear', promise='Turn numbers into codes.', minutes='85; 35', sections='2.1, 4.1')
     """
-    source = " ".join(notebook.cells[0].source.split())
-    found = re.match(r"# (\d\d) · (.+?) \*\*(.+?)\*\* ", source)
-    minutes = re.search(r"\*Time:\* (\d+) minutes(?:; (\d+))?", source)
-    sections = re.search(r"\*Source document:\* ((?:\d[\d.]*\d|to|and|,|the worked example of|\s)+)\.", source)
-    if not (found and minutes and sections):
+    known = first(notebook)
+    numbered = re.fullmatch(r"(\d\d) · (.+)", known.title)
+    minutes = re.search(r"\*Time:\*\s+(\d+)\s+minutes(?:;\s+(\d+))?", notebook.cells[0].source)
+    if not (numbered and known.objective and minutes and known.sections):
         raise ValueError("the first cell must have '# NN · Title', a promise in bold, *Time:* and *Source document:*.")
-    promise = found[3].removeprefix("After this page you can ")
-    return Head(found[1], found[2], promise[0].upper() + promise[1:], "; ".join(filter(None, minutes.groups())), sections[1].strip())
+    promise = known.objective.removeprefix("After this page you can ")
+    return Head(numbered[1], numbered[2], promise[0].upper() + promise[1:], "; ".join(filter(None, minutes.groups())), known.sections)
 
 
 def questions(notebook: NotebookNode) -> dict[int, str]:
@@ -154,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; say whether they are up to date")
     parser.add_argument("--mistakes", metavar="NN", help="print all wrong solutions that the tests of set NN are known to catch")
     options = parser.parse_args(arguments)
-    if options.mistakes:
+    if options.mistakes is not None:
         found = sorted((ROOT / "solutions").glob(f"{options.mistakes}_*.ipynb"))
         print(listed(found[0]) if found else f"qlab: there is no set {options.mistakes} in solutions/.", file=None if found else sys.stderr)
         return int(not found)

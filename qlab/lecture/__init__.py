@@ -8,6 +8,8 @@
     labextension/   what turns the pages of the copy: keys, steps, scale, pointer
     page/           the same for the folder
     demo.py         a live figure alone; voila/ is its page
+    beamer.py       what the kernel of that page runs
+    served.py       the server of that page
 
 Lengths of slides are pixels of a stage of WIDTH x HEIGHT on which prose has 14 pixels, JupyterLab's own size. A beamer of 1920 x 1080
 enlarges it 16/7 times: prose has 32 pixels there, code and the names of sliders 29.7.

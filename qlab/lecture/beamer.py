@@ -1,10 +1,14 @@
 """The live figures of a page as a beamer shows them: what the kernel of `qlab demo` runs. It imports little, to be there soon."""
 
+import base64
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets
 
 from qlab import saving
+from qlab.lab import stored
 
 DOTS = 200     # an inch of the picture: 1920 dots for the widest figure of the course, about as many as a beamer has
 TALLEST = 4.3  # inches: a window is about twice as wide as the room for a picture is high, and the letters of a taller one would be small
@@ -28,6 +32,18 @@ def show(figures: list, page: str, folder: str):
             widget.add_class(name)
         rooms.append(room)
     return ipywidgets.VBox(rooms)
+
+
+def as_stored(figures: list, path: str, cells: Sequence[int]) -> bool:
+    """Whether these figures say and show what the cells of the notebook at path have stored."""
+    page = json.loads(Path(path).read_bytes())["cells"]  # nbformat would be the slowest import of the page
+    for live, number in zip(figures, cells):
+        new, _ = live._repr_mimebundle_()
+        for old in (output.get("data", {}) for output in page[number]["outputs"]):
+            if "image/png" in old and not ("".join(old["text/plain"]) == new["text/plain"]
+                                           and stored.alike(base64.b64decode("".join(old["image/png"])), new["image/png"])):
+                return False
+    return True
 
 
 def _saved(live, page: str, folder: Path) -> str:

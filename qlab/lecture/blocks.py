@@ -1,4 +1,4 @@
-"""The blocks of a Markdown text (headings, paragraphs, formulas, list items, tables), and the height of each on a slide.
+"""The blocks of a Markdown text (headings, paragraphs, formulas, list items, tables, code), and the height of each on a slide.
 
 A height is an estimate, on the large side: how wide a letter is depends on the machine. A browser measures in tests/test_lecture_pages.py.
 """
@@ -12,16 +12,18 @@ from qlab.lecture import INNER
 
 LINE, GAP, LETTER = 20.5, 8, 8.1        # a line of prose, the space below a paragraph, the mean width of a letter
 ROW, CELL = 19, 8                       # a line in a table, and what is around it
+CODE_LINE, CODE_BOX = 17, 14            # a line of code or of what it prints, the box around it
 LONGEST = 420                           # letters of a paragraph: what is longer is cut between sentences
 TALL = re.compile(r"\\(frac|sum|int|prod|underbrace|binom|sqrt)\b")
 _HEADING = re.compile(r"(#{1,6}) +(.*)")
 _ITEM = re.compile(r"([-*]|\d+\.) +")
+_FENCE = re.compile(r" *(`{3,}|~{3,})")
 _WHOLE = re.compile(r"\$[^$]+\$|`[^`]+`|\*\*.+?\*\*|(?<!\*)\*[^*]+\*(?!\*)|\[[^\]]*\]\([^)]*\)|\([^()]*\)", re.DOTALL)  # never cut
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block: kind is heading, text, math, item or table; source its Markdown; level that of a heading."""
+    """One block: kind is heading, text, math, item, table or code (between fences); source its Markdown; level that of a heading."""
 
     kind: str
     source: str
@@ -36,6 +38,8 @@ class Block:
             return _formula(self.source) + GAP
         if self.kind == "table":
             return sum(rows(self.source)) + GAP
+        if self.kind == "code":
+            return CODE_LINE * max(1, len(self.source.splitlines()) - 2) + CODE_BOX + GAP
         width = INNER - (30 if self.kind == "item" else 0)
         extra = 7 if any(TALL.search(part) for part in re.findall(r"\$[^$]+\$", self.source)) else 0
         return math.ceil(len(seen(self.source)) * LETTER / width * 1.03) * (LINE + extra) + (GAP if self.kind == "text" else GAP / 2)
@@ -52,7 +56,9 @@ def split(source: str) -> list[Block]:
 
 def _blocks(source: str) -> Iterator[Block]:
     for chunk in _chunks(source):
-        if match := _HEADING.fullmatch(chunk):
+        if chunk.startswith(("```", "~~~")):
+            yield Block("code", chunk)
+        elif match := _HEADING.fullmatch(chunk):
             yield Block("heading", match[2].strip(), len(match[1]))
         elif chunk.startswith("$$"):
             yield Block("math", chunk)
@@ -65,20 +71,25 @@ def _blocks(source: str) -> Iterator[Block]:
 
 
 def _chunks(source: str) -> Iterator[str]:
-    """Lines that belong together: a heading or a list item begins a chunk, an empty line ends one, outside of a formula."""
+    """Lines that belong together: a heading or a list item begins a chunk, an empty line ends one, outside of a formula and of code."""
     held: list[str] = []
+    fence = ""                                                              # of the code that has begun
     for line in source.splitlines():
         first = held[0] if held else ""
-        if first.startswith("$$") and "\n".join(held).count("$$") % 2:      # inside a formula nothing begins or ends
+        if fence or first.startswith("$$") and "\n".join(held).count("$$") % 2:     # inside of these nothing begins or ends
             held.append(line)
+            closes = _FENCE.fullmatch(line.rstrip()) if fence else None
+            fence = "" if closes and closes[1].startswith(fence) else fence
             continue
         item = re.match(r"[-*] |1\. ", line) or _ITEM.match(line) and (not held or _ITEM.match(first))  # "2018. " is no item of a list
-        begins = _HEADING.fullmatch(line) or item or line.startswith("$$") or line.startswith("|") != first.startswith("|")
-        if held and (not line.strip() or begins or _HEADING.fullmatch(first) or first.startswith("$$")):
+        begins = (_HEADING.fullmatch(line) or item or line.startswith(("$$", "```", "~~~"))
+                  or line.startswith("|") != first.startswith("|"))
+        if held and (not line.strip() or begins or _HEADING.fullmatch(first) or first.startswith(("$$", "```", "~~~"))):
             yield "\n".join(held)
             held = []
         if line.strip():
             held.append(line)
+            fence = found[1] if (found := _FENCE.match(line)) else ""
     if held:
         yield "\n".join(held)
 

@@ -1,7 +1,8 @@
 """A notebook's live figures alone, on a page of their own: which statements of the notebook build them, and how they are shown.
 
 A figure's page is worked out from the notebook. Its cell ends in the figure; of the statements before it those are kept that it needs
-(qlab.lab.needs), and imports with the calls that stand in their cell, which set the look of pictures.
+(qlab.lab.needs), and imports with the calls that stand in their cell, which set the look of pictures. Where what they make does not look
+as the page has stored it, for a call such as losses = fit(net) has changed what it was given, all statements before it run.
 
     figures(path)   what live figures a notebook has, and what each is about: read from its text, nothing runs
     page(path)      the small notebook that builds them and calls qlab.lecture.beamer.show, which runs in the kernel of that page
@@ -51,10 +52,13 @@ def page(path: Path, folder: Path) -> NotebookNode:
         raise ValueError(f"{path.name} has no live figure: qlab demo lists the notebooks that have one.")
     if broken := [n for n, cell in enumerate(cells[:max(live) + 1]) if cell.cell_type == "code" and not _is_python(cell.source)]:
         raise ValueError(f"cell {broken[0] + 1} of {path.name} is no plain Python, so no live figure can be made from it: mend it.")
-    setup = _setup(cells, live)
+    setup, timed = _setup(cells, live)
     wait = {"title": cells[0].source.partition("\n")[0].lstrip("# "), "why": _why_wait(setup)}
-    setup = textwrap.indent(setup, 4 * " ")
-    silent = f"from IPython.utils.capture import capture_output\n\nqlab_figures = []\nwith capture_output():\n{setup}"
+    silent = ("from IPython.utils.capture import capture_output\n\nfrom qlab.lecture.beamer import as_stored\n\n"
+              f"qlab_figures = []\nwith capture_output():\n{textwrap.indent(setup, 4 * ' ')}")
+    if not timed:  # what is measured looks other each time
+        whole = textwrap.indent(_setup(cells, live, whole=True)[0], 8 * " ")
+        silent += f"\n    if not as_stored(qlab_figures, {str(path.resolve())!r}, {sorted(live)}):\n        qlab_figures.clear()\n{whole}"
     show = f"from qlab.lecture.beamer import show\n\nshow(qlab_figures, {path.stem!r}, {str(folder)!r})"
     code = [nbformat.v4.new_code_cell(source) for source in (silent, show)]
     kernel = {"name": "python3", "display_name": "Python 3"}
@@ -71,13 +75,16 @@ def _why_wait(setup: str) -> str:
     return "This page first trains a network" if "fit" in called else "The page is getting ready"
 
 
-def _setup(cells: list[NotebookNode], live: set[int]) -> str:
-    """The statements that build the figures, in their order; each figure is appended to the list qlab_figures."""
+def _setup(cells: list[NotebookNode], live: set[int], whole: bool = False) -> tuple[str, bool]:
+    """The statements that build the figures, in their order, or all up to them; each figure is appended to the list qlab_figures.
+
+    And whether a time is measured among those that are needed.
+    """
     page = needs.statements(cells[:max(live) + 1])
     last = {statement.cell: statement for statement in page if statement.cell in live}
     kept = needs.needed(page, live | {n for n, cell in enumerate(cells) if cell.cell_type == "code" and _prepares(cell.source)})
     return "\n".join(f"qlab_figures.append({statement.source})" if statement is last.get(statement.cell) else statement.source
-                     for statement in kept)
+                     for statement in (page if whole else kept)), needs.takes_times(kept)
 
 
 def _prepares(source: str) -> bool:

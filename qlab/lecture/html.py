@@ -5,7 +5,6 @@
     assets/         reveal.js (MIT) and MathJax (Apache-2.0), copied from the packages of the extra lecture, with the two files of page/
 """
 
-import base64
 import html
 import importlib.util
 import re
@@ -17,12 +16,15 @@ from nbformat import NotebookNode
 
 from qlab import saving
 from qlab.errors import not_installed
-from qlab.lecture import blocks, slides
+from qlab.lab.hidden import CHECK
+from qlab.lecture import blocks, outputs, slides
 from qlab.lecture.slides import Piece, Slide
 
 PAGE = Path(__file__).parent / "page"
 MARKER = '<meta name="generator" content="qlab lecture">'       # what is in a folder that may be replaced
-PICTURE = re.compile(r"pictures/\d+-\d+-\d+\.png")
+PICTURE = re.compile(rf"pictures/\d+-\d+-\d+\.({'|'.join(outputs.PICTURES.values())})")
+CODE, FORMULA = r"^ *(`{3,}|~{3,}).*?(?:^ *\1|\Z)|(`+)(?!`).+?(?<!`)\2(?!`)", r"\$\$.+?\$\$|\$(?!\s)[^$]+?(?<!\s)\$"
+LEFT = re.compile(f"{CODE}|{FORMULA}", re.DOTALL | re.MULTILINE)  # where brackets are no link
 ASSETS = {"sphinx_revealjs": {f"_static/revealjs/{name}": name.rpartition("/")[2] for name in (
               "dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js", "LICENSE")},
           "sphinx-mathjax-offline": {"static/mathjax/tex-svg.js": "tex-svg.js"}}
@@ -147,27 +149,34 @@ def _some_rows(table: str, rows: tuple[int, int]) -> str:
 def _shown(output: NotebookNode, name: str, pictures: Path) -> str:
     """One stored output, in the richest form that a page without a kernel can show."""
     data = output.get("data", {})
-    if "image/png" in data:
-        (pictures / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
+    if found := outputs.picture(output):
+        (pictures / f"{name}.{found[0]}").write_bytes(found[1])
         alt = output.metadata.get("image/png", {}).get("alt") or data.get("text/plain", "")
-        return f'<img src="pictures/{name}.png" alt="{html.escape(alt)}">'
+        return f'<img src="pictures/{name}.{found[0]}" alt="{html.escape(alt)}">'
     if "text/html" in data:
-        kind = ' class="quiz"' if data.get("text/plain", "").startswith("Check yourself.") else ""
+        kind = ' class="quiz"' if data.get("text/plain", "").startswith(CHECK) else ""
         return f"<div{kind}>{data['text/html']}</div>"
     if "text/markdown" in data:
         return prose(data["text/markdown"])
-    return f"<pre>{html.escape(output.get('text', data.get('text/plain', '')).rstrip())}</pre>"
+    return f"<pre>{html.escape(outputs.text(output))}</pre>"
 
 
 def prose(markdown: str) -> str:
     """Markdown with formulas as HTML; a link to another file of the course, which does not lie in the folder, is its text alone.
 
-    >>> prose("See [page 03](03_log.ipynb): $x_1 * y_1$")
-    '<p>See page 03: $x_1 * y_1$</p>'
+    >>> prose("See [page 03](03_log.ipynb), `f[i](x)`: $w[i](x)$")
+    '<p>See page 03, <code>f[i](x)</code>: $w[i](x)$</p>'
     """
     from nbconvert.filters import markdown2html
 
-    return markdown2html(re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", markdown)).strip()
+    kept: list[str] = []
+
+    def keep(found: re.Match) -> str:
+        kept.append(found[0])
+        return f"\0{len(kept) - 1}\0"
+
+    text = re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", LEFT.sub(keep, markdown))
+    return markdown2html(re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)).strip()
 
 
 def inline(markdown: str) -> str:

@@ -5,11 +5,17 @@ labextension/ reads: at = [slide, step, part, scale, height] for each slide on w
 of a long table also the first and the last row.
 """
 
+import base64
+import functools
 import hashlib
 import html
+import itertools
 import json
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 from nbformat import NotebookNode
@@ -19,12 +25,13 @@ from nbformat.v4 import new_markdown_cell
 from qlab import saving
 from qlab.lab.jupyter import released
 from qlab.lecture import blocks, slides
-from qlab.lecture.html import prose
+from qlab.lecture.html import MARKER, prose
 from qlab.lecture.slides import Piece
 
 KEY = "qlab_lecture"
 FOLDER = "lectures"                 # beside notebooks/, so that links and relative paths lead where they led
-NOTES = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Notes: {title}</title>
+SHOWN = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}  # pictures that a text may hold itself
+NOTES = """<!DOCTYPE html><html lang="en"><meta charset="utf-8">{marker}<title>Notes: {title}</title>
 <style>body {{font: 20px/1.5 sans-serif; max-width: 44em; margin: 1em auto; padding: 0 1em}} code {{background: #eee}}</style>
 <h1>{title}</h1>
 {notes}</html>
@@ -118,7 +125,7 @@ def write(path: Path, root: Path, short: bool = False) -> tuple[Path, Path | Non
     folder = root / FOLDER
     if path.parent.resolve() == folder.resolve():
         return path, None
-    notebook, target = read(path), folder / path.name
+    notebook, target = with_pictures(read(path), path.parent), folder / path.name
     saving.make_folder(folder)
     kept = _kept(target)
     made, notes, page = copy(notebook, short), slides.notes(notebook.cells), notes_page(target)
@@ -128,19 +135,50 @@ def write(path: Path, root: Path, short: bool = False) -> tuple[Path, Path | Non
         with NotebookNotary() as notary:
             notary.sign(made)
     if notes:
-        saving.write({page: NOTES.format(title=html.escape(path.stem.replace("_", " ")), notes=prose(notes)).encode()})
+        saving.write({page: NOTES.format(marker=MARKER, title=html.escape(path.stem.replace("_", " ")), notes=prose(notes)).encode()})
     else:
         page.unlink(missing_ok=True)
     return target, kept
 
 
 def notes_page(copied: Path) -> Path:
-    """Where the speaker's notes of a copy lie.
+    """Where the speaker's notes of a copy lie: a page that was written here, or the first name that is free.
 
     >>> notes_page(Path("lectures/02_linear.ipynb")).as_posix()
     'lectures/02_linear_notes.html'
     """
-    return copied.with_name(f"{copied.stem}_notes.html")
+    return next(path for path in _names(copied, f"{copied.stem}_notes", ".html")
+                if not path.exists() or path.is_file() and MARKER.encode() in path.read_bytes()[:500])
+
+
+def _names(beside: Path, stem: str, end: str) -> Iterator[Path]:
+    """The name, the name with _2, with _3 and so on."""
+    return (beside.with_name(f"{stem}{'' if number == 1 else f'_{number}'}{end}") for number in itertools.count(1))
+
+
+def with_pictures(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """A copy whose Markdown holds the pictures that it shows: those attached to a cell, and files named from folder, where the page lies.
+
+    >>> from nbformat.v4 import new_notebook
+    >>> cell = new_markdown_cell("![saw](attachment:a.png)", attachments={"a.png": {"image/png": "AAAA"}})
+    >>> with_pictures(new_notebook(cells=[cell]), Path()).cells[0].source
+    '![saw](data:image/png;base64,AAAA)'
+    """
+    made = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    for cell in made.cells:
+        if cell.cell_type == "markdown":
+            held = functools.partial(_held, cell.pop("attachments", {}), folder)
+            cell.source = re.sub(r"!\[([^\]]*)\]\((?!https?:|data:)([^)\s]+)\)", held, cell.source)
+    return made
+
+
+def _held(attached: Mapping, folder: Path, found: re.Match) -> str:
+    name = unquote(found[2])
+    path, kind = folder / name, SHOWN.get(Path(name).suffix.lower())
+    content = next(iter(attached.get(name.removeprefix("attachment:"), {}).values()), "")
+    if kind and not content and path.is_file():
+        content = base64.b64encode(path.read_bytes()).decode()
+    return f"![{found[1]}](data:image/{kind};base64,{content})" if kind and content else found[0]
 
 
 def read(path: Path) -> NotebookNode:
@@ -165,6 +203,6 @@ def _kept(target: Path) -> Path | None:
             return None
     except ValueError:                                              # whatever it is, it is not ours to throw away
         pass
-    aside = target.with_name(f"{target.stem}_{datetime.now():%Y-%m-%d_%H%M%S}.ipynb")
+    aside = next(path for path in _names(target, f"{target.stem}_{datetime.now():%Y-%m-%d_%H%M%S}", ".ipynb") if not path.exists())
     target.rename(aside)
     return aside

@@ -2,7 +2,7 @@
 
 import ast
 
-from qlab.lab.hidden import QUESTIONS
+from qlab.lab.hidden import question
 from qlab.lab.questions import predict, quiz
 from qlab.translate import into
 
@@ -14,10 +14,14 @@ def literal(source: str) -> list[str] | None:
     ['<b>8</b>. Each bit doubles them.']
     >>> literal('widgets.predict("How many?", options, right, "")')
     """
-    call = _call(source)
+    found = _question(source)
+    if found is None:
+        return None
+    kind, call = found
     try:
-        return call and {"predict": predict, "quiz": quiz}[call.func.attr](*(ast.literal_eval(arg) for arg in call.args)).answers
-    except ValueError:
+        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return {"predict": predict, "quiz": quiz}[kind](*map(ast.literal_eval, call.args), **named).answers
+    except (ValueError, TypeError):  # a name stands there, or arguments that do not fit, which the page's own run will tell
         return None
 
 
@@ -27,7 +31,7 @@ def computes(source: str) -> bool:
     >>> computes('widgets.predict("How many?", options, right, "")'), computes("print(1)")
     (True, False)
     """
-    return _call(source) is not None and literal(source) is None
+    return _question(source) is not None and literal(source) is None
 
 
 def with_answers(still: str, answers: list[str] | None, language: str = "") -> str:
@@ -49,10 +53,8 @@ def _folded(answer: str, language: str) -> str:
     return f'<details class="qlab-answer"><summary>{into(language, "Answer")}</summary><p>{answer}</p></details>'
 
 
-def _call(source: str) -> ast.Call | None:
-    """The call of predict or quiz in a cell."""
+def _question(source: str) -> tuple[str, ast.Call] | None:
     try:
-        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+        return question(ast.parse(source))
     except SyntaxError:
         return None
-    return next((call for call in calls if call.func.attr in QUESTIONS), None)

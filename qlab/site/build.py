@@ -17,6 +17,7 @@ import nbformat
 
 from qlab import saving
 from qlab.errors import not_installed
+from qlab.lab import teaching
 from qlab.site import editions, entrance, frames, library, links, pages, theme
 
 STATIC = Path(__file__).parent / "static"
@@ -26,6 +27,7 @@ TEXTS = ("README.md", "exercises/README.md", "exercises/challenge/README.md", "C
          "qlab/grading/README.md")
 FIRST = ("docs/teaching.md", "docs/classroom.md", "docs/architecture.md")  # of docs/, in this order
 FRAMES = "build/frames"  # in the clone
+MADE = "_static/qlab-site.txt"  # in the site: its files
 WORKERS = 4  # that draw at the same time: each holds torch and a network or two
 
 
@@ -37,9 +39,15 @@ def check_installed() -> None:
 
 
 def check_place(out: Path) -> None:
-    """Raises OSError where out holds something that is not this course's site: it would be replaced."""
-    if out.exists() and not (out.is_dir() and ((out / "_static" / "qlab.js").exists() or not any(out.iterdir()))):
-        raise FileExistsError(f"{out} is there and is not a site that this command has made: name another folder with --out.")
+    """Raises OSError where out holds something that no build has made, the .git or the CNAME of a branch of pages say: it would be lost."""
+    found = _files(out) if out.is_dir() else ["."] if out.exists() else []
+    made = (out / MADE).read_text(encoding="utf-8").splitlines() if (out / MADE).is_file() else []
+    if others := [name for name in found if name not in {*made, MADE}]:
+        raise FileExistsError(f"{out} holds {others[0]}, which this command has not made: name another with --out, or remove this one.")
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
 def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[str] | None = None,
@@ -75,6 +83,7 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
         _mathjax(web / "_static" / "mathjax")
         for macros in (web / "_static").glob("*.html"):  # the theme's templates, which are no pages
             macros.unlink()
+        saving.write({web / MADE: "".join(f"{name}\n" for name in _files(web)).encode()})
     return [line.replace(str(source), "") for line in warnings]
 
 
@@ -110,7 +119,7 @@ def _sources(root: Path, notebooks: dict, drawn: dict[str, dict], repository: st
         foot = pages.foot(notebook, f"/{exercise}" if lesson and exercise in notebooks else None, f"{up}downloads/{path}",
                           theme.binder(repository, editions.english(path)), spoken := editions.code(path))
         found[path] = pages.as_text(pages.page(notebook, path, drawn.get(Path(path).stem) if lesson else None, leads, foot, spoken))
-    heads = {path: pages.head(notebook) for path, notebook in notebooks.items() if path.startswith("notebooks/")}
+    heads = {path: teaching.first(notebook) for path, notebook in notebooks.items() if path.startswith("notebooks/")}
     readme = dict(zip(("top", "README.md"), entrance.split((root / "README.md").read_text(encoding="utf-8"))))
     for path in texts + docs:
         text = readme.get(path) or (root / path).read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from qlab.site.pages import Head
+from qlab.lab.teaching import First
 
 PARTS = {"Numbers": 0, "Networks": 6, "Hardware": 12, "Frontier": 15}  # each part's first page
 
@@ -28,7 +28,7 @@ def split(readme: str) -> tuple[str, str]:
     return top, "# Install and use\n\n## " + rest
 
 
-def page(top: str, heads: Mapping[str, Head], trees: Mapping[str, list[str]]) -> str:
+def page(top: str, heads: Mapping[str, First], trees: Mapping[str, list[str]]) -> str:
     """Markdown of the first page. heads: the notebooks' paths and heads; trees: titles of the menu, each with its pages."""
     first = next(iter(path for path in heads if part(path.rpartition("/")[2])))
     links = [f"[Start with the first page](/{first})"]

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import json
-import re
 from pathlib import Path
 
 import nbformat
@@ -22,9 +21,8 @@ from PIL import Image
 
 from qlab import saving
 from qlab.folders import clone
-from qlab.lab import needs
+from qlab.lab import needs, stored
 from qlab.lab.hidden import is_live
-from qlab.lab.notebooks import TIMERS
 from qlab.lab.widgets import CSS_DPI, Live
 from qlab.site import asked, states
 
@@ -32,7 +30,6 @@ VERSION = 1  # of what is kept; a new one draws everything again
 FAILS = "its code does not run here"
 MEASURED = "its numbers are measured on the machine that runs the page"
 ENCODINGS = ({"lossless": True, "method": 3, "quality": 20}, {"method": 3, "quality": 80})  # lines and areas; many shades: the smaller
-ALIKE = 0.99  # share of pixels: another processor may draw a line a pixel higher
 
 
 def key(source: Path) -> str:
@@ -52,7 +49,7 @@ def draw(source: Path, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         page = needs.statements(cells)
-        found["left"] = {number: MEASURED for number in live + asking if _takes_times(needs.needed(page, [number]))}
+        found["left"] = {number: MEASURED for number in live + asking if needs.takes_times(needs.needed(page, [number]))}
         wanted -= set(found["left"])
         made = _run(needs.needed(page, wanted), wanted)
         for number in sorted(wanted):
@@ -103,15 +100,9 @@ def _run(statements: list[needs.Statement], wanted: set[int]) -> dict[int, objec
     return made
 
 
-def _takes_times(statements: list[needs.Statement]) -> bool:
-    return any(re.search(rf"\b({'|'.join(TIMERS)})\(", statement.source) for statement in statements)
-
-
 def _as_stored(figure: Live, cell: NotebookNode) -> bool:
-    """Whether a figure looks as the one that the page has stored."""
-    stored = next(output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
-    pictures = [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in (base64.b64decode(stored), figure.still())]
-    return pictures[0].shape == pictures[1].shape and (pictures[0] == pictures[1]).all(2).mean() > ALIKE
+    still = next(output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
+    return stored.alike(base64.b64decode(still), figure.still())
 
 
 def _draw(figure: Live, folder: Path, number: int) -> dict:

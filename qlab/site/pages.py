@@ -6,41 +6,15 @@ import json
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from qlab.lab import hidden
+from qlab.lab import hidden, teaching
 from qlab.site import asked, figures, frames, links
 from qlab.translate import into
 
 RUN = re.compile(r"\*\*Run all cells now\*\*.*?machine\.\s+|\*\*现在就运行所有单元格\*\*[^。]*。", re.DOTALL)  # advice for JupyterLab
-SECTIONS = re.compile(r"\*Source document:\*\s+((?:\d|\.\d|,|and|to|the worked example of|\s)+)|\*对应源文档\*：([^。]+)")
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a notebook's first cell says of it: title, objective, and the sections of the source document, Markdown."""
-
-    title: str
-    objective: str = ""
-    sections: str = ""
-
-
-def head(notebook: NotebookNode) -> Head:
-    """The head of a notebook.
-
-    >>> import nbformat
-    >>> source = "# 02 · Linear\\n\\n**Turn numbers\\ninto codes.**\\n\\n*Time:* 5 minutes. *Source document:* 2.1,\\n3.1 and 4.1.\\n\\nA"
-    >>> head(nbformat.v4.new_notebook(cells=[new_markdown_cell(source)]))
-    Head(title='02 · Linear', objective='Turn numbers into codes.', sections='2.1, 3.1 and 4.1')
-    """
-    source = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
-    title = re.search(r"^# (.+)$", source, re.MULTILINE)
-    objective = re.search(r"^\*\*(.+?)\*\*\s*$", source, re.MULTILINE | re.DOTALL)
-    words = [" ".join((found[1] or found[2]).split()) if found else "" for found in (title, objective, SECTIONS.search(source))]
-    return Head(words[0], words[1], words[2].rstrip(".,"))
 
 
 def without_notes(notebook: NotebookNode) -> NotebookNode:
@@ -126,7 +100,7 @@ def _raw(text: str) -> NotebookNode:
 
 def foot(notebook: NotebookNode, exercise: str | None, download: str, binder: str | None, language: str = "") -> str:
     """What stands at a page's end: its objective, its sections of the source document, its exercise set, and where to work on it."""
-    known = head(notebook)
+    known = teaching.first(notebook)
     work = [f'<a href="{html.escape(download)}" download>{into(language, "Download this page as a notebook")}</a>']
     work += [f'<a href="{html.escape(binder)}">{into(language, "Run it on Binder")}</a>'] if binder else []
     lines = [f"**{into(language, 'Objective.')}** {known.objective}" if known.objective else "",

@@ -15,9 +15,9 @@ import re
 import tokenize
 from collections.abc import Iterator, Mapping
 
+from qlab.lab import hidden
 from qlab.translate import columns
 
-QUESTIONS = ("predict", "quiz")
 LEFT = ("# YOUR CODE HERE",)  # nbgrader's mark
 COLUMNS = 88
 
@@ -90,16 +90,6 @@ def parsed(source: str) -> ast.Module | None:
         return None
 
 
-def asks(tree: ast.Module) -> bool:
-    """Whether a cell calls predict or quiz.
-
-    >>> asks(ast.parse("widgets.quiz(questions)")), asks(ast.parse("print(quiz)"))
-    (True, False)
-    """
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return any(getattr(call, "attr", getattr(call, "id", None)) in QUESTIONS for call in calls)
-
-
 def template(node: ast.Constant | ast.JoinedStr) -> str:
     """A string's text; of an f-string its source, without the quotes.
 
@@ -115,7 +105,7 @@ def template(node: ast.Constant | ast.JoinedStr) -> str:
 
 def _strings(tree: ast.Module) -> Iterator[ast.Constant | ast.JoinedStr]:
     """The nodes of the strings that are words."""
-    if asks(tree):
+    if hidden.question(tree):
         inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node) if part is not node}
         for node in ast.walk(tree):
             text = isinstance(node, ast.JoinedStr) or isinstance(node, ast.Constant) and isinstance(node.value, str)

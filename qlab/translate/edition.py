@@ -5,10 +5,12 @@ They are made fresh at every `qlab lab --lang zh`, and the reader's work comes f
     the file is as it was made       a newer page takes its place
     the reader has changed it        it stays; where a newer page exists, this is said
     it is not there                  it is made
+    its English page is gone         it goes too, unless the reader has changed it
 
 A page that nobody has translated is the English one, so that every link leads somewhere.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -30,7 +32,8 @@ def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
     folder = root / asked
     made_before = _read(folder / "made.json")
     made, write, ours, newer = {}, {}, [], []
-    for source in sorted(path for name in FOLDERS for path in (root / name).rglob("*") if path.suffix in (".ipynb", ".png", ".md")):
+    for source in sorted(path for name in FOLDERS for path in (root / name).rglob("*")
+                         if path.suffix in (".ipynb", ".png", ".md") and path.is_file()):
         name = source.relative_to(root).as_posix()
         if "/." in name:  # Jupyter's checkpoints
             continue
@@ -45,9 +48,15 @@ def make(root: Path, asked: str) -> tuple[list[Path], list[Path]]:
         if there is None or digest(there) != made[name]:
             write[path] = content
         ours.append(path)
+    gone = [folder / name for name in made_before if name not in made and (folder / name).is_file()]
+    made |= {path.relative_to(folder).as_posix(): made_before[path.relative_to(folder).as_posix()] for path in gone}
     for path in {path.parent for path in write} | {folder}:
         saving.make_folder(path)
     saving.write(write | {folder / "made.json": (json.dumps(made, indent=1) + "\n").encode()})
+    for path in gone:
+        if digest(path.read_bytes()) == made[path.relative_to(folder).as_posix()]:
+            with contextlib.suppress(OSError):  # it is shown once more, and nothing is lost
+                path.unlink()
     return ours, newer
 
 

@@ -11,11 +11,12 @@ import html
 import re
 from collections.abc import Mapping
 
+from qlab.lab.hidden import CHECK, PREDICT
 from qlab.lab.questions import plain
 from qlab.translate import into
-from qlab.translate.survives import EXPRESSION
+from qlab.translate.survives import EXPRESSION, TAG
 
-BEGINNINGS = ("Predict.", "Check yourself.")
+BEGINNINGS = (PREDICT, CHECK)
 
 
 def translate(output, known: Mapping[str, str], asked: str) -> None:
@@ -39,22 +40,25 @@ def translate(output, known: Mapping[str, str], asked: str) -> None:
     data["text/plain"] = beginning + _put(said.removeprefix(beginning), inside)
     own = [(one, into(asked, one)) for one in STILL]
     escaped = [(html.escape(one), html.escape(other)) for one, other in pairs]
-    data["text/html"] = _put(data["text/html"], [*pairs, *escaped, *own])
+    data["text/html"] = _put(data["text/html"], [*pairs, *escaped, *own], tags=TAG.pattern)
 
 
-STILL = ("<b>Predict.</b>", "<b>Check yourself.</b>", "Choose before you read on.", "A number from {low:g} to {high:g}.")
+STILL = (f"<b>{PREDICT}</b>", f"<b>{CHECK}</b>", "Choose before you read on.", "A number from {low:g} to {high:g}.")
 
 
-def _put(text: str, pairs: list[tuple[str, str]]) -> str:
+def _put(text: str, pairs: list[tuple[str, str]], tags: str = r"(?!)") -> str:
+    """The text with each first word of the pairs as its second; what the pattern tags finds is no word, and passed over."""
     for one, other in pairs:
         names = EXPRESSION.findall(one)
         pattern = r"([^<>\s]+)".join(re.escape(part) for part in EXPRESSION.split(one))
         said = functools.partial(_filled, other, names)
-        text = re.sub(rf"(?<![A-Za-z\d]){pattern}(?![A-Za-z\d])", said, text)
+        text = re.sub(rf"((?<![A-Za-z\d]){pattern}(?![A-Za-z\d]))|{tags}", said, text)
     return text
 
 
 def _filled(other: str, names: list[str], match: re.Match) -> str:
-    for name, value in zip(names, match.groups()):
+    if match[1] is None:
+        return match[0]
+    for name, value in zip(names, match.groups()[1:]):
         other = other.replace(name, value)
     return other
