@@ -5,6 +5,8 @@ Only the standard library is imported here, as in qlab.cli.
 
 import argparse
 
+from qlab.export_command import check_own
+
 EXAMPLES = """For instance: qlab auto cnn --budget 40KB; or
 qlab auto my_module:make_model --weights state.pt --calibration images.npy --labels labels.npy --max-drop 0.5 --out net.safetensors.
 The module is imported from the current folder, and runs."""
@@ -18,7 +20,7 @@ def add_to(commands) -> None:
                                   "training images; prints what was tried, and why it stopped.")
     command.add_argument("model", metavar="MODEL", help="a network of the zoo, such as depthwise; or your own as my_module:NAME or "
                          "path/to/file.py:NAME, where NAME is a torch.nn.Module, or a class or function that makes one without arguments")
-    command.add_argument("--budget", help="bytes of the whole network, with B, KB (1,000), KiB (1,024), MB or MiB: 40KB")
+    command.add_argument("--budget", nargs="+", help="bytes of the whole network, with B, KB (1,000), KiB (1,024), MB or MiB: 40KB")
     command.add_argument("--max-drop", type=float, metavar="POINTS", help="instead: percentage points that may be lost")
     command.add_argument("--calibration", metavar="IMAGES", help="for your own network: training images (n, ...), floats scaled as it was "
                          "trained, in a .npy, .npz or .pt file, or a folder of .npy files")
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         searching.check_place(args.out)
     try:
+        if not zoo:
+            check_own(args.model, "--calibration, --labels and --weights")
         if zoo:
             model, calibration = searching.of_the_zoo(args.model, IMAGES if args.images is None else args.images)
         elif not args.calibration:
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("--images is for a network of the zoo; of your own all calibration images are used.")
         else:
             model, calibration = searching.own(args.model, args.calibration, args.labels, args.weights)
-        found = auto.quantize(model, calibration, args.budget, args.max_drop, args.folder, args.seed)
+        found = auto.quantize(model, calibration, " ".join(args.budget) if args.budget else None, args.max_drop, args.folder, args.seed)
     except TypeError as error:
         raise ValueError(str(error)) from error
     print(found)

@@ -120,7 +120,8 @@ def test_the_tables_have_the_arms_and_their_gains():
     assert lines[1].endswith("AdaRound, weights mse, activations mse, corrected")
     assert [len(results(record, arm, 3)) for arm in ("control", "ptq-tensor", "nearest-channel", "lsq-channel")] == [2, 2, 2, 2]
     control, nearest, ptq, lsq, *rest = gains(record, "channel").splitlines()[1:]
-    assert control.endswith(" 90.00 90.00") and nearest.endswith(" 40.00") and ptq.endswith(" 50.00") and " 60.00 80.00 " in lsq and "+20.00 [" in lsq
+    assert control.endswith(" 90.00 90.00") and nearest.endswith(" 40.00") and ptq.endswith(" 50.00")
+    assert " 60.00 80.00 " in lsq and "+20.00 [" in lsq
     assert "50 % [" in lsq and not rest
     share, low, high = won_back(results(record, "lsq-channel", 3), results(record, "ptq-channel", 3), results(record, "control", 3))
     assert share == pytest.approx(0.5) and low < 0.5 < high

@@ -151,7 +151,7 @@ class Evil:
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["mine_of_test:make_model", "out/n.c"], "calibration images are needed for a network of your own"),
-    (["depthwise", "out/n.c", "--weights", "w.pt"], "depthwise is a network of the zoo, which brings its weights and its images: leave out"),
+    (["depthwise", "out/n.c", "--weights", "w.pt"], "depthwise is a network of the zoo, which brings its weights and its images"),
     (["mine_of_test:nothing", "--calibration", "x.npy", "out/n.c"], "there is no nothing in mine_of_test"),
     (["mine_of_test:seven", "--calibration", "x.npy", "out/n.c"], "model is a int, and must be a torch.nn.Module."),
     (["mine_of_test:needs_one", "--calibration", "x.npy", "out/n.c"], "cannot be called without arguments to make a network (TypeError: "),

@@ -406,7 +406,7 @@ def own(tmp_path, monkeypatch):
 
 def test_the_command_prints_what_was_tried_and_writes_the_network(own, capsys, monkeypatch):
     monkeypatch.setattr(auto, "ENOUGH", 100)
-    assert cli.main([*own, "--budget", "1KB", "--out", "net.safetensors"]) == 0
+    assert cli.main([*own, "--budget", "1", "KB", "--out", "net.safetensors"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[1].startswith("uniform 8 bits (one scale a layer, ") and out[3].startswith("Stopped at ")
     assert out[-1] == "net.safetensors holds the network: 84 bytes of codes, scales and biases."    # 64 codes, a scale, 4 biases
@@ -416,6 +416,9 @@ def test_the_command_prints_what_was_tried_and_writes_the_network(own, capsys, m
 @pytest.mark.parametrize("arguments, says", [
     (["auto", "nowhere", "--budget", "1KB"], "name is 'nowhere', and must be one of cnn"),
     (["auto", "flat.py:Net", "--budget", "1KB"], "calibration images are needed for a network of your own"),
+    (["auto", "cnn", "--budget", "1KB", "--weights", "w.pt"], "cnn is a network of the zoo, which brings its weights and its images"),
+    (["auto", "cnn", "--budget", "1KB", "--folder", "."], ". holds flat.py and no run.json: name a folder that is empty, or none yet"),
+    (["auto", "cnn", "--budget", "1KB", "--folder", "flat.py"], "flat.py is a file: name a folder that is empty, or none yet"),
     (["auto", "cnn", "--budget", "1KB", "--out", "no/where.safetensors"], "cannot write no/where.safetensors: there is no folder no"),
 ])
 def test_what_the_command_refuses_is_one_sentence(own, capsys, arguments, says):

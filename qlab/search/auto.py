@@ -90,6 +90,8 @@ def quantize(model: nn.Module, calibration, budget: int | float | str | None = N
         raise TypeError(f"model is a {type(model).__name__}, and must be a torch.nn.Module.")
     if folder is not None and not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"folder is a {type(folder).__name__}, and must be a path, or None.")
+    if folder is not None:
+        trials.check_folder(folder)                                                              # before anything takes time
     planned = len(WAYS) + (max_drop is not None) * (len(WIDTHS) + 1)
     with tqdm(total=planned, desc="auto", unit="trial") as bar:
         made = Attempts(model, calibration, planned, bar, folder, int(seed), skip, int(steps))

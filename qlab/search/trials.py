@@ -125,13 +125,22 @@ def fingerprint(tensors: Mapping[str, torch.Tensor], settings: Mapping) -> str:
     return found.hexdigest()
 
 
+def check_folder(folder: str | os.PathLike) -> None:
+    """ValueError, in one sentence, where trials cannot be kept: a file, or a folder that holds something else."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder that is empty, or none yet.")
+    kept = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if kept and "run.json" not in kept:
+        raise ValueError(f"{folder} holds {kept[0]} and no run.json: name a folder that is empty, or none yet.")
+
+
 def claim(folder: str | os.PathLike, of: str) -> Path:
     """Make the folder, or take one that is of the same run; ValueError, in one sentence, for one of another."""
+    check_folder(folder)
     folder = saving.make_folder(folder)
     place = folder / "run.json"
     if not place.exists():
-        if kept := sorted(folder.glob("*.json")):
-            raise ValueError(f"{folder} holds {kept[0].name} and no run.json: name a folder that is empty, or none yet.")
         saving.write({place: json.dumps({"trials_of": of}).encode()})
     if _read(place, "name another folder").get("trials_of") != of:
         raise ValueError(f"{folder} holds trials of another network, other calibration images, or other settings: name another folder.")
