@@ -82,7 +82,8 @@ def write(options: list[str]) -> int:
 
 
 def main(args: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="qlab pins", description="Shows that the pins resolve on every Python and platform.")
+    parser = argparse.ArgumentParser(prog="qlab pins", allow_abbrev=False,
+                                     description="Shows that the pins resolve on every Python and platform.")
     parser.add_argument("--write", action="store_true", help="renew constraints.txt; other options are those of uv pip compile")
     asked, options = parser.parse_known_args(args)
     if options and not asked.write:
