@@ -10,6 +10,7 @@ from pathlib import Path
 EXAMPLES = """At the deadline: qlab collect 02 --deadline 2026-11-23T18:00
 then:            qlab grade collected --assignment 02 --deadline 2026-11-23T18:00 --export csv html
 and back:        qlab collect 02 --give-back results
+Who is refused is named and stops nobody else: the exit status is 0, and 1 where every one was refused, or for an error.
 docs/classroom.md tells more. Those who need it may read every home: run it as root."""
 
 
@@ -18,7 +19,7 @@ def add_to(commands) -> None:
     command = commands.add_parser("collect", help="copy hand-ins from students' homes on a class's server, or give feedback back",
                                   formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
                                   description="Copies exercises/NN_topic.ipynb from each student's folder of the course, as it is saved, "
-                                  "into the layout\nthat qlab grade reads; or the graded pages back.")
+                                  "into the layout\nthat qlab grade reads, unless nothing in it was changed; or the graded pages back.")
     command.add_argument("assignment", metavar="NN", help="the set's number or name: 02 or 02_linear_quantization")
     command.add_argument("--homes", default="/home", metavar="DIR", help="the folder of the homes (default: /home)")
     command.add_argument("--course", default="course", metavar="NAME", help="the folder of the course in a home (default: course)")
@@ -32,7 +33,7 @@ def add_to(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0; 1 where a student's file or folder was refused, or for an error in one sentence."""
+    """Exit status 0; 1 where every student's file or folder was refused, or for an error in one sentence."""
     if not hasattr(os, "O_NOFOLLOW"):
         raise OSError("qlab collect needs Linux or macOS, where a folder can be opened without following a link.")
     from qlab.folders import clone
@@ -46,21 +47,59 @@ def run(args: argparse.Namespace) -> int:
     if "/" in args.course or args.course in ("", ".", ".."):
         raise ValueError(f"--course is {args.course!r}, and must be the name of one folder in each home.")
     deadline = parse_time(args.deadline) if args.deadline else None
-    listed = Path(args.students).read_text("utf-8").split() if args.students else None
-    if listed == []:
-        raise ValueError(f"{args.students} names nobody: it must hold the students' names, one a line.")
+    if not os.path.isdir(args.homes):
+        what = f"{args.homes} is no folder" if os.path.lexists(args.homes) else f"there is no folder {args.homes}"
+        raise FileNotFoundError(f"{what}: name the folder of the homes with --homes.")
+    listed = _listed(args.students) if args.students else None
     if args.give_back:
         return _tell(collect.give_back(Path(args.homes), assignment, Path(args.give_back), args.course, listed), assignment)
-    names = collect.students(Path(args.homes), listed, args.course)
+    names = _with_course(args.homes, args.course) if listed is None else listed
     if not names:
         raise FileNotFoundError(f"no home in {args.homes} has a folder {args.course}: name them with --students, or run this as root.")
     taken = collect.collect(Path(args.homes), names, assignment, Path(args.to), args.course, args.update)
     return _tell(taken, assignment, deadline, args.to)
 
 
+def _listed(path: str) -> list[str]:
+    """The names in a list of students, each once."""
+    from qlab.grading.collect import NAME
+
+    try:
+        names = list(dict.fromkeys(Path(path).read_text("utf-8-sig").split()))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}: name the list of the students with --students.") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"cannot read {path} ({why}): it must be a text file that holds the students' names, one a line.") from None
+    if not names:
+        raise ValueError(f"{path} names nobody: it must hold the students' names, one a line.")
+    if wrong := [name for name in names if not NAME.fullmatch(name)]:
+        raise ValueError(f"{wrong[0]!r} is no user's name: of letters, digits, and _ . @ + - within it.")
+    return names
+
+
+def _with_course(homes: str, course: str) -> list[str]:
+    """The students who have a folder of the course in their homes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as homes:
+    ...     for path in ("ada/course", "bob"):
+    ...         os.makedirs(f"{homes}/{path}")
+    ...     _with_course(homes, "course")
+    ['ada']
+    """
+    from qlab.grading.collect import NAME
+
+    try:
+        return sorted(name for name in os.listdir(homes) if NAME.fullmatch(name) and os.path.lexists(os.path.join(homes, name, course)))
+    except OSError as error:
+        raise OSError(f"cannot list {homes} ({error.strerror}): name the students with --students, or run this as root.") from None
+
+
 def _tell(taken: list, assignment: str, deadline=None, to: str = "") -> int:
     told = {"collected": f"collected into {to}", "the same": "collected before", "newer": "collected before and changed since (--update "
-            "takes it)", "nothing": "nothing there", "given back": "given back", "there": "given back before", "refused": "refused"}
+            "takes it)", "not begun": "not begun", "nothing": "nothing there", "given back": "given back", "there": "given back before",
+            "refused": "refused"}
     for status, words in told.items():
         names = [one.student for one in taken if one.status == status]
         if names and status == "refused":
@@ -70,7 +109,7 @@ def _tell(taken: list, assignment: str, deadline=None, to: str = "") -> int:
     for one in taken:
         if (seconds := one.late(deadline)) and one.status != "refused":
             print(f"{one.student}: late by {_span(seconds)}")
-    return int(any(one.status == "refused" for one in taken))
+    return int({one.status for one in taken} == {"refused"})  # one student's link must not keep a class from being graded
 
 
 def _span(seconds: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlab import cli
+from qlab.grading.author import student
 from qlab.grading.handed_in import files, ingest
 from qlab.saving import make_folder
 
@@ -19,6 +20,7 @@ if not hasattr(os, "O_NOFOLLOW"):
 from qlab.grading import collect
 
 SET = "02_linear_quantization"
+RELEASED = Path(__file__).resolve().parents[1] / "exercises"
 SECRET = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5, "secret": "of somebody else"}'
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 
@@ -246,6 +248,73 @@ def test_who_has_saved_nothing(homes):
         "ada": "collected", "bob": "nothing", "cyd": "nothing"}
 
 
+def changed(do) -> bytes:
+    """The released set, once something was done to its cells, found by their ids, or to the notebook."""
+    content = json.loads((RELEASED / f"{SET}.ipynb").read_text())
+    do({cell["id"]: cell for cell in content["cells"]}, content)
+    return json.dumps(content).encode()
+
+
+def cell(**parts):
+    return {"cell_type": "code", "id": "own", "metadata": {}, "outputs": [], "execution_count": None, "source": "", **parts}
+
+
+def run(cells, content):
+    """As JupyterLab saves a set through which somebody has pressed Shift and Enter."""
+    for count, one in enumerate(one for one in content["cells"] if one["cell_type"] == "code"):
+        one |= {"execution_count": count, "outputs": [{"output_type": "stream", "name": "stdout", "text": ["q1: not answered yet"]}]}
+    content["cells"].append(cell())
+    content["metadata"]["language_info"] = {"name": "python", "version": "3.12.4"}
+
+
+@pytest.mark.parametrize("path", sorted(RELEASED.glob("*.ipynb")), ids=lambda path: path.stem[:2])
+def test_every_released_set_is_known_for_untouched(path):
+    assert collect._untouched(path.read_bytes())
+
+
+def test_a_set_of_another_release_is_known_for_untouched_too(homes):
+    older = student.read(RELEASED / f"{SET}.ipynb")
+    older.cells[0].source += " An earlier wording."
+    older.metadata.qlab.version = student.version(older.cells)
+    saved(homes, "bob").write_text(student.text(older))
+    assert take(homes)["bob"].status == "not begun"
+
+
+@pytest.mark.parametrize("what, begun", [
+    (lambda cells, content: None, False),
+    (run, False),
+    (lambda cells, content: cells["q1"].update(source=["def f(x):\n", "    return x"]), True),
+    (lambda cells, content: cells["q1"]["source"].insert(0, "# x / scale?\n"), True),
+    (lambda cells, content: content["cells"].append(cell(source="def f(x):\n    return x")), True),
+    (lambda cells, content: content["cells"].append(cell(cell_type="markdown", source="I was ill.")), True),
+    (lambda cells, content: cells["q1"].update(cell_type="raw"), True),
+    (lambda cells, content: content["cells"].remove(cells["q1"]), True),
+    (lambda cells, content: content["cells"].clear(), True),
+    (lambda cells, content: content["metadata"].pop("qlab"), True),  # nobody knows
+    (lambda cells, content: content["metadata"]["qlab"].update(version=""), True),
+    (lambda cells, content: cells["q1"].pop("id"), True),
+    (lambda cells, content: content["cells"].append(7), True),
+    (lambda cells, content: content.update(nbformat=3), True),
+])
+def test_who_has_changed_nothing_has_not_begun(homes, what, begun):
+    saved(homes, "bob").write_bytes(changed(what))
+    taken = take(homes)
+    assert {name: one.status for name, one in taken.items()} == {"ada": "collected", "bob": "collected" if begun else "not begun"}
+    assert (homes.parent / "to" / "submitted" / "bob").exists() == begun and record(homes)["bob"]["status"] == taken["bob"].status
+
+
+def test_who_begins_after_the_first_collection_is_collected_and_what_was_begun_stays(homes):
+    blank, begun = changed(run), changed(lambda cells, content: cells["q1"].update(source="def f(x):\n    return x"))
+    saved(homes, "bob").write_bytes(blank)
+    assert take(homes)["bob"].status == "not begun" and take(homes)["bob"].late(datetime(2020, 1, 1, tzinfo=UTC)) == 0
+    saved(homes, "bob").write_bytes(begun)
+    first = take(homes)["bob"]
+    assert first.status == "collected" and record(homes)["bob"]["sha256"] == first.sha256
+    saved(homes, "bob").write_bytes(blank)
+    assert take(homes, update=True)["bob"].status == "not begun" and record(homes)["bob"]["sha256"] == first.sha256
+    assert (homes.parent / "to" / "submitted" / "bob" / SET / f"{SET}.ipynb").read_bytes() == begun
+
+
 # And back
 
 
@@ -323,11 +392,13 @@ def test_the_command_tells_of_each(homes, capsys, monkeypatch):
     saved(homes, "bob").symlink_to(homes.parent / "secret.ipynb")
     make_folder(homes / "cyd" / "course")
     make_folder(homes / "teacher")
-    assert cli.main(["collect", "02", "--homes", "homes", "--deadline", "2020-01-01T00:00"]) == 1
+    make_folder(saved(homes, "cleo").parent)
+    saved(homes, "cleo").write_bytes((RELEASED / f"{SET}.ipynb").read_bytes())
+    assert cli.main(["collect", "02", "--homes", "homes", "--deadline", "2020-01-01T00:00"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[:3] == [f"{SET}: 1 collected into collected: ada", f"{SET}: 1 nothing there: cyd",
+    assert told[:4] == [f"{SET}: 1 collected into collected: ada", f"{SET}: 1 not begun: cleo", f"{SET}: 1 nothing there: cyd",
                         f"bob: refused: {SET}.ipynb is a link or a socket, and must be a file"]
-    assert len(told) == 4 and told[3].startswith("ada: late by ") and " days " in told[3]
+    assert len(told) == 5 and told[4].startswith("ada: late by ") and " days " in told[4]
     saved(homes, "bob").unlink()
     assert cli.main(["collect", SET, "--homes", "homes"]) == 0
     assert cli.main(["collect", "02", "--homes", "homes", "--give-back", str(pages(homes, ada="<p>Ada</p>"))]) == 0
@@ -337,9 +408,29 @@ def test_the_command_tells_of_each(homes, capsys, monkeypatch):
     assert cli.main([*back, "--students", "list"]) == 0 and capsys.readouterr().out == f"{SET}: 1 given back: bob\n"
 
 
+def test_one_who_is_refused_keeps_nobody_from_being_graded_and_all_who_are_refused_is_an_error(homes, capsys, monkeypatch):
+    """The exit status, which `qlab collect ... && qlab grade ...` hangs on."""
+    monkeypatch.chdir(homes.parent)
+    command = ["collect", "02", "--homes", "homes", "--students", "list"]
+    saved(homes, "bob").unlink()
+    saved(homes, "bob").symlink_to(homes.parent / "secret.ipynb")
+    for names, status in (("ada\nbob", 0), ("bob\ncyd", 0), ("bob", 1)):
+        Path("list").write_text(f"\ufeff{names}\n", "utf-8")  # as Windows' Notepad saves it
+        assert cli.main(command) == status and "bob: refused: " in capsys.readouterr().out
+    (homes / "bob" / "course" / "feedback").symlink_to(homes)
+    results = pages(homes, ada="<p>Ada</p>", bob="<p>Bob</p>")
+    assert cli.main([*command[:4], "--give-back", str(results)]) == 0 and cli.main([*command, "--give-back", str(results)]) == 1
+
+
 @pytest.mark.parametrize("arguments, told", [
     (["77"], "there is no set 77: choose among 00, 01, 02"),
-    (["02", "--homes", "none"], "none: No such file or directory"),
+    (["02", "--homes", "none"], "there is no folder none: name the folder of the homes with --homes."),
+    (["02", "--homes", "none", "--students", "good"], "there is no folder none: name the folder of the homes with --homes."),
+    (["02", "--homes", "none", "--give-back", "results"], "there is no folder none: name the folder of the homes with --homes."),
+    (["02", "--homes", "good"], "good is no folder: name the folder of the homes with --homes."),
+    (["02", "--students", "none"], "there is no file none: name the list of the students with --students."),
+    (["02", "--students", "homes"], "cannot read homes (Is a directory): it must be a text file that holds the students' names, one a li"),
+    (["02", "--students", "latin"], "cannot read latin (it is not UTF-8 text): it must be a text file that holds the students' names"),
     (["02", "--course", "../ada"], "--course is '../ada', and must be the name of one folder in each home."),
     (["02", "--course", "lesson"], "no home in homes has a folder lesson: name them with --students, or run this as root."),
     (["02", "--students", "list"], "'../ada' is no user's name"),
@@ -351,6 +442,18 @@ def test_what_cannot_be_is_told_in_one_sentence(homes, capsys, monkeypatch, argu
     monkeypatch.chdir(homes.parent)
     Path("list").write_text("ada\n../ada\n")
     Path("nobody").touch()
+    Path("good").write_text("ada\n")
+    Path("latin").write_bytes("zoë\n".encode("latin-1"))
     assert cli.main(["collect", *(["--homes", "homes"] if "--homes" not in arguments else []), *arguments]) == 1
     said = capsys.readouterr()
     assert told in said.err and len(said.err.splitlines()) == 1 and not said.out and not Path("collected").exists()
+
+
+def test_homes_that_cannot_be_listed_are_told_in_one_sentence(homes, capsys, monkeypatch):
+    def closed(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    assert cli.main(["collect", "02", "--homes", str(homes)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"qlab: cannot list {homes} (Permission denied): name the students with --students, or run this as root.\n"

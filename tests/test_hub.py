@@ -23,7 +23,9 @@ import yaml
 from test_browser import CHROMIUM
 from test_grade import needs_bwrap, notebook_of
 
+from qlab import collect_command
 from qlab.grading import collect, grade
+from qlab.grading.author import student as author
 from qlab.grading.author.build import digest
 from qlab.lab import classroom, classroom_bench, shared
 
@@ -41,8 +43,8 @@ def publish(folder, version, **pages):
     with zipfile.ZipFile(folder / "students.zip", "w") as archive:
         for path in {"notebooks/00_welcome.ipynb", PAGE} - {f"notebooks/{name}.ipynb" for name in pages}:
             archive.write(ROOT / path, f"qlab-{version}/{path}")
-        archive.writestr(f"qlab-{version}/exercises/{SET}.ipynb", notebook_of(grading_helpers.cells("raise NotImplementedError()",
-                                                                                                   "raise NotImplementedError()")))
+        blank = nbformat.from_dict(json.loads(notebook_of(grading_helpers.cells(*["raise NotImplementedError()"] * 2))))
+        archive.writestr(f"qlab-{version}/exercises/{SET}.ipynb", author.text(author.student_notebook(blank)))
         for path, content in pages.items():
             archive.writestr(f"qlab-{version}/notebooks/{path}.ipynb", content)
     subprocess.run(["sh", HUB / "publish.sh", folder / "students.zip", folder / "course.git"], check=True, capture_output=True)
@@ -163,10 +165,15 @@ def test_in_a_browser_a_link_leads_to_the_page_by_way_of_the_login(school):
 @needs_bwrap
 def test_they_hand_in_are_graded_and_read_what_came_back(school):
     path = f"exercises/{SET}.ipynb"
-    for k, student in enumerate(school.students[:9]):  # the tenth leaves it blank
+    for k, student in enumerate(school.students[:9]):
         student.save(path, json.loads(notebook_of(grading_helpers.cells(q2=WRONG if k % 2 else grading_helpers.NBYTES))))
-    taken = collect.collect(school.homes, collect.students(school.homes), SET, school.folder / "collected")
-    assert [(one.student, one.status) for one in taken] == [(name, "collected") for name in NAMES]
+    opened = school.students[9].open(path)  # the tenth looks at it, and saves it as it is
+    opened["cells"][0]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "Good luck.\n"}]
+    school.students[9].save(path, opened)
+    assert b"Good luck." in (school.students[9].home / "course" / path).read_bytes()
+    names = collect_command._with_course(school.homes, "course")
+    taken = collect.collect(school.homes, names, SET, school.folder / "collected")
+    assert [(one.student, one.status) for one in taken] == [*((name, "collected") for name in NAMES[:9]), (NAMES[9], "not begun")]
     bundle = grading_helpers.bundle()
     bundle["digest"] = digest(bundle)
     (school.folder / "99_small.json.gz").write_bytes(gzip.compress(json.dumps(bundle).encode()))
@@ -175,9 +182,9 @@ def test_they_hand_in_are_graded_and_read_what_came_back(school):
                        str(out), "--export", "csv", "html"]) == 0
     results = [json.loads(file.read_text()) for file in (out / SET).glob("*.json") if "student" in file.name]
     marks = {result["submission"]["student"]: result["score"] for result in results}
-    assert marks == dict(zip(NAMES, [5, 2, 5, 2, 5, 2, 5, 2, 5, 0]))
+    assert marks == dict(zip(NAMES, [5, 2, 5, 2, 5, 2, 5, 2, 5]))
     assert {one.status for one in collect.give_back(school.homes, SET, out)} == {"given back"}
-    for student in school.students:
+    for student in school.students[:9]:
         page = student.ask(f"/api/contents/feedback/{SET}.html")["content"]
         assert f"{marks[student.name]} of 5 points" in page and student.name in page
 

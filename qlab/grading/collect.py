@@ -25,6 +25,7 @@ from pathlib import Path
 
 from qlab import saving
 from qlab.grading import results
+from qlab.grading.handed_in import notebook
 from qlab.grading.handed_in.files import NOTEBOOK_BYTES
 from qlab.grading.handed_in.times import parse_time
 from qlab.grading.handed_in.zips import size_text
@@ -41,9 +42,9 @@ if hasattr(os, "O_NOFOLLOW"):  # elsewhere this module can be imported, and `qla
 class Taken:
     """What became of one student's hand-in, or of the feedback.
 
-    status: "collected", "the same" (as was collected before), "newer" (and left where it is), "nothing", "refused" with why; "given back",
-    "there" (the same page was). owner: the number of the user whose file it is; time: POSIX seconds of its last change, by the kernel, as
-    it was when what lies there was collected.
+    status: "collected", "the same" (as was collected before), "newer" (and left where it is), "not begun", "nothing", "refused" with why;
+    "given back", "there" (the same page was). owner: the number of the user whose file it is; time: POSIX seconds of its last change, by
+    the kernel, as it was when what lies there was collected.
     """
 
     student: str
@@ -63,30 +64,12 @@ class Refused(Exception):
     """Why a student's file or folder is left alone."""
 
 
-def students(homes: Path, names: Iterable[str] | None = None, course: str = COURSE) -> list[str]:
-    """The students whose homes lie in a folder: those named, or all who have a folder of the course. Raises OSError or ValueError.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as homes:
-    ...     for path in ("ada/course", "bob"):
-    ...         os.makedirs(f"{homes}/{path}")
-    ...     students(homes), students(homes, ["bob", "cyd"])
-    (['ada'], ['bob', 'cyd'])
-    """
-    if names is None:
-        return sorted(name for name in os.listdir(homes) if NAME.fullmatch(name) and os.path.lexists(os.path.join(homes, name, course)))
-    names = list(dict.fromkeys(names))
-    if wrong := [name for name in names if not NAME.fullmatch(name)]:
-        raise ValueError(f"{wrong[0]!r} is no user's name: of letters, digits, and _ . @ + - within it.")
-    return names
-
-
 def collect(homes: Path, names: Iterable[str], assignment: str, to: Path, course: str = COURSE, update: bool = False) -> list[Taken]:
     """Copy what each student has saved, and say what became of it; TO/.record/ASSIGNMENT.json keeps the same.
 
-    What was collected before stays as it is, unless update is set: then what a student has changed since takes its place, and the former
-    copy goes into the folder .earlier beside it. A student whose copy cannot be written is refused. Raises OSError where TO or the record
-    cannot be written.
+    A set in which a student has changed nothing is not begun, and not copied: it lies there since the course came. What was collected
+    before stays as it is, unless update is set: then what a student has changed since takes its place, and the former copy goes into the
+    folder .earlier beside it. A student whose copy cannot be written is refused. Raises OSError where TO or the record cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -138,11 +121,23 @@ def _collect(homes: Path, name: str, assignment: str, to: Path, course: str, upd
         return Taken(name, "refused", str(why))
     except OSError as error:
         return Taken(name, "refused", f"it cannot be read here: {error.strerror}")
+    if _untouched(content):
+        return Taken(name, "not begun", owner=owner)
     try:
         status = _keep(to / "submitted" / name / assignment, content, time, update)
     except OSError as error:
         return Taken(name, "refused", f"its copy fails: {str(error).rstrip('.')}")
     return Taken(name, status, owner=owner, time=time, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _untouched(content: bytes) -> bool:
+    """Whether a set says what it said when it was released: its stamp is a hash of that (author.student.version). Outputs do not count."""
+    with contextlib.suppress(Exception):  # whatever is wrong with a notebook, the grader tells
+        version = notebook.read(content)[1]  # first, for it reads within limits
+        cells = [(cell["cell_type"], cell["id"], "".join(cell["source"])) for cell in json.loads(content)["cells"]]
+        said = json.dumps([cell for cell in cells if cell[2].strip()])  # JupyterLab adds an empty cell below the last one that is run
+        return hashlib.sha256(said.encode()).hexdigest()[:12] == version
+    return False
 
 
 def _keep(place: Path, content: bytes, time: float, update: bool) -> str:
