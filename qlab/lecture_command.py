@@ -5,6 +5,8 @@ Only the standard library is imported here, as in qlab.cli.
 
 import argparse
 import importlib.util
+import secrets
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,7 +14,6 @@ from qlab.errors import not_installed
 from qlab.folders import course, find_notebook
 from qlab.lab_command import choose_port, launch
 
-WINDOWING = Path("@jupyterlab", "notebook-extension", "tracker.jupyterlab-settings")
 KEYS = """keys:
   right, down, space, Page Down     on; the keys of a remote control among them
   left, up, shift-space, Page Up    back
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(package) is None:
             raise FileNotFoundError(not_installed(package.replace("_", "-"), extra="lecture"))
     port = choose_port(args.port)
+    sys.modules.setdefault("rfc3987_syntax", None)  # as in launch: a second of each start
     from qlab.lecture import live
 
     copied, kept = live.write(path, root.resolve(), args.short)
@@ -74,18 +76,13 @@ def export(path: Path, folder: Path, short: bool) -> int:
 
 def start(root: Path, copied: Path, port: int, no_browser: bool) -> None:
     """JupyterLab at the copy, until Ctrl-C. Its settings and windows are the lecture's own: `qlab lab` opens as it was left."""
-    import qlab.lecture
-    from qlab import saving
-    from qlab.lecture import live
+    from qlab.lecture import lab, live
 
-    own = root.resolve() / live.FOLDER / ".jupyter"
-    saving.make_folder(own / "settings" / WINDOWING.parent)
-    saving.write({own / "settings" / WINDOWING: b'{"windowingMode": "none"}'})              # every slide is measured, seen or not
-    print(f"qlab: starting the slides of {copied.name}; stop them with Ctrl-C. f fills the screen; qlab lecture --help lists the keys.")
-    if live.notes_page(copied).exists():
-        print(f"qlab: speaker's notes: http://127.0.0.1:{port}/files/{live.FOLDER}/{quote(live.notes_page(copied).name)}")
-    print(end="", flush=True)
-    launch(root, copied.relative_to(root.resolve()).as_posix(), port, no_browser, [
-        f"--LabApp.user_settings_dir={own / 'settings'}", f"--LabApp.workspaces_dir={own / 'workspaces'}",
-        f"--LabApp.extra_labextensions_path={Path(qlab.lecture.__file__).parent / 'labextension'}",
-    ])
+    page, notes = copied.relative_to(root.resolve()).as_posix(), live.notes_page(copied)
+    told = {"slides": f"lab/tree/{quote(page)}"}
+    if notes.exists():
+        told["speaker's notes"] = f"files/{live.FOLDER}/{quote(notes.name)}"
+    print(f"qlab: starting the slides of {copied.name}; stop them with Ctrl-C. f fills the screen; qlab lecture --help lists the keys.",
+          flush=True)
+    more = lab.settings(root.resolve() / live.FOLDER / ".jupyter", told)
+    launch(root, page, port, no_browser, [*more, f"--IdentityProvider.token={secrets.token_hex(24)}"])  # with it Jupyter tells no address

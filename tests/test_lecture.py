@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -20,8 +21,8 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from qlab import cli
-from qlab.lecture import blocks, html, live, slides
+from qlab import cli, lecture_command
+from qlab.lecture import blocks, html, lab, live, slides
 
 ROOT = Path(__file__).resolve().parents[1]
 COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -293,6 +294,16 @@ def test_the_notes_lie_beside_the_copy_and_go_with_their_cell(course):
     assert not page.exists()
 
 
+def test_formulas_in_the_notes_are_set_without_a_network(course):
+    pytest.importorskip("jupyterlab_slideshow", reason="needs the extra lecture: pip install -e '.[lecture]' -c constraints.txt")
+    path = course / "notebooks" / "02_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].source = "0.5 on $[-1, 1]$"
+    nbformat.write(notebook, path)
+    page = live.notes_page(live.write(path, course)[0]).read_text(encoding="utf-8")
+    assert "<p>0.5 on $[-1, 1]$</p>" in page and page.count("<script>") == page.count("</script>") == 2 and "inlineMath" in page
+
+
 def test_a_page_that_somebody_has_written_is_no_page_of_notes(course):
     mine = course / "lectures" / "02_small_notes.html"
     mine.parent.mkdir()
@@ -430,6 +441,33 @@ def test_what_is_no_notebook_is_refused(course, capsys, text):
         assert cli.main(["lecture", "03", *more]) == 1
         assert capsys.readouterr().err == "qlab: 03_bad.ipynb is not a Jupyter notebook of format 4.\n"
     assert not (course / "out").exists() and not (course / "lectures").exists()
+
+
+def test_a_lecture_leaves_out_what_it_does_not_need_and_tells_its_addresses_when_the_server_answers(course, monkeypatch, capsys):
+    pytest.importorskip("jupyterlab_slideshow", reason="needs the extra lecture: pip install -e '.[lecture]' -c constraints.txt")
+    from jupyter_core.paths import jupyter_config_path
+    from jupyter_server.extension.config import ExtensionConfigManager
+    from jupyterlab_server.config import get_static_page_config
+
+    started, later = [], []
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "")
+    monkeypatch.delitem(sys.modules, "rfc3987_syntax", raising=False)
+    monkeypatch.setattr(lecture_command, "launch", lambda *args: started.append(args))
+    assert cli.main(["lecture", "02"]) == 0
+    assert sys.modules["rfc3987_syntax"] is None        # a second of each start
+    extensions = ExtensionConfigManager(read_config_path=jupyter_config_path()).get_jpserver_extensions()
+    assert extensions[lab.__name__] and not any(extensions[name] for name in lab.SERVER)
+    page = get_static_page_config(level="all")
+    assert not page["buildCheck"] and set(lab.PAGE) <= set(page["disabledExtensions"])
+    (_, name, _, _, more), = started
+    assert name == "lectures/02_small.ipynb" and any(setting.startswith("--IdentityProvider.token=") for setting in more)
+    assert "http" not in capsys.readouterr().out
+    app = SimpleNamespace(io_loop=SimpleNamespace(add_callback=lambda tell, app: later.append(lambda: tell(app))),
+                          identity_provider=SimpleNamespace(token="abc"), connection_url="http://127.0.0.1:9/")
+    lab._load_jupyter_server_extension(app)
+    later.pop()()
+    assert capsys.readouterr().out.splitlines() == ["qlab: slides: http://127.0.0.1:9/lab/tree/lectures/02_small.ipynb?token=abc",
+                                                    "qlab: speaker's notes: http://127.0.0.1:9/files/lectures/02_small_notes.html?token=abc"]
 
 
 def test_help_names_the_keys():

@@ -3,7 +3,6 @@
 All notebooks as web pages; one live in JupyterLab, by the real command. Needs what tests/test_browser.py needs, and the extra lecture.
 """
 
-import json
 import os
 import re
 import shutil
@@ -142,9 +141,6 @@ class Lecture:
         for folder in folders.values():
             Path(folder).mkdir()
         (home / "config" / "jupyter_lab_config.json").write_text('{"LabApp": {"expose_app_in_browser": true}}')
-        nbgrader = {f"nbgrader.server_extensions.{name}": False
-                    for name in ("formgrader", "validate_assignment", "assignment_list", "course_list")}
-        (home / "config" / "jupyter_server_config.json").write_text(json.dumps({"ServerApp": {"jpserver_extensions": nbgrader}}))
         with socket.socket() as probe:                                  # other tests may start a server meanwhile
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -155,14 +151,14 @@ class Lecture:
                 [sys.executable, "-m", "qlab.cli", "lecture", number, "--no-browser", "--port", port], cwd=root,
                 stdin=os.openpty()[1], stdout=terminal, stderr=terminal, start_new_session=True,
                 env=os.environ | folders | nowhere | {"HOME": str(home), "PYTHONPATH": str(ROOT)})
-        self.runtime = home / "runtime"
 
     def address(self, page) -> str:
-        while not (files := [file for file in self.runtime.glob("jpserver-*.json") if file.read_text()]):
+        """That of the slides, as soon as it is told: the server answers then. Below it stands that of the notes."""
+        while not (told := re.findall(r"^qlab: (slides|speaker's notes): (\S+)\n", self.terminal.read_text(), re.MULTILINE))[1:]:
             assert self.process.poll() is None, self.terminal.read_text()
             page.wait_for_timeout(50)
-        info = json.loads(files[0].read_text())
-        return f"{info['url']}?token={info['token']}"
+        assert [name for name, _ in told] == ["slides", "speaker's notes"]
+        return told[0][1]
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)                         # one Ctrl-C
@@ -276,8 +272,12 @@ def keys(page) -> None:
     page.keyboard.press("l")
     page.mouse.move(500, 300)
     assert page.locator(".qlab-pointer").bounding_box()["x"] == pytest.approx(490, abs=2)
+    arrow = "getComputedStyle(document.querySelector('.qlab-bar select')).paddingRight"
+    assert float(page.evaluate(arrow).removesuffix("px")) >= 16         # of the list of slides: no letter stands below it
     page.keyboard.press("l")
     with page.expect_popup() as popup:
         page.keyboard.press("s")
     popup.value.get_by_text("ten minutes with this page").wait_for()
+    popup.value.locator("mjx-container").first.wait_for()               # a formula is set, in Jupyter's sandbox
+    assert "$" not in popup.value.locator("body").inner_text()
     popup.value.close()

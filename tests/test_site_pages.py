@@ -53,6 +53,9 @@ class Page(HTMLParser):
             self.without_text.append(attrs.get("src"))
 
 
+SAID = []  # what the build has told
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     pytest.importorskip("sphinx_book_theme", reason="needs the extra site: pip install -e '.[site]' -c constraints.txt")
@@ -61,7 +64,7 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("web") / "site"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "FRAMES", str(out.with_name("frames")))  # drawn now, and not into the clone
-        warnings = build.build(ROOT, out, "https://github.com/owner/name", [DRAWN])
+        warnings = build.build(ROOT, out, "https://github.com/owner/name", [DRAWN], SAID.append)
     assert warnings == []
     return out
 
@@ -97,6 +100,12 @@ def browser(site):
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *words):
         pass
+
+
+def test_a_build_leaves_nothing_but_the_site_and_says_when_a_page_is_drawn(site):
+    """What lies beside the site lies in the root of a clone, where the command puts it."""
+    assert sorted(path.name for path in site.parent.iterdir()) == ["frames", "site"]
+    assert not list(site.rglob("jupyter_execute")) and f"{DRAWN} is drawn, 1 of 1" in SAID
 
 
 def test_all_links_lead_to_a_page_and_an_anchor_that_are_there(site, parsed):

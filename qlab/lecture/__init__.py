@@ -4,6 +4,7 @@
     outputs.py      what a class sees of what a cell has printed and drawn
     slides.py       which pieces make a slide
     live.py         the slides as a copy of the notebook that JupyterLab shows, with its kernel
+    lab.py          what of JupyterLab the copy does without, and the addresses that are told
     html.py         the slides as one folder of web pages, with the stored outputs
     labextension/   what turns the pages of the copy: keys, steps, scale, pointer
     page/           the same for the folder

@@ -94,6 +94,12 @@ def _assets() -> dict[str, Path]:
     return found
 
 
+def mathjax() -> str:
+    """What sets the formulas of a page that is one file: Jupyter shows such a page in a sandbox, without the cookie for a further file."""
+    settings = "{tex: {inlineMath: [['$', '$']]}, options: {enableMenu: false}}"
+    return f"<script>window.MathJax = {settings}</script>\n<script>{_assets()['tex-svg.js'].read_text(encoding='utf-8')}</script>\n"
+
+
 def page(made: list[Slide], notes: str, pictures: Path) -> str:
     """index.html; the figures are written into pictures."""
     from pygments.formatters import HtmlFormatter

@@ -25,7 +25,7 @@ from nbformat.v4 import new_markdown_cell
 from qlab import saving
 from qlab.lab.jupyter import released
 from qlab.lecture import blocks, slides
-from qlab.lecture.html import MARKER, prose
+from qlab.lecture.html import MARKER, mathjax, prose
 from qlab.lecture.slides import Piece
 
 KEY = "qlab_lecture"
@@ -34,7 +34,7 @@ SHOWN = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp":
 NOTES = """<!DOCTYPE html><html lang="en"><meta charset="utf-8">{marker}<title>Notes: {title}</title>
 <style>body {{font: 20px/1.5 sans-serif; max-width: 44em; margin: 1em auto; padding: 0 1em}} code {{background: #eee}}</style>
 <h1>{title}</h1>
-{notes}</html>
+{notes}{mathjax}</html>
 """
 
 
@@ -135,7 +135,8 @@ def write(path: Path, root: Path, short: bool = False) -> tuple[Path, Path | Non
         with NotebookNotary() as notary:
             notary.sign(made)
     if notes:
-        saving.write({page: NOTES.format(marker=MARKER, title=html.escape(path.stem.replace("_", " ")), notes=prose(notes)).encode()})
+        saving.write({page: NOTES.format(marker=MARKER, title=html.escape(path.stem.replace("_", " ")), notes=prose(notes),
+                                         mathjax=mathjax() if "$" in notes else "").encode()})
     else:
         page.unlink(missing_ok=True)
     return target, kept

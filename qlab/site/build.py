@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
@@ -74,7 +74,8 @@ def build(root: Path, out: Path, repository: str | None = None, draw: Sequence[s
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             (source / path).write_bytes(content)
         say(f"{len(list(source.rglob('*.ipynb')))} notebooks and {len(list(source.rglob('*.md')))} other pages")
-        warnings = _sphinx(source, web, Path(made) / "doctrees", sorted(notebooks), repository)
+        warnings = _sphinx(source, Path(made) / "html", Path(made) / "doctrees", sorted(notebooks), repository)
+        shutil.copytree(Path(made) / "html", web, dirs_exist_ok=True)  # myst-nb leaves a folder beside where Sphinx writes
         for name, (pictures, _) in drawn.items():
             shutil.copytree(pictures, web / "frames" / name, ignore=shutil.ignore_patterns("page.json"))
         for path, notebook in notebooks.items():
@@ -100,7 +101,10 @@ def _draw(root: Path, sources: list[Path], say: Callable[[str], None]) -> dict[s
         workers = min(WORKERS, len(missing), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         vars(sys.modules["__main__"]).setdefault("__spec__", None)  # which a program that IPython or a test runner began has not
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=frames.alone) as pool:
-            list(pool.map(frames.draw, missing, [places[path] for path in missing]))
+            drawing = {pool.submit(frames.draw, path, places[path]): path.stem for path in missing}
+            for count, one in enumerate(as_completed(drawing), 1):
+                one.result()
+                say(f"{drawing[one]} is drawn, {count} of {len(missing)}")
     return {path.stem: (place, frames.read(place)) for path, place in places.items()}
 
 
