@@ -251,7 +251,8 @@ def projector(tmp_path):
     with open(terminal, "w") as said:
         command = [sys.executable, "-m", "qlab.cli", "demo", "13", "--no-browser", "--port", str(port), "--stills", stills]
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True,
-                                   env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path / "temporary")})
+                                   env=os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path / "temporary")},
+                                   preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # these tests may run under nohup
     try:
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[

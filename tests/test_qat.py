@@ -254,6 +254,7 @@ def test_a_run_writes_its_file_and_collect_makes_the_record_of_them(monkeypatch,
     monkeypatch.setattr(ptq, "RANGES", ("minmax", "mse"))
     monkeypatch.setattr(experiment, "AXES", {"channel": 0})
     monkeypatch.setattr(experiment, "ROUNDINGS", {"channel": ("nearest", "gptq")})
+    monkeypatch.setattr(experiment, "WEIGHTS", {"max": experiment.WEIGHTS["max"]})
     folder, into = tmp_path / "runs", tmp_path / "records"
     for name in ("control 32 0", "lsq-channel 4 0", "fixed-channel 2 1", "ptq 2 0"):
         experiment.main(["run", *name.split(), "--device", "cpu", "--folder", str(folder)])
@@ -263,7 +264,7 @@ def test_a_run_writes_its_file_and_collect_makes_the_record_of_them(monkeypatch,
         "lsq-channel": ["4"], "fixed-channel": ["2"]}
     found = record["ptq"]["2"]["channel"]
     tried = found["tried"]
-    assert len(tried) == 32 and found["best"]["result"].n == 100 and found["nearest"]["rounding"] == "nearest"
+    assert len(tried) == 16 and found["best"]["result"].n == 100 and found["nearest"]["rounding"] == "nearest"
     in_final = [entry for entry in tried if "correct_of_final" in entry]
     assert Counter(entry["rounding"] for entry in in_final) == {"nearest": 3, "gptq": 3}
     for name, among in (("best", in_final), ("nearest", [entry for entry in in_final if entry["rounding"] == "nearest"])):

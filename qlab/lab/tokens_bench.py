@@ -104,7 +104,7 @@ def median_interval(values: list[float]) -> list[float]:
     With fewer than six values, the lowest and the highest, which say less.
 
     >>> median_interval([5, 1, 4, 2, 3, 6, 7, 8, 9])            # P(0 or 1 of 9 heads) = 10 / 512, twice
-    [2, 8]
+    [2.0, 8.0]
     """
     if len(values) < FEWEST:
         return [min(values), max(values)]
