@@ -12,7 +12,11 @@ value, cost: tables of the same layers and widths (qlab.search.sensitivity, qlab
 qlab.search.evolution, which can begin with one of these.
 """
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -108,8 +112,9 @@ def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float
     parts, tight, cuts = np.stack([m.ravel() / (r or 1.0) for m, r in zip(more, room)]), np.sign(room), []
     while True:
         kept = LinearConstraint(parts, ub=tight)
-        found = solve(scaled.ravel(), integrality=np.ones(scaled.size), bounds=Bounds(0, 1), constraints=[one_each, kept, *cuts],
-                      options={"mip_rel_gap": 0, "presolve": False})                        # whose repairs HiGHS 1.12 prints on stdout
+        with _silent():
+            found = solve(scaled.ravel(), integrality=np.ones(scaled.size), bounds=Bounds(0, 1), constraints=[one_each, kept, *cuts],
+                          options={"mip_rel_gap": 0, "presolve": False})
         if found.x is None:
             least = " and ".join(f"{_least(c):,.6g}" for c in costs)
             raise ValueError(f"the budgets {', '.join(f'{b:,.6g}' for b in budgets)} cannot be kept together: the least possible, each by "
@@ -122,6 +127,31 @@ def milp(value: Table, cost: Table | Sequence[Table], budget: float | list[float
         cuts.append(LinearConstraint(np.eye(widths)[columns].ravel(), ub=layers - 1))       # HiGHS takes 1 + 1e-6 for 1: all but this one
         if len(cuts) > CUTS:                                                                # layers that are alike have many that are
             tight = np.where(over, tight - 1e-6, tight)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS 1.12 tells the process's stdout now and then what it does, whatever it is asked for; C keeps it until it is flushed."""
+    try:
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:                                                                         # a process without a stdout
+        yield
+        return
+    _flush()
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        _flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    with contextlib.suppress(OSError, TypeError):                                           # Windows has no library by the name None
+        ctypes.CDLL(None).fflush(None)
 
 
 def _least(cost: Table) -> float:
